@@ -1,0 +1,154 @@
+"""The commands. Each reads its arguments, calls one function and says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from equipoise import data
+from equipoise.compare.plan import Plan, parse_pairs
+from equipoise.compare.progress import Display, TrainingBar
+from equipoise.compare.report import write_report
+from equipoise.compare.runner import compare as run_comparison
+from equipoise.compare.runner import train_into
+from equipoise.compare.summary import method_table, run_table, summary_table
+from equipoise.training import SettingError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Balanced multi-task training for recommenders.", no_args_is_help=True, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, add_completion=False,
+)  # fmt: skip
+data_app = typer.Typer(help="Fetch or build data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+console = Console()
+errors = Console(stderr=True)
+
+DataName = Annotated[str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}.")]
+DataOptions = Annotated[
+    list[str] | None, typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader.")
+]
+Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
+Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.")]
+ModelOptions = Annotated[
+    list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step.")]
+LossScale = Annotated[
+    list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
+]
+Config = Annotated[Path | None, typer.Option(help="A TOML file with settings; options given here win.")]
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Option(help="What `equipoise methods` lists; options behind a colon.")] = "multibalance",
+    data_name: DataName = None,
+    data_option: DataOptions = None,
+    rows: Rows = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate of Adam.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the batches.")] = 0,
+    loss_scale: LossScale = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+) -> None:
+    """Train one method once; leaves checkpoint.pt and run.json in --out."""
+    with _plainly(), TrainingBar(console, method) as bar:
+        plan = _plan(
+            config, data_name, data_option, rows, model, model_option, epochs, batch_size, loss_scale,
+            methods=[method], rates={method: lr} if lr is not None else None,
+        )  # fmt: skip
+        run = train_into(out, plan, seed=seed, device=device, resume=resume, on_progress=bar.step)
+    console.print(run_table(run))
+    console.print(f"Run and checkpoint: {out}")
+
+
+@app.command()
+def compare(
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")] = None,
+    data_name: DataName = None,
+    data_option: DataOptions = None,
+    rows: Rows = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    loss_scale: LossScale = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")] = False,
+    tune_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")] = None,
+    rate: Annotated[list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
+) -> None:
+    """Compare methods: every method, every seed, then a report."""
+    with _plainly(resume=f"Run the same command again to go on from {out}."):
+        plan = _plan(
+            config, data_name, data_option, rows, model, model_option, epochs, batch_size, loss_scale,
+            methods=methods.split(",") if methods else None, seeds=seeds, tune=tune or None, tune_seeds=tune_seeds,
+            rates=parse_pairs(rate or [], "--rate") or None,
+        )  # fmt: skip
+        with Display(console) as display:
+            run_comparison(plan, out, jobs=jobs, watch=display)
+        report_file = write_report(out)
+    console.print(summary_table(out))
+    console.print(f"Report: {report_file}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")]) -> None:
+    """Write the report of a comparison anew."""
+    with _plainly():
+        console.print(f"Report: {write_report(folder)}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and their options."""
+    console.print(method_table())
+
+
+@data_app.command()
+def fetch(name: Annotated[str, typer.Argument(help="census-income")]) -> None:
+    """Download a data set from its publisher and verify it."""
+
+
+@data_app.command()
+def build(
+    name: Annotated[str, typer.Argument(help="complete-journey")],
+    full: Annotated[bool, typer.Option("--full", help="All 319 million exposures, streamed to disk.")] = False,
+) -> None:
+    """Build a data set that comes with a package."""
+
+
+@contextmanager
+def _plainly(resume: str | None = None) -> Iterator[None]:
+    """Turn wrong input into one message and exit code 2, and Ctrl-C into a word on how to go on and code 130."""
+    try:
+        yield
+    except (SettingError, data.DataError) as error:
+        errors.print(f"[bold red]Error:[/] {error}", highlight=False)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        errors.print(f"Stopped; what is done is kept. {resume or ''}")
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,143 @@
+"""Training runs as jobs, done here or by worker processes; the results are the same either way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from typing import Literal
+
+import torch
+
+from equipoise import data
+from equipoise.compare.plan import Plan
+from equipoise.data import Dataset
+from equipoise.training import Run, train
+from equipoise.training.methods import parse_method
+
+__all__ = ["Job", "Watch", "run_jobs"]
+
+_POLL_SECONDS = 0.1
+_REPORT_EVERY = 10  # steps between two messages of a worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of a comparison."""
+
+    phase: Literal["tune", "run"]
+    method: str
+    seed: int
+    lr: float
+
+
+class Watch:
+    """Is told how far jobs are; this one does nothing."""
+
+    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
+        """A new phase begins, of that many parts, some of which were done before."""
+
+    def advance(self) -> None:
+        """One more part of a phase that has no jobs is done."""
+
+    def step(self, job: Job, done: int, total: int, /) -> None:
+        """A job has done that many of its steps."""
+
+    def finish(self, job: Job, run: Run, /) -> None:
+        """A job is done and its result is on disk."""
+
+
+def run_jobs(plan: Plan, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
+    """Results as they come, from this process or from ``workers`` others.
+
+    Every run uses one thread wherever it runs, since the order in which threads add up changes the last bits.
+    """
+    if workers == 1:
+        with _one_thread():
+            for job in jobs:
+                yield job, _run(plan, dataset, job, lambda done, total, job=job: watch.step(job, done, total))
+    else:
+        yield from _in_processes(plan, jobs, workers, watch)
+
+
+def _run(plan: Plan, dataset: Dataset, job: Job, on_progress: Callable[[int, int], None]) -> Run:
+    return train(
+        dataset,
+        parse_method(job.method),
+        model=plan.model,
+        model_options=plan.model_options,
+        lr=job.lr,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        seed=job.seed,
+        loss_scale=plan.loss_scale,
+        on_progress=on_progress,
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Stopped(Exception):
+    """The main process wants its workers to end."""
+
+
+def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
+    context = multiprocessing.get_context("spawn")
+    stop, messages = context.Event(), context.Queue()
+    waiting = list(reversed(jobs))
+    running: dict[Future[Run], Job] = {}
+    with ProcessPoolExecutor(workers, context, _start_worker, (plan, stop, messages)) as pool:
+        try:
+            while waiting or running:
+                # no more than the workers can do, so that nothing is left in the queue when the user stops
+                while waiting and len(running) < workers:
+                    job = waiting.pop()
+                    running[pool.submit(_work, job)] = job
+                finished, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                while not messages.empty():
+                    watch.step(*messages.get())
+                for future in finished:
+                    yield running.pop(future), future.result()
+        finally:
+            stop.set()
+
+
+@dataclass
+class _Worker:
+    plan: Plan
+    dataset: Dataset
+    stop: Event
+    messages: Queue[tuple[Job, int, int]]
+
+
+_worker: _Worker  # what this worker process needs for every job
+
+
+def _start_worker(plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]]) -> None:
+    global _worker  # noqa: PLW0603
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
+    torch.set_num_threads(1)
+    _worker = _Worker(plan, data.load(plan.data, **plan.data_options), stop, messages)
+
+
+def _work(job: Job) -> Run:
+    def on_progress(done: int, total: int) -> None:
+        if done % _REPORT_EVERY == 0 or done == total:
+            if _worker.stop.is_set():
+                raise _Stopped
+            _worker.messages.put((job, done, total))
+
+    return _run(_worker.plan, _worker.dataset, job, on_progress)

@@ -1,0 +1,138 @@
+"""What a comparison is to do: data, model, methods, seeds, rates; from the command line or a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from equipoise.compare.rates import GRID, rate
+from equipoise.training import METHODS, SettingError
+from equipoise.training.methods import parse_scalar
+
+__all__ = ["Plan", "PlanError", "parse_pairs"]
+
+Scalar = bool | int | float | str
+
+
+class PlanError(SettingError):
+    """A plan cannot be read: the message names the field, what was expected and what was found."""
+
+
+class _Defaults(BaseModel):
+    """What suits a data set, where the user says nothing."""
+
+    epochs: int
+    batch_size: int
+
+
+_DEFAULTS: Final = {
+    "complete-journey": _Defaults(epochs=2, batch_size=2048),
+    "census-income": _Defaults(epochs=3, batch_size=1024),
+    "census-income-full": _Defaults(epochs=3, batch_size=1024),
+    "funnel": _Defaults(epochs=1, batch_size=2048),
+}
+_OTHERWISE: Final = _Defaults(epochs=1, batch_size=2048)
+
+
+class Plan(BaseModel):
+    """A comparison, complete: the same plan gives the same numbers on the same machine.
+
+    Attributes:
+        data: a name that :func:`equipoise.data.load` knows, called with ``data_options``.
+        model: a name that :func:`equipoise.ranking.models.build_model` knows, called with ``model_options``.
+        methods: names out of the registry, options behind a colon (``"multibalance:beta=0.3"``).
+        seeds: how many; they are 0, 1, 2, ...
+        tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds, which are
+            others than those of the comparison.
+        rates: method -> learning rate, instead of the tuned one or the committed one.
+        loss_scale: task -> factor on its loss.
+
+    Example:
+        >>> Plan.of(data="census-income", methods=["equal", "multibalance"]).batch_size
+        1024
+        >>> Plan.of(data="census-income", epochs="two")
+        Traceback (most recent call last):
+        equipoise.compare.plan.PlanError: The comparison's settings cannot be used.
+          epochs: input should be a valid integer; found 'two'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    data: str = "complete-journey"
+    data_options: dict[str, Scalar] = Field(default_factory=dict)
+    model: str = "shared-bottom"
+    model_options: dict[str, Scalar | list[int]] = Field(default_factory=dict)
+    methods: list[str] = Field(default=list(METHODS), min_length=1)
+    seeds: int = Field(default=3, ge=1)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    tune: bool = False
+    tune_seeds: int = Field(default=1, ge=1)
+    grid: list[float] = Field(default=list(GRID), min_length=1)
+    rates: dict[str, float] = Field(default_factory=dict)
+    loss_scale: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Path | None = None, /, **settings: Any) -> Self:
+        """A plan from a TOML file and settings, which win; what neither says is what suits the data set.
+
+        Raises:
+            PlanError: the file cannot be read, or a setting is unknown or of the wrong type.
+        """
+        stated = {**_read(config), **settings}
+        origin = f"The settings in {config}" if config else "The comparison's settings"
+        data = stated.get("data", cls.model_fields["data"].default)
+        defaults = _DEFAULTS.get(data, _OTHERWISE) if isinstance(data, str) else _OTHERWISE
+        try:
+            return cls.model_validate({**defaults.model_dump(), **stated})
+        except ValidationError as error:
+            raise PlanError(f"{origin} cannot be used.\n{_explain(error)}") from error
+
+    def rate(self, method: str) -> float:
+        """The learning rate of a method where it is not tuned."""
+        return self.rates.get(method, rate(self.data, self.model, method))
+
+
+def _read(config: Path | None) -> Mapping[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text())
+    except OSError as error:
+        raise PlanError(f"Expected a TOML file at {config}; it cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"Expected TOML in {config}; found a mistake: {error}.") from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for entry in error.errors():
+        where = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            lines.append(f"  {where}: there is no such setting; there are {', '.join(Plan.model_fields)}")
+        else:
+            lines.append(f"  {where}: {entry['msg'][0].lower()}{entry['msg'][1:]}; found {entry['input']!r}")
+    return "\n".join(lines)
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar]:
+    """``KEY=VALUE`` words of the command line as a mapping.
+
+    Raises:
+        PlanError: a word has another form.
+
+    Example:
+        >>> parse_pairs(["click=23", "like=0.5"], "--loss-scale")
+        {'click': 23, 'like': 0.5}
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.rpartition("=")  # a method's name may hold an equals sign of its own
+        if not equals or not key:
+            raise PlanError(f"{option}: expected KEY=VALUE, found {pair!r}.")
+        found[key] = parse_scalar(value)
+    return found

@@ -1,0 +1,65 @@
+"""Progress bars for the terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from equipoise.compare.jobs import Job, Watch
+from equipoise.training import Run
+
+__all__ = ["Display"]
+
+_NAME_WIDTH = 30
+
+
+class Display(Watch):
+    """One bar for the phase, one for every run in progress; gone when the block ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._phase: TaskID | None = None
+        self._bars: dict[Job, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
+        """A bar for a new phase, in place of the one before."""
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+        self._phase = self._progress.add_task(f"[bold]{title}", total=parts, completed=done)
+
+    def step(self, job: Job, done: int, total: int, /) -> None:
+        """Move a run's bar, which appears with its first step."""
+        if job not in self._bars:
+            name = job.method if len(job.method) <= _NAME_WIDTH else f"{job.method[: _NAME_WIDTH - 1]}…"
+            self._bars[job] = self._progress.add_task(f"{name} {job.lr:g} #{job.seed}", total=total)
+        self._progress.update(self._bars[job], completed=done)
+
+    def finish(self, job: Job, run: Run, /) -> None:
+        """Take a run's bar away; say so if the run diverged."""
+        if job in self._bars:
+            self._progress.remove_task(self._bars.pop(job))
+        if run.status == "diverged":
+            self._progress.console.print(
+                f"[yellow]{job.method}, seed {job.seed}, rate {job.lr:g}: diverged at step {run.steps}[/]"
+            )
+        self.advance()
+
+    def advance(self) -> None:
+        """One more part of the phase is done."""
+        if self._phase is not None:
+            self._progress.advance(self._phase)

@@ -1,0 +1,27 @@
+"""Learning rates that tuning on validation data chose, for comparisons that do not tune."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["DEFAULT_RATE", "GRID", "rate"]
+
+GRID: Final = (1e-3, 3e-3, 1e-2)
+"""The rates that ``compare --tune`` tries for every method."""
+
+DEFAULT_RATE: Final = 3e-3
+"""The rate of a method that was never tuned on that data set and model: the middle of the grid."""
+
+# (data set, model) -> method -> rate, as `equipoise compare --tune` chose them at that data set's default settings
+_TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {}
+
+
+def rate(dataset: str, model: str, method: str) -> float:
+    """The tuned rate of a method, else of the method without its overridden options, else :data:`DEFAULT_RATE`.
+
+    Example:
+        >>> rate("my-data", "shared-bottom", "equal")
+        0.003
+    """
+    tuned = _TUNED.get((dataset, model), {})
+    return tuned.get(method, tuned.get(method.partition(":")[0], DEFAULT_RATE))

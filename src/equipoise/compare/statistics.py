@@ -1,0 +1,202 @@
+"""Paired statistics over seeds: differences with 95 % intervals and t-tests, relative gains, delta-m, Holm.
+
+Only seeds that both sides have are compared: a seed fixes the initial weights and the batches, so that its
+effect cancels in the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+__all__ = [
+    "CONFIDENCE",
+    "PairedComparison",
+    "TaskMetrics",
+    "delta_m",
+    "holm",
+    "interval",
+    "paired_comparison",
+    "relative_gain",
+]
+
+TaskMetrics = Mapping[str, Mapping[str, float]]
+"""One run's metrics: task, then metric ("auc", "ne"), then the value."""
+
+CONFIDENCE = 0.95
+"""Level of every interval."""
+
+_HIGHER_IS_BETTER = {"auc": True, "ne": False}
+# Differences that agree to this relative precision are rounding noise around one constant: a test on them
+# would report certainty that the data do not hold.
+_SAME = 1e-12
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A mean over the seeds' paired differences, with what the seeds allow to be said about it.
+
+    Attributes:
+        pairs: seeds that both sides have with a finite value.
+        unpaired: seeds that only one side has (diverged, or not run yet); they are left out.
+        mean: the mean difference; ``None`` without a pair.
+        low: lower end of the confidence interval (Student's t); ``None`` where there is none.
+        high: upper end.
+        p: two-sided p value of the paired t-test; ``None`` where there is no test.
+    """
+
+    pairs: int
+    unpaired: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+    @property
+    def verdict(self) -> Literal["above", "below", "unclear", "untested"]:
+        """On which side of zero the whole interval lies; ``untested`` without an interval."""
+        if self.low is None or self.high is None:
+            return "untested"
+        if self.low > 0:
+            return "above"
+        return "below" if self.high < 0 else "unclear"
+
+
+def interval(differences: Sequence[float], *, unpaired: int = 0) -> PairedComparison:
+    """Mean, 95 % Student-t confidence interval and two-sided t-test of paired differences, one per seed.
+
+    With one seed there is a mean but neither interval nor p value. Where the differences do not vary at all
+    there is nothing to test against: no interval and no p value, unless all are exactly zero (interval
+    [0, 0], p = 1).
+
+    Raises:
+        ValueError: a difference is not finite.
+
+    Example:
+        >>> found = interval([1.0, 2.0, 3.0])
+        >>> f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}], p = {found.p:.3f}"
+        '2.00 [-0.48, 4.48], p = 0.074'
+    """
+    if not all(map(math.isfinite, differences)):
+        raise ValueError(f"Differences must be finite numbers, found {list(differences)}: leave them out.")
+    if not differences:
+        return PairedComparison(0, unpaired, None, None, None, None)
+    mean = float(np.mean(differences))
+    count = len(differences)
+    largest = max(abs(value) for value in differences)
+    if count == 1 or max(differences) - min(differences) <= _SAME * largest:
+        if count > 1 and largest == 0:
+            return PairedComparison(count, unpaired, 0.0, 0.0, 0.0, 1.0)
+        return PairedComparison(count, unpaired, mean, None, None, None)
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return PairedComparison(count, unpaired, mean, float(low), float(high), float(test.pvalue))
+
+
+def paired_comparison(values: Mapping[int, float], reference: Mapping[int, float], /) -> PairedComparison:
+    """``values - reference``, paired by seed; non-finite values count as missing.
+
+    Args:
+        values: seed to value of the method.
+        reference: seed to value of what it is compared with.
+
+    Example:
+        >>> paired_comparison({0: 0.7, 1: 0.8}, {1: 0.75, 2: 0.6}).pairs
+        1
+    """
+    shared, unpaired = _shared_seeds(values, reference)
+    return interval([values[seed] - reference[seed] for seed in shared], unpaired=unpaired)
+
+
+def relative_gain(
+    values: Mapping[int, float], reference: Mapping[int, float], /, *, higher_is_better: bool
+) -> PairedComparison:
+    """Relative change in per cent of the reference, seed by seed, with the sign chosen so that + is better.
+
+    For NE this is the NE gain of ALGORITHMS section 3, ``100 (NE_ref - NE) / NE_ref``.
+
+    Raises:
+        ValueError: a reference value is not above zero.
+
+    Example:
+        >>> relative_gain({0: 0.375, 1: 0.25}, {0: 0.5, 1: 0.5}, higher_is_better=False).mean
+        37.5
+    """
+    shared, unpaired = _shared_seeds(values, reference)
+    gains = [_gain(values[seed], reference[seed], higher_is_better) for seed in shared]
+    return interval(gains, unpaired=unpaired)
+
+
+def delta_m(runs: Mapping[int, TaskMetrics], alone: Mapping[int, TaskMetrics], /) -> PairedComparison:
+    """Delta-m in per cent against single-task training: mean over tasks and metrics (AUC, NE), + is better.
+
+    The mean is taken per seed over the same (task, metric) cells for every seed: those for which both sides
+    have a value somewhere. A seed that lacks one of these cells is left out and counted in ``unpaired``.
+
+    Raises:
+        ValueError: a reference value is not above zero.
+
+    Example:
+        >>> alone = {0: {"click": {"auc": 0.80, "ne": 0.50}}}
+        >>> round(delta_m({0: {"click": {"auc": 0.84, "ne": 0.45}}}, alone).mean, 6)
+        7.5
+    """
+    cells = sorted(_cells(runs.values()) & _cells(alone.values()))
+    if not cells:
+        return interval([], unpaired=len({*runs, *alone}))
+    gains = []
+    for seed in sorted(runs.keys() & alone.keys()):
+        if _cells([runs[seed]]).issuperset(cells) and _cells([alone[seed]]).issuperset(cells):
+            changes = [
+                _gain(runs[seed][task][metric], alone[seed][task][metric], _HIGHER_IS_BETTER[metric])
+                for task, metric in cells
+            ]
+            gains.append(math.fsum(changes) / len(changes))
+    return interval(gains, unpaired=len({*runs, *alone}) - len(gains))
+
+
+def holm(p_values: Sequence[float | None], /) -> list[float | None]:
+    """Holm's step-down adjustment for several tests; ``None`` (no test) stays ``None`` and is not counted.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, 1979: the k-th smallest of m p
+    values is multiplied by m - k + 1, made monotone, and cut off at 1.
+
+    Example:
+        >>> holm([0.04, 0.01, None, 0.03])
+        [0.06, 0.03, None, 0.06]
+    """
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _shared_seeds(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[list[int], int]:
+    here = {seed for seed, value in values.items() if math.isfinite(value)}
+    there = {seed for seed, value in reference.items() if math.isfinite(value)}
+    return sorted(here & there), len({*values, *reference}) - len(here & there)
+
+
+def _gain(value: float, reference: float, higher_is_better: bool) -> float:
+    if reference <= 0:
+        raise ValueError(f"A relative change needs a reference above zero, found {reference}.")
+    change = 100 * (value - reference) / reference
+    return change if higher_is_better else -change
+
+
+def _cells(runs: Iterable[TaskMetrics]) -> set[tuple[str, str]]:
+    return {
+        (task, metric)
+        for run in runs
+        for task, metrics in run.items()
+        for metric, value in metrics.items()
+        if metric in _HIGHER_IS_BETTER and math.isfinite(value)
+    }

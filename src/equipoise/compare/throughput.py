@@ -1,0 +1,116 @@
+"""What a method costs: its training throughput against equal weights, and the memory of its steps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from math import comb
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from equipoise.ranking.schema import Batch
+from equipoise.training import Learner
+
+__all__ = ["median_interval", "peak_memory", "throughput_ratio"]
+
+_MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradients
+
+
+def throughput_ratio(
+    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 15, steps: int = 10
+) -> dict[str, float]:
+    """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this process.
+
+    A pair is ``steps`` steps of both, one after the other, in alternating order, so that slow drifts of the machine
+    cancel; a block covers whole periods of methods that do more in every tenth step. The first block of both warms
+    up and is not counted.
+
+    Returns:
+        ``ratio``, the median over pairs; ``low`` and ``high``, its interval by order statistics, of at least 95 %
+        where ``pairs`` is at least 6; ``pairs``; ``threads``.
+
+    Raises:
+        ValueError: there are fewer than one pair or step, or no batch.
+    """
+    if pairs < 1 or steps < 1 or not batches:
+        raise ValueError(f"Expected pairs, steps and batches; found {pairs}, {steps} and {len(batches)}.")
+    stream = cycle(batches)
+    _seconds(learner, stream, steps)
+    _seconds(reference, stream, steps)
+    ratios = []
+    for pair in range(pairs):
+        if pair % 2:
+            own = _seconds(learner, stream, steps)
+            other = _seconds(reference, stream, steps)
+        else:
+            other = _seconds(reference, stream, steps)
+            own = _seconds(learner, stream, steps)
+        ratios.append(other / own)
+    low, high = median_interval(ratios)
+    threads = torch.get_num_threads()
+    return {"ratio": statistics.median(ratios), "low": low, "high": high, "pairs": pairs, "threads": threads}
+
+
+def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The narrowest symmetric pair of order statistics that covers the median with at least that confidence.
+
+    The number of values below the median is binomial with p = 1/2, whatever their distribution. With too few values
+    for the confidence, the smallest and the largest.
+
+    Example:
+        >>> median_interval([float(value) for value in range(1, 16)])
+        (4.0, 12.0)
+    """
+    ordered, count = sorted(values), len(values)
+    rank, tail = 0, 0.5**count
+    while rank + 1 < count / 2 and 2 * (tail + comb(count, rank + 1) * 0.5**count) <= 1 - confidence:
+        rank += 1
+        tail += comb(count, rank) * 0.5**count
+    return ordered[rank], ordered[count - 1 - rank]
+
+
+def peak_memory(build: Callable[[], Learner], batch: Batch) -> int:
+    """Bytes of tensors alive at the worst moment of building a learner and taking its first steps.
+
+    Counts weights, gradients, optimizer state and activations, and nothing else: neither the data nor the libraries.
+    On a CPU from the allocations that PyTorch's profiler records, which are the same in every repetition.
+    """
+    if batch.labels.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _first_steps(build, batch)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        _first_steps(build, batch)
+    results = recorded.profiler.kineto_results if recorded.profiler else None
+    alive = peak = 0
+    for event in sorted(results.events(), key=lambda entry: entry.start_ns()) if results else ():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
+def _first_steps(build: Callable[[], Learner], batch: Batch) -> None:
+    learner = build()
+    for _ in range(_MEMORY_STEPS):
+        learner.step(batch)
+
+
+def _seconds(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
+    chosen = list(islice(batches, steps))
+    _synchronize(learner)
+    started = time.perf_counter()
+    for batch in chosen:
+        learner.step(batch)
+    _synchronize(learner)
+    return time.perf_counter() - started
+
+
+def _synchronize(learner: Learner) -> None:
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)

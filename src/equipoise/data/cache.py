@@ -1,0 +1,184 @@
+"""The cache folder: built data sets kept as one Parquet file each, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from equipoise.data.dataset import Dataset, Split
+from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+
+__all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_dataset"]
+
+_LOG = logging.getLogger(__name__)
+_KEY: Final = b"equipoise"  # where a file's own description lies among the Parquet metadata
+_SPLITS: Final = ("train", "validation", "test")
+_WEIGHT: Final = "weight"
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """The folder for built data: the given one, else ``$EQUIPOISE_CACHE``, else the platform's user cache.
+
+    Example:
+        >>> cache_folder("somewhere").name
+        'somewhere'
+    """
+    chosen = folder or os.environ.get("EQUIPOISE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch  # noqa: PLC0415  (only this branch needs it)
+
+    return Path(pooch.os_cache("equipoise"))
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``, moved onto ``path`` when the block ends well, else removed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replace_file(Path(folder) / "new" / "answer.txt") as temporary:
+        ...         _ = temporary.write_text("42")
+        ...     (Path(folder) / "new" / "answer.txt").read_text()
+        '42'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cached(
+    name: str,
+    options: Mapping[str, object],
+    build: Callable[[], Dataset],
+    *,
+    version: str,
+    folder: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """The data set as it was built before with the same options and version, or built now and kept.
+
+    A file that cannot be read, or that was written by another version, is built anew, with a line in the log. Where
+    the cache cannot be written, the data set is built and not kept, with a warning in the log.
+
+    Args:
+        name: the data set's name, the beginning of the file's name.
+        options: everything that the result depends on, as JSON can hold it.
+        build: makes the data set.
+        version: changes whenever ``build`` would give something else for the same options.
+        folder: see :func:`cache_folder`.
+    """
+    identity = {"name": name, "options": dict(options), "version": version}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    path = cache_folder(folder) / f"{name}-{digest}.parquet"
+    if path.is_file():
+        try:
+            return read_dataset(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _LOG.warning("Cached data set %s cannot be read (%s): building it anew.", path, error)
+    else:
+        _LOG.info("Data set %s is not cached at %s: building it.", name, path)
+        _log_outdated(path, name)
+    dataset = build()
+    try:
+        write_dataset(dataset, path)
+    except OSError as error:
+        _LOG.warning(
+            "Data set %s cannot be kept in %s (%s): it will be built anew next time. "
+            "Set EQUIPOISE_CACHE to a folder that can be written.",
+            name, path.parent, error,
+        )  # fmt: skip
+    return dataset
+
+
+def write_dataset(dataset: Dataset, path: Path) -> None:
+    """Writes a data set as one Parquet file: its features, labels and ``weight``, train rows first, then the rest."""
+    schema, splits = dataset.schema, [getattr(dataset, split) for split in _SPLITS]
+    description = {
+        "name": dataset.name,
+        "rows": [len(split) for split in splits],
+        "schema": asdict(schema),
+        "notes": list(dataset.notes),
+        "best_ne": dataset.best_ne,
+    }
+    categorical = torch.cat([split.categorical for split in splits]).numpy()
+    numeric = torch.cat([split.numeric for split in splits]).numpy()
+    labels = torch.cat([split.labels for split in splits]).numpy()
+    columns = {feature.name: categorical[:, i] for i, feature in enumerate(schema.categorical)}
+    columns |= {feature.name: numeric[:, i] for i, feature in enumerate(schema.numeric)}
+    columns |= {task.name: labels[:, i] for i, task in enumerate(schema.tasks)}
+    columns[_WEIGHT] = torch.cat([split.weight for split in splits]).numpy()
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(description).encode()})
+    with replace_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Reads what :func:`write_dataset` wrote.
+
+    Raises:
+        ValueError: the file is no Parquet, or holds something else.
+        OSError: the file cannot be opened.
+    """
+    # memory_map=False: a mapped file that another process replaces would change under the tensors
+    table = pq.read_table(path, memory_map=False)
+    metadata = table.schema.metadata or {}
+    if _KEY not in metadata:
+        raise ValueError("expected a data set written by equipoise, found other Parquet")
+    description = json.loads(metadata[_KEY])
+    rows: list[int] = description["rows"]
+    if sum(rows) != table.num_rows:
+        raise ValueError(f"expected {sum(rows)} rows, found {table.num_rows}")
+    schema = Schema(
+        tuple(Categorical(**feature) for feature in description["schema"]["categorical"]),
+        tuple(Numeric(**feature) for feature in description["schema"]["numeric"]),
+        tuple(Task(**task) for task in description["schema"]["tasks"]),
+    )
+    categorical = _columns(table, [feature.name for feature in schema.categorical], np.int32)
+    numeric = _columns(table, [feature.name for feature in schema.numeric], np.float32)
+    labels = _columns(table, list(schema.task_names), np.float32)
+    weight = _columns(table, [_WEIGHT], np.float32)[:, 0]
+    splits, start = [], 0
+    for count in rows:
+        part = slice(start, start + count)
+        splits.append(Split(categorical[part], numeric[part], labels[part], weight[part]))
+        start += count
+    return Dataset(
+        description["name"], schema, *splits, notes=tuple(description["notes"]), best_ne=description["best_ne"]
+    )
+
+
+def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torch.Tensor:
+    # row by row in memory, because batches gather rows
+    matrix = np.empty((table.num_rows, len(names)), dtype)
+    for i, name in enumerate(names):
+        matrix[:, i] = table[name].to_numpy()
+    return torch.from_numpy(matrix)
+
+
+def _log_outdated(path: Path, name: str) -> None:
+    same = re.compile(re.escape(name) + r"-[0-9a-f]{12}\.parquet")
+    if path.parent.is_dir():
+        others = sorted(other.name for other in path.parent.iterdir() if same.fullmatch(other.name))
+        if others:
+            _LOG.info("Kept from other options or versions: %s.", ", ".join(others))

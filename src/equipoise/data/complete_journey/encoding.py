@@ -1,0 +1,74 @@
+"""Codes to feature ids and numbers to a common scale, learned from train examples alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.ranking.schema import Categorical, Numeric
+
+__all__ = ["Encoding"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What train examples taught: an id per code seen, a mean and a deviation per number.
+
+    Attributes:
+        ids: name → feature id per code; the last entry, reached by code -1, is 0 as for codes not seen.
+        scales: name → mean and standard deviation of log(1 + number).
+
+    Example:
+        >>> encoding = Encoding.fit({"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan])})
+        >>> encoding.categorical({"store": np.array([2, 3, 4, 9, -1])})[:, 0].tolist()
+        [1, 0, 2, 0, 0]
+        >>> encoding.numeric({"price": np.array([1.0, np.nan], np.float32)})[:, 0].tolist()
+        [-1.0, 0.0]
+    """
+
+    ids: dict[str, NDArray[np.int32]]
+    scales: dict[str, tuple[float, float]]
+
+    @classmethod
+    def fit(
+        cls, ids: Mapping[str, NDArray[np.integer]], numbers: Mapping[str, NDArray[np.floating]]
+    ) -> Encoding:
+        """Learns from the columns of train examples: codes ≥ 0 (-1 is missing), numbers ≥ 0 (NaN is unknown)."""
+        tables = {}
+        for name, codes in ids.items():
+            seen = np.unique(codes[codes >= 0])
+            table = np.zeros(int(seen.max(initial=-1)) + 2, np.int32)
+            table[seen] = np.arange(1, len(seen) + 1)
+            tables[name] = table
+        scales = {}
+        for name, values in numbers.items():
+            known = np.log1p(values[~np.isnan(values)].astype(np.float64))
+            mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
+            scales[name] = (mean, deviation if deviation > 0 else 1.0)
+        return cls(tables, scales)
+
+    @property
+    def categorical_features(self) -> tuple[Categorical, ...]:
+        """The categorical features with their cardinalities."""
+        return tuple(Categorical(name, int(table.max(initial=0)) + 1) for name, table in self.ids.items())
+
+    @property
+    def numeric_features(self) -> tuple[Numeric, ...]:
+        """The numeric features."""
+        return tuple(Numeric(name) for name in self.scales)
+
+    def categorical(self, ids: Mapping[str, NDArray[np.integer]]) -> NDArray[np.int32]:
+        """Feature ids, int32, shape [N, number of categorical features]."""
+        columns = [table[np.minimum(ids[name], len(table) - 1)] for name, table in self.ids.items()]
+        return np.stack(columns, axis=1)
+
+    def numeric(self, numbers: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
+        """Standardised log(1 + number), 0 (the train mean) where unknown, float32, shape [N, number of numbers]."""
+        columns = [
+            np.nan_to_num((np.log1p(numbers[name].astype(np.float64)) - mean) / deviation, nan=0.0)
+            for name, (mean, deviation) in self.scales.items()
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)

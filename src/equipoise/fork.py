@@ -1,0 +1,231 @@
+"""The fork: the one place between a shared representation and the tasks' towers where their gradients meet.
+
+Forward, every task gets an identity copy of the shared tensors. Backward, the tasks' gradients come back one by one;
+their Gram matrix decides the weights with which they flow on into the shared layers. The towers see nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce
+from torch.utils import _pytree as pytree
+
+from equipoise._gram import gram_matrix, weighted_sum
+from equipoise._loss_scale import follow
+
+__all__ = ["Fork"]
+
+Structure = TypeVar("Structure")
+
+
+class Fork(nn.Module):
+    r"""Hands every task an identity copy of a shared representation and weighs the tasks' gradients on the way back.
+
+    With ``g_m`` the gradient of the losses with respect to task m's copy, what flows on upstream is ``Σ_m w_m g_m``,
+    ``w = self.weigh(gram, present)``. Each tower keeps the unweighted gradient of its own loss. The loop stays
+    ``sum(losses).backward()``: once per forward, all losses together. ``Fork`` itself gives every task the weight 1,
+    which is ordinary training with its gradients on view; a subclass overrides :meth:`weigh` and nothing else.
+
+    In eval mode, under ``torch.no_grad`` and where no gradient is needed the shared tensors are handed on as they are.
+
+    Data parallel training: once ``torch.distributed`` is initialised, the Gram matrix is summed over the ranks of
+    ``process_group`` (one all-reduce of M² numbers) and divided by their number squared, so that W ranks with batches
+    of B/W and mean losses weigh as one rank with a batch of B does.
+
+    Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
+
+    A task whose gradient is missing, all zeros or not finite in a step is not *present*: ``weigh`` must not let it
+    count, and its gradient is passed on with the weight 1, so that a ``GradScaler`` still sees an overflow.
+
+    A second backward over the same graph (``retain_graph=True``) reuses the first one's weights and moves no state.
+    Derivatives of the balanced gradient (``create_graph=True``) take the weights as constants.
+
+    Args:
+        tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
+        process_group: the ranks that share a global batch; the default group if None.
+
+    Attributes:
+        tasks: the tasks' names.
+        last_gram: Gram matrix of the last step in unscaled units, float32, shape [M, M]; rows of tasks not present are 0.
+        last_weights: the weights of the last step, float32, shape [M].
+        last_present: which tasks were present, bool, shape [M].
+        loss_scale: the factor of the ``GradScaler`` whose backward is under way, else 1; float32, no shape.
+
+    Raises:
+        ValueError: there is no task, or a name is empty or occurs twice.
+
+    Example:
+        >>> fork = Fork(["click", "like"])
+        >>> shared = torch.ones(4, 3, requires_grad=True)
+        >>> for_click, for_like = fork(shared)
+        >>> (for_click.mean() + for_like.mean()).backward()
+        >>> fork.last_weights
+        tensor([1., 1.])
+    """
+
+    last_gram: Tensor
+    last_weights: Tensor
+    last_present: Tensor
+    loss_scale: Tensor
+
+    def __init__(
+        self, tasks: int | Sequence[str], *, process_group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__()
+        self.tasks = _task_names(tasks)
+        self.process_group = process_group
+        count = len(self.tasks)
+        self.register_buffer("last_gram", torch.zeros(count, count), persistent=False)
+        self.register_buffer("last_weights", torch.ones(count), persistent=False)
+        self.register_buffer("last_present", torch.zeros(count, dtype=torch.bool), persistent=False)
+        self.register_buffer("loss_scale", torch.ones(()), persistent=False)
+        follow(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled forks do not pass through __init__.
+        super().__setstate__(state)
+        follow(self)
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
+
+        Args:
+            gram: inner products of the tasks' gradients over the whole (global) batch, float32, shape [M, M]; rows
+                and columns of tasks that are not present are 0.
+            present: which tasks have a finite gradient other than 0, bool, shape [M].
+
+        Returns:
+            Weights, float32, shape [M]; the values of tasks that are not present do not matter.
+        """
+        del present
+        return torch.ones_like(gram[0])
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Further quantities per task for the monitor: name -> copy on the device, shape [M]."""
+        return {}
+
+    def forward(self, shared: Structure, /) -> tuple[Structure, ...]:
+        """One copy of ``shared`` (a tensor, or a tuple, list or dict of tensors) per task, in the order of ``tasks``.
+
+        Raises:
+            TypeError: ``shared`` holds something else than tensors, or no tensor at all.
+        """
+        leaves, form = pytree.tree_flatten(shared)
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            found = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+            raise TypeError(f"A fork takes a tensor, or a tuple, list or dict of tensors; found {found}.")
+        places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
+        if not self.training or not torch.is_grad_enabled() or not places:
+            return (shared,) * len(self.tasks)
+        copies: Sequence[Tensor] = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
+        branches = []
+        for task in range(len(self.tasks)):
+            branch = list(leaves)
+            for offset, place in enumerate(places):
+                branch[place] = copies[task * len(places) + offset]
+            branches.append(pytree.tree_unflatten(branch, form))
+        return tuple(branches)
+
+    @torch.no_grad()
+    def _weigh_step(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
+        """The weights for this step's gradients; ``by_task[m][p]`` is task m's gradient of piece p, None for zero."""
+        gram = self._gram(by_task, arrived)
+        diagonal = gram.diagonal()
+        present = (diagonal > 0) & (diagonal < math.inf)
+        gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
+        weights = torch.where(present, self.weigh(gram, present), 1.0)
+        self.last_gram.copy_(gram)
+        self.last_weights.copy_(weights)
+        self.last_present.copy_(present)
+        return weights
+
+    def _gram(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
+        """The tasks' Gram matrix over all ranks, in units of the unscaled losses."""
+        pieces = [place for place in range(len(by_task[0])) if any(by_task[task][place] is not None for task in arrived)]
+        filled = [[_or_zeros(by_task, task, place) for place in pieces] for task in arrived]
+        gram = gram_matrix(filled)
+        if len(arrived) < len(self.tasks):
+            places = torch.tensor(arrived, device=gram.device)
+            gram = gram.new_zeros(len(self.tasks), len(self.tasks)).index_put_((places.unsqueeze(1), places), gram)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
+            gram = all_reduce(gram, "sum", self.process_group or dist.group.WORLD)
+            gram = gram / dist.get_world_size(self.process_group) ** 2
+        return gram / self.loss_scale.square()
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return ", ".join(repr(task) for task in self.tasks)
+
+
+class _Meeting(torch.autograd.Function):
+    """Identity copies forward; the weighted sum of their gradients backward."""
+
+    @staticmethod
+    def forward(ctx: Any, fork: Fork, *shared: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.fork = fork
+        ctx.pieces = len(shared)
+        ctx.weighed = None
+        return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        fork: Fork = ctx.fork
+        by_task = [cotangents[start : start + ctx.pieces] for start in range(0, len(cotangents), ctx.pieces)]
+        arrived = [task for task, pieces in enumerate(by_task) if any(piece is not None for piece in pieces)]
+        if torch.compiler.is_compiling():
+            weights = fork._weigh_step(by_task, arrived)
+        else:
+            # A second backward over the same graph is the same linear map as the first.
+            if ctx.weighed is None:
+                ctx.weighed = (arrived, fork._weigh_step(by_task, arrived))
+            first, weights = ctx.weighed
+            if not set(arrived) <= set(first):
+                raise RuntimeError(_one_by_one(fork.tasks, first, arrived))
+        split = weights.unbind(0)
+        balanced: list[Tensor | None] = []
+        for place in range(ctx.pieces):
+            terms = [(by_task[task][place], split[task]) for task in arrived if by_task[task][place] is not None]
+            balanced.append(weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None)
+        return None, *balanced
+
+
+def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) -> str:
+    def names(places: Sequence[int]) -> str:
+        return ", ".join(tasks[place] for place in places)
+
+    return (
+        "A fork weighs all tasks' gradients against each other, so it must see them in one backward. It has seen "
+        f"{names(first)} in a first backward over this graph, and now {names(now)}. Sum the losses and call backward "
+        "once: sum(losses).backward()."
+    )
+
+
+def _or_zeros(by_task: Sequence[Sequence[Tensor | None]], task: int, place: int) -> Tensor:
+    found = by_task[task][place]
+    if found is not None:
+        return found
+    return torch.zeros_like(next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None))
+
+
+def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of tasks from their number or from themselves."""
+    if isinstance(tasks, int):
+        names: tuple[str, ...] = tuple(str(task) for task in range(tasks))
+    elif isinstance(tasks, str):
+        raise ValueError(f"tasks must be a number or a list of names, found the single string {tasks!r}: write [{tasks!r}].")
+    else:
+        names = tuple(tasks)
+    if not names:
+        raise ValueError(f"A fork needs at least one task, found tasks={tasks!r}.")
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"Tasks' names must be non-empty strings, found {names!r}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Tasks' names must differ, found {names!r}.")
+    return names

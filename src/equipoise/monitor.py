@@ -1,0 +1,143 @@
+"""What happened at a model's forks and in PUB, as named scalars for any logger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.fork import Fork
+from equipoise.solvers import min_norm_weights
+
+__all__ = ["Monitor", "Reading"]
+
+
+class _Watched(Protocol):
+    """What a fork and PUB have in common."""
+
+    tasks: tuple[str, ...]
+    last_gram: Tensor
+    last_weights: Tensor
+    last_present: Tensor
+
+
+class _ScalarWriter(Protocol):
+    """The one method of TensorBoard's ``SummaryWriter`` that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Record:
+    prefix: str
+    tasks: tuple[str, ...]
+    gram: Tensor
+    present: Tensor
+    per_task: Mapping[str, Tensor]
+
+
+class Reading:
+    """What a :class:`Monitor` saw in one step, still on the device; nothing is computed or synced before it is asked for."""
+
+    def __init__(self, records: list[_Record]) -> None:
+        self._records = records
+
+    def scalars(self) -> dict[str, float]:
+        """Every value under its name, as a plain dict; this waits for the device.
+
+        Values that say nothing are left out: those of tasks that were not present in the step, and the magnitude
+        average of a task not seen so far.
+        """
+        found: dict[str, float] = {}
+        for record in self._records:
+            found.update(_scalars(record))
+        return found
+
+    def write(self, writer: _ScalarWriter, step: int) -> None:
+        """Every value into TensorBoard (``torch.utils.tensorboard.SummaryWriter``) or what has its ``add_scalar``."""
+        for name, value in self.scalars().items():
+            writer.add_scalar(name, value, step)
+
+
+class Monitor:
+    """Watches every fork in a model and, where there is one, the optimizer that balances updates.
+
+    The names are stable: ``fork/<name>/<quantity>/<task>`` with the fork's place in the model as its name (its
+    prefixes from DDP and ``torch.compile`` taken off; ``root`` for a fork that is the model itself), and
+    ``pub/<quantity>/<task>``. Quantities:
+
+    - ``norm``: length of the task's gradient (PUB: update) in the last step, over all ranks, in unscaled units;
+    - ``weight``: the weight with which it went on;
+    - ``cosine/<task>/<other>``: of each pair of tasks, −1 to 1;
+    - ``stationarity`` (no task): length of the shortest convex combination of the tasks' unit gradients, 0 (Pareto
+      stationary: no direction helps all) to 1 (all agree);
+    - ``magnitude`` (MultiBalance): the bias-corrected moving average û of the norm;
+    - ``balance`` (MultiBalance): λ, which sums to 1 over the tasks.
+
+    Args:
+        model: a module that holds forks, itself one, or wrapped by DDP or ``torch.compile``.
+        optimizer: the training's optimizer; watched if it balances updates.
+
+    Raises:
+        ValueError: there is nothing to watch.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), Fork(["click", "like"]))
+        >>> monitor = Monitor(model)
+        >>> for_click, for_like = model(torch.ones(4, 2))
+        >>> (for_click.mean() + for_like.mean()).backward()
+        >>> scalars = monitor.read().scalars()
+        >>> sorted(scalars)[:2], scalars["fork/1/weight/like"]
+        (['fork/1/cosine/click/like', 'fork/1/norm/click'], 1.0)
+    """
+
+    def __init__(self, model: nn.Module, optimizer: object | None = None) -> None:
+        self._watched: list[tuple[str, _Watched]] = [
+            (f"fork/{_plain_name(name)}", module) for name, module in model.named_modules() if isinstance(module, Fork)
+        ]
+        if isinstance(optimizer, _balancing_optimizers()):
+            self._watched.append(("pub", optimizer))
+        if not self._watched:
+            raise ValueError(
+                "A monitor needs something to watch: found no Fork in the model and no balancing optimizer "
+                f"(optimizer: {type(optimizer).__name__}). Put a fork between the shared layers and the towers."
+            )
+
+    def read(self) -> Reading:
+        """The last step's values; copies a few M×M tensors on the device and does not wait for it."""
+        return Reading([_record(prefix, watched) for prefix, watched in self._watched])
+
+
+def _record(prefix: str, watched: _Watched) -> _Record:
+    per_task = {"weight": watched.last_weights.clone()}
+    if isinstance(watched, Fork):
+        per_task |= watched.monitored()
+    return _Record(prefix, watched.tasks, watched.last_gram.clone(), watched.last_present.clone(), per_task)
+
+
+def _scalars(record: _Record) -> dict[str, float]:
+    gram, tasks, prefix = record.gram.cpu(), record.tasks, record.prefix
+    present = record.present.tolist()
+    norms = gram.diagonal().sqrt()
+    cosines = gram / (norms * norms.unsqueeze(1))
+    found = {f"{prefix}/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
+    for quantity, values in record.per_task.items():
+        found |= {f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)}
+    found = {name: value for (name, value), here in zip(found.items(), itertools.cycle(present)) if here}
+    rows = cosines.tolist()
+    for first, second in itertools.combinations([place for place, here in enumerate(present) if here], 2):
+        found[f"{prefix}/cosine/{tasks[first]}/{tasks[second]}"] = rows[first][second]
+    if any(present):
+        units = torch.where(record.present.cpu() & record.present.cpu().unsqueeze(1), cosines, 0.0).double()
+        weights = min_norm_weights(units, record.present.cpu())
+        found[f"{prefix}/stationarity"] = float(torch.dot(weights, units @ weights).clamp(min=0).sqrt())
+    return found
+
+
+def _plain_name(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in {"_orig_mod", "module"}]
+    return ".".join(parts) or "root"

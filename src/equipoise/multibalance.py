@@ -1,0 +1,152 @@
+"""MultiBalance (arXiv 2411.11871): a fork that balances the tasks' gradients in magnitude and in direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equipoise.fork import Fork
+from equipoise.solvers import project_simplex
+
+__all__ = ["MultiBalance"]
+
+Magnitude = Literal["equal", "own", "none"]
+Direction = Literal["cosine", "gram", "none"]
+
+
+class MultiBalance(Fork):
+    r"""Balances tasks at the shared representation: magnitudes by a moving average, direction by a weight on the simplex.
+
+    From `MultiBalance: Multi-Objective Gradient Balancing in Industrial-Scale Multi-Task Recommendation System
+    <https://arxiv.org/abs/2411.11871>`_. One step, with ``n_m = ‖g_m‖`` over the whole global batch::
+
+        u_m ← (1 − γ) u_m + γ n_m,   û_m = u_m / (1 − (1 − γ)^k_m)      k_m: steps in which task m was present
+        v_m = r_m g_m / n_m          r_m = û_m ("own"), mean of the present û ("equal"), n_m ("none")
+        λ   ← Proj_Δ(λ − β S (λ + ρ λ⁰))    S = cosines of the g ("cosine"), VᵀV · M / tr(VᵀV) ("gram"); fixed ("none")
+        out = M Σ_m λ_m v_m
+
+    Sums and the M inside S run over the tasks present in the step. The average and the λ of the others do not move,
+    and the present ones project onto the part of the simplex that the others leave. The M of ``out`` is the number of
+    all tasks, so that equal λ and ``magnitude="none"`` always give the plain sum of the gradients.
+
+    The defaults are ours, chosen on validation data (``benchmarks/results/defaults.md``). The paper's form is
+    ``MultiBalance(tasks, magnitude="own", direction="gram", beta=1.0)``; equal magnitudes are our addition, without
+    which a task whose loss is scaled up takes over the shared layers.
+
+    Args:
+        tasks: the tasks' names, or how many there are.
+        gamma: weight of the newest norm in the moving average, in (0, 1].
+        rho: pull of λ towards its inverse preference λ⁰, at least 0.
+        beta: step size of λ, at least 0.
+        magnitude: what length the balanced gradients have.
+        direction: which matrix moves λ.
+        task_weights: the user's preferences λ⁰ (brought to sum 1), one positive number per task in the order of
+            ``tasks``; all equal if None.
+        process_group: the ranks that share a global batch; the default group if None.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> fork = MultiBalance(["click", "conversion"])
+        >>> shared = torch.ones(4, 3, requires_grad=True)
+        >>> for_click, for_conversion = fork(shared)
+        >>> (for_click.mean() + 23 * for_conversion.mean()).backward()
+        >>> norms = fork.last_weights * fork.last_gram.diagonal().sqrt()
+        >>> bool(torch.isclose(norms[0], norms[1]))  # the loss 23 times as large has the same say upstream
+        True
+    """
+
+    averages: Tensor
+    balance: Tensor
+    preferences: Tensor
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        gamma: float = 0.01,
+        rho: float = 0.1,
+        beta: float = 0.3,
+        magnitude: Magnitude = "equal",
+        direction: Direction = "cosine",
+        task_weights: Sequence[float] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(tasks, process_group=process_group)
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must lie in (0, 1], found {gamma}.")
+        if not (0 <= rho < math.inf and 0 <= beta < math.inf):
+            raise ValueError(f"rho and beta must be finite and at least 0, found rho={rho}, beta={beta}.")
+        if magnitude not in get_args(Magnitude):
+            raise ValueError(f"magnitude must be one of {get_args(Magnitude)}, found {magnitude!r}.")
+        if direction not in get_args(Direction):
+            raise ValueError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+        self.gamma = gamma
+        self.rho = rho
+        self.beta = beta
+        self.magnitude: Magnitude = magnitude
+        self.direction: Direction = direction
+        preferences = _preferences(task_weights, self.tasks)
+        self.register_buffer("preferences", preferences)
+        self.register_buffer("balance", preferences.clone())
+        # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
+        self.register_buffer("averages", torch.zeros(2, len(self.tasks)))
+
+    @property
+    def magnitudes(self) -> Tensor:
+        """The bias-corrected moving averages û of the gradient norms, shape [M]; NaN before a task's first step."""
+        return self.averages[0] / self.averages[1]
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """``M λ_m r_m / n_m`` after one step of the averages and of λ; see the class and :meth:`Fork.weigh`."""
+        norms = gram.diagonal().sqrt()
+        if self.magnitude == "none":
+            scale = present.to(gram.dtype)
+        else:
+            newest = torch.stack([norms, torch.ones_like(norms)])
+            self.averages.lerp_(torch.where(present, newest, self.averages), self.gamma)
+            length = self.magnitudes
+            if self.magnitude == "equal":
+                length = torch.where(present, length, 0.0).sum() / present.sum()
+            scale = torch.where(present, length / norms, 0.0)
+        if self.direction == "cosine":
+            self._step_balance(gram, present, torch.where(present, norms.reciprocal(), 0.0))
+        elif self.direction == "gram":
+            self._step_balance(gram, present, scale)
+        return len(self.tasks) * self.balance * scale
+
+    def monitored(self) -> dict[str, Tensor]:
+        """û and λ; see :class:`equipoise.Monitor`."""
+        return {"magnitude": self.magnitudes, "balance": self.balance.clone()}
+
+    def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
+        point = torch.where(present, self.balance + self.rho * self.preferences, 0.0)
+        slope = scale * torch.mv(gram, scale * point)
+        if self.direction == "gram":
+            slope = slope * present.sum() / (scale.square() * gram.diagonal()).sum()
+        free = torch.where(present, self.balance, 0.0).sum()
+        moved = project_simplex(self.balance - self.beta * slope, present=present, total=free)
+        self.balance.copy_(torch.where(present, moved, self.balance))
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return (
+            f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
+            f"magnitude={self.magnitude!r}, direction={self.direction!r}"
+        )
+
+
+def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> Tensor:
+    weights = [1.0] * len(tasks) if task_weights is None else [float(weight) for weight in task_weights]
+    if len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(
+            f"task_weights must be {len(tasks)} positive finite numbers, one for each of {', '.join(tasks)}; "
+            f"found {task_weights!r}."
+        )
+    return torch.tensor(weights) / math.fsum(weights)

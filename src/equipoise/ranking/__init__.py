@@ -1,0 +1,6 @@
+"""The recommender kit: schema, embedding, layers, models, losses, metrics; each imported from its own file.
+
+Nothing is imported here, so that the schema can be had without the optional dependency of the metrics.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,54 @@
+"""One loss per task, masked where a label is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["task_losses"]
+
+
+def task_losses(logits: Sequence[Tensor], labels: Tensor, /) -> list[Tensor]:
+    """The mean binary cross entropy of every task over the rows that have its label.
+
+    No loss depends on another task's logits, not even by a zero, so each can be differentiated alone. A task
+    without any label in the batch has a loss of exactly zero with gradients of exactly zero (where its logits
+    are finite): every parameter takes part in every step, as DistributedDataParallel expects. Half precision
+    logits are raised to the precision of the labels first.
+
+    Args:
+        logits: one tensor of shape [B] per task.
+        labels: 0, 1 or NaN (missing), floating point, shape [B, number of tasks].
+
+    Returns:
+        One scalar per task, in nats.
+
+    Raises:
+        ValueError: the number of tasks or of rows differs between logits and labels.
+
+    Example:
+        >>> labels = torch.tensor([[1.0, float("nan")], [0.0, float("nan")]])
+        >>> task_losses((torch.zeros(2), torch.zeros(2)), labels)
+        [tensor(0.6931), tensor(0.)]
+    """
+    shapes = [tuple(logit.shape) for logit in logits]
+    if labels.ndim != 2 or shapes != [tuple(labels.shape[:1])] * labels.shape[1]:
+        raise ValueError(
+            "Expected one logit tensor of shape [B] per task and labels of shape [B, number of tasks], found "
+            f"logits of shapes {shapes} and labels of shape {tuple(labels.shape)}."
+        )
+    # Labels carry no gradient, so what concerns them is done for all tasks at once. The mask becomes the
+    # weight of a weighted sum, 1 / (number of labels) or 0: no division by zero, and no selection of rows,
+    # which would need a host sync.
+    present = labels.isnan().logical_not_().to(labels.dtype)
+    weights = (present / present.sum(0).clamp_(min=1)).unbind(1)
+    targets = labels.nan_to_num(nan=0.0).unbind(1)
+    return [
+        functional.binary_cross_entropy_with_logits(
+            logit.to(torch.promote_types(logit.dtype, labels.dtype)), target, weight, reduction="sum"
+        )
+        for logit, target, weight in zip(logits, targets, weights, strict=True)
+    ]

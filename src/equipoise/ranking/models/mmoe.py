@@ -1,0 +1,96 @@
+"""Multi-gate mixture of experts: experts that all tasks share, mixed for each task by a gate of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.ranking import layers
+from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.models.base import RankingModel
+from equipoise.ranking.schema import Schema
+
+__all__ = ["MMoE"]
+
+
+class MMoE(RankingModel):
+    """Embeddings and experts that all tasks share; per task a softmax gate over the experts, and a tower.
+
+    Task k's logit is h_k(Σ_e g_k(x)_e f_e(x)) with g_k(x) = softmax(W_k x): equations 6 to 8 of Ma et al.,
+    "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018.
+    Embeddings and experts f are shared; gates W and towers h belong to the tasks. So the fork takes the two
+    things that tasks read, as one tuple: the experts' outputs, shape [B, experts, expert[-1]], and the gates'
+    input x, shape [B, width of the embedding].
+
+    Args:
+        schema: the features and the tasks.
+        fork: see :class:`RankingModel`.
+        embedding_dim: width of one categorical feature's embedding.
+        experts: how many experts.
+        expert: widths of each expert's layers.
+        tower: widths of each tower's hidden layers.
+        sparse: give the embedding table sparse gradients.
+
+    Raises:
+        ValueError: ``experts`` is under 1.
+
+    Example:
+        >>> from equipoise.ranking.schema import Categorical, Schema, Task
+        >>> model = MMoE(Schema([Categorical("user", 9)], [], [Task("click"), Task("like")]), experts=2)
+        >>> click, like = model(torch.tensor([[3], [5]]), torch.empty(2, 0))
+        >>> click.shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        fork: nn.Module | None = None,
+        embedding_dim: int = 8,
+        experts: int = 4,
+        expert: Sequence[int] = (128, 64),
+        tower: Sequence[int] = (16,),
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(schema, fork)
+        if experts < 1:
+            raise ValueError(f"MMoE needs at least 1 expert, found {experts}.")
+        self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
+        inputs = self.embedding.width
+        # A plain loop over experts: with batches of thousands of rows their layers are bound by arithmetic,
+        # and one batched matrix product per layer took as long on CPU (measured with 4 and 8 experts).
+        self.experts = nn.ModuleList(layers.mlp(inputs, expert) for _ in range(experts))
+        self.heads = nn.ModuleList(
+            _GatedTower(inputs, experts, layers.tower((inputs, *expert)[-1], tower)) for _ in schema.tasks
+        )
+
+    def representation(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts' outputs, [B, experts, expert[-1]], and the gates' input, [B, width of the embedding].
+
+        Neither is computed from the other, so a gradient with respect to both counts every path once.
+        """
+        inputs = self.embedding(categorical, numeric)
+        outputs = torch.stack([expert(inputs) for expert in self.experts], dim=1)
+        # The view is a node of its own beside the experts; `inputs` itself would also carry their gradient.
+        return outputs, inputs.view_as(inputs)
+
+
+class _GatedTower(nn.Module):
+    """What belongs to one task: its gate and its tower."""
+
+    def __init__(self, inputs: int, experts: int, tower: nn.Module) -> None:
+        super().__init__()
+        self.gate = nn.Linear(inputs, experts, bias=False)
+        self.tower = tower
+
+    def forward(self, branch: Sequence[Tensor]) -> Tensor:
+        outputs, inputs = branch
+        weights = self.gate(inputs).softmax(dim=1)
+        # Not bmm, which takes a slow path on CPU for matrices as small as these: 2.5 times the time at the
+        # default widths.
+        mixed = (weights.unsqueeze(2) * outputs).sum(dim=1)
+        logits: Tensor = self.tower(mixed)
+        return logits

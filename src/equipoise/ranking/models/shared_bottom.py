@@ -1,0 +1,58 @@
+"""The shared bottom: one network for all tasks, then a tower each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from equipoise.ranking import layers
+from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.models.base import RankingModel
+from equipoise.ranking.schema import Schema
+
+__all__ = ["SharedBottom"]
+
+
+class SharedBottom(RankingModel):
+    """Embeddings and a bottom network that all tasks share, and one tower per task (Caruana, 1997).
+
+    The fork takes the output of the bottom, shape [B, bottom[-1]].
+
+    Args:
+        schema: the features and the tasks.
+        fork: see :class:`RankingModel`.
+        embedding_dim: width of one categorical feature's embedding.
+        bottom: widths of the shared layers.
+        tower: widths of each tower's hidden layers.
+        sparse: give the embedding table sparse gradients.
+
+    Example:
+        >>> import torch
+        >>> from equipoise.ranking.schema import Categorical, Schema, Task
+        >>> model = SharedBottom(Schema([Categorical("user", 9)], [], [Task("click"), Task("like")]))
+        >>> click, like = model(torch.tensor([[3], [5]]), torch.empty(2, 0))
+        >>> click.shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        fork: nn.Module | None = None,
+        embedding_dim: int = 8,
+        bottom: Sequence[int] = (128, 64),
+        tower: Sequence[int] = (16,),
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(schema, fork)
+        self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
+        self.bottom = layers.mlp(self.embedding.width, bottom)
+        width = (self.embedding.width, *bottom)[-1]
+        self.heads = nn.ModuleList(layers.tower(width, tower) for _ in schema.tasks)
+
+    def representation(self, categorical: Tensor, numeric: Tensor) -> Tensor:
+        """The output of the shared bottom, shape [B, bottom[-1]]."""
+        shared: Tensor = self.bottom(self.embedding(categorical, numeric))
+        return shared

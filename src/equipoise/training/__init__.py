@@ -1,0 +1,20 @@
+"""Training one model, or one model per task, with any of the methods."""
+
+from equipoise.training.checkpoint import CheckpointError
+from equipoise.training.errors import SettingError
+from equipoise.training.learner import Learner
+from equipoise.training.loop import train
+from equipoise.training.methods import METHODS, Method, MethodError, parse_method
+from equipoise.training.run import Run
+
+__all__ = [
+    "METHODS",
+    "CheckpointError",
+    "Learner",
+    "Method",
+    "MethodError",
+    "Run",
+    "SettingError",
+    "parse_method",
+    "train",
+]

@@ -1,0 +1,206 @@
+"""The training loop: batches in, one step of every model, metrics at a few points, one record of the run out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.data.dataset import Dataset, Split
+from equipoise.ranking.metrics import TaskMetrics
+from equipoise.ranking.schema import Batch, Schema
+from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+from equipoise.training.learner import Learner
+from equipoise.training.methods import Method
+from equipoise.training.run import Run
+
+__all__ = ["train"]
+
+_EVALUATION_BATCH = 16_384
+_SUBSET_SEED = 0  # the same validation rows for every method and seed
+
+Metrics = dict[str, dict[str, float]]
+
+
+def train(
+    dataset: Dataset,
+    method: Method,
+    /,
+    *,
+    model: str = "shared-bottom",
+    model_options: Mapping[str, Any] | None = None,
+    lr: float = 3e-3,
+    epochs: int = 1,
+    batch_size: int = 2048,
+    seed: int = 0,
+    loss_scale: Mapping[str, float] | None = None,
+    device: torch.device | str = "cpu",
+    evaluations: int = 8,
+    evaluation_rows: int = 20_000,
+    monitor_reads: int = 50,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Train one method on one data set with Adam, and measure it.
+
+    The seed decides the initial weights and the order of the batches, both the same for every method. Nothing is
+    read from the device between two evaluation points.
+
+    Args:
+        model: a name that :func:`equipoise.ranking.models.build_model` knows, built with ``model_options``.
+        loss_scale: task -> factor on its loss, for experiments on robustness; reported losses are unscaled.
+        evaluations: at how many evenly spaced points the validation metrics are taken.
+        evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes all.
+        monitor_reads: about how often the fork or PUB is read.
+        checkpoint: a file to write at every evaluation point: models, optimizers, forks and the record so far.
+        resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
+        on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
+
+    Raises:
+        ValueError: a setting is out of range, or the training split holds fewer rows than one batch.
+        CheckpointError: there is nothing to resume from, or it belongs to other settings.
+    """
+    counts = {"epochs": epochs, "batch_size": batch_size, "evaluations": evaluations, "monitor_reads": monitor_reads}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+    schema = dataset.schema
+    learner = Learner(
+        schema, method, model=model, lr=lr, seed=seed, device=device,
+        model_options=model_options, loss_scale=loss_scale,
+    )  # fmt: skip
+    run = Run(method.name, seed, lr)
+    identity = {
+        "dataset": f"{dataset.name} ({len(dataset.train)} training rows)", "method": method.settings(schema.task_names),
+        "model": model, "model_options": str(dict(model_options or {})), "lr": str(lr), "seed": str(seed),
+        "loss_scale": str(dict(loss_scale or {})), "evaluation_rows": str(evaluation_rows),
+        **{name: str(value) for name, value in counts.items()},
+    }  # fmt: skip
+    if resume and checkpoint is not None:
+        state = load_checkpoint(checkpoint, identity)
+        learner.load_state_dict(state["learner"])
+        run = Run(**state["run"])
+
+    total = epochs * (len(dataset.train) // batch_size)
+    points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
+    read_every = max(1, total // monitor_reads)
+    subset = _random_rows(dataset.validation, evaluation_rows)
+    window = _Window(learner.device, len(schema.tasks))
+    for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=run.steps):
+        window.add(learner.step(batch.to(learner.device)))
+        if step % read_every == 0:
+            window.read(step, learner)
+        if on_progress is not None:
+            on_progress(step, total)
+        if step in points:
+            losses = window.close(run)
+            logits = _predict(learner, subset)
+            run.curve.append(_point(schema, step, batch_size, losses, _measure(schema, subset, logits)))
+            if logits is None or not all(map(math.isfinite, losses)):
+                run.status = "diverged"
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, identity, {"learner": learner.state_dict(), "run": asdict(run)})
+            if run.status == "diverged":
+                break
+            window = _Window(learner.device, len(schema.tasks))
+    return _finish(run, learner, dataset, batch_size)
+
+
+class _Window:
+    """What happened since the last evaluation point, still on the device."""
+
+    def __init__(self, device: torch.device, tasks: int) -> None:
+        self.device = device
+        self.loss_sum = torch.zeros(tasks, device=device)
+        self.steps = 0
+        self.readings: list[tuple[int, Mapping[str, Tensor]]] = []
+        self.started = time.perf_counter()
+
+    def add(self, losses: Tensor) -> None:
+        self.loss_sum += losses
+        self.steps += 1
+
+    def read(self, step: int, learner: Learner) -> None:
+        reading = learner.reading()
+        if reading:
+            self.readings.append((step, reading))
+
+    def close(self, run: Run) -> list[float]:
+        """Bring time, steps and readings into the run; the mean losses."""
+        losses: list[float] = (self.loss_sum / self.steps).tolist()  # waits for the device
+        run.seconds += time.perf_counter() - self.started
+        run.steps += self.steps
+        for step, reading in self.readings:
+            names, values = list(reading), torch.stack([value.float() for value in reading.values()]).tolist()
+            run.monitor.append({"step": step, **dict(zip(names, values, strict=True))})
+        return losses
+
+
+def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
+    """The batches of all epochs, numbered from one, without the first ``done`` of them."""
+    per_epoch = len(train) // batch_size
+    for epoch in range(done // max(per_epoch, 1), epochs):
+        # a generator of its own for each epoch, so that a resumed run finds its order without replaying the past
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        batches = enumerate(train.batches(batch_size, generator=generator), start=epoch * per_epoch + 1)
+        yield from islice(batches, max(0, done - epoch * per_epoch), None)
+
+
+def _random_rows(split: Split, most: int) -> Split:
+    if len(split) <= most:
+        return split
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:most]
+    return Split(split.categorical[rows], split.numeric[rows], split.labels[rows], split.weight[rows])
+
+
+def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
+    """Every task's logits on a whole split, on the CPU; None where one of them is not finite."""
+    parts = [learner.logits(batch.to(learner.device)).cpu() for batch in split.batches(_EVALUATION_BATCH)]
+    logits = torch.cat(parts)
+    return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
+
+
+def _measure(schema: Schema, split: Split, logits: list[Tensor] | None, weight: Tensor | None = None) -> Metrics:
+    if logits is None:
+        return {}
+    metrics = TaskMetrics(schema)
+    metrics.update(logits, split.labels, weight)
+    return {
+        task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()
+    }
+
+
+def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Run:
+    """The last evaluation, on the whole validation and test splits."""
+    run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
+    if learner.device.type == "cuda":
+        run.peak_memory_bytes = torch.cuda.max_memory_allocated(learner.device)
+    if run.status == "diverged":
+        return run
+    schema, test = dataset.schema, dataset.test
+    validation_logits, test_logits = _predict(learner, dataset.validation), _predict(learner, test)
+    if validation_logits is None or test_logits is None:
+        run.status = "diverged"
+        return run
+    run.validation = _measure(schema, dataset.validation, validation_logits)
+    run.test = _measure(schema, test, test_logits)
+    if bool((test.weight != 1).any()):
+        run.test_natural = _measure(schema, test, test_logits, test.weight)
+    return run
+
+
+def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> dict[str, Any]:
+    return {
+        "step": step,
+        "examples": step * batch_size,
+        "train_loss": dict(zip(schema.task_names, losses, strict=True)),
+        "validation": {task: {"auc": found["auc"], "ne": found["ne"]} for task, found in metrics.items()},
+    }

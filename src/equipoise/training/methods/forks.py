@@ -1,0 +1,32 @@
+"""Methods that balance the tasks' gradients where they meet, at the fork."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from equipoise.fork import Fork
+from equipoise.multibalance import MultiBalance
+from equipoise.training.methods.method import Method, keyword_options
+
+__all__ = ["MultiBalanceMethod"]
+
+
+@dataclass(frozen=True)
+class MultiBalanceMethod(Method):
+    """MultiBalance at the fork; options are those of :class:`equipoise.MultiBalance`."""
+
+    family: ClassVar[str] = "gradients at the fork"
+
+    def known_options(self) -> tuple[str, ...]:
+        """The keyword-only parameters of MultiBalance."""
+        return keyword_options(MultiBalance)
+
+    def settings(self, tasks: Sequence[str]) -> str:
+        """The fork, spelled out."""
+        return repr(self.fork(tasks))
+
+    def fork(self, tasks: Sequence[str]) -> Fork:
+        """MultiBalance over the tasks."""
+        return MultiBalance(list(tasks), **self.options)

@@ -1,0 +1,99 @@
+"""What every method has to say: what stands at the fork, which optimizer steps, how losses become a backward."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from equipoise.fork import Fork
+from equipoise.training.errors import SettingError
+
+__all__ = ["Method", "MethodError"]
+
+
+class MethodError(SettingError):
+    """A method or one of its options is not known: the message lists what there is."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a model on several losses; the base class is the plain sum of losses.
+
+    Attributes:
+        name: as in the registry, with overridden options behind a colon: ``"multibalance:beta=0.3"``.
+        label: for tables and plots.
+        summary: one sentence for a reader who does not know the method.
+        options: what the method's fork or optimizer is built with; what is not named keeps its default.
+    """
+
+    name: str
+    label: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    family: ClassVar[str]
+
+    def known_options(self) -> tuple[str, ...]:
+        """The options that :meth:`with_options` takes."""
+        return ()
+
+    def settings(self, tasks: Sequence[str]) -> str:  # noqa: ARG002
+        """What would be trained, spelled out: a change of a default shows here."""
+        return self.name
+
+    def with_options(self, **options: Any) -> Self:
+        """The same method with some options replaced, and a name that says so.
+
+        Raises:
+            MethodError: an option is not known, or its value is refused by what is built with it.
+        """
+        unknown = sorted(options.keys() - set(self.known_options()))
+        if unknown:
+            known = ", ".join(self.known_options()) or "no options"
+            raise MethodError(f"Method {self.name!r} takes {known}; found {', '.join(unknown)}.")
+        stated = ",".join(f"{key}={value}" for key, value in options.items())
+        changed = dataclasses.replace(
+            self, name=f"{self.name}:{stated}" if stated else self.name, options={**self.options, **options}
+        )
+        try:
+            changed.settings(("a", "b"))
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"Method {changed.name!r}: {error}") from error
+        return changed
+
+    def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+        """Which tasks are trained together in one model: all of them."""
+        return [tuple(tasks)]
+
+    def fork(self, tasks: Sequence[str]) -> Fork | None:  # noqa: ARG002
+        """A new fork for the model, or None for the plain sum of gradients."""
+        return None
+
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter]) -> Optimizer:  # noqa: ARG002
+        """The optimizer that steps, around ``base``, which holds all the model's parameters."""
+        return base
+
+    def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:  # noqa: ARG002
+        """The gradients of a group's losses, one scalar each, into the parameters."""
+        torch.stack(list(losses)).sum().backward()
+
+
+_NOT_FROM_TEXT = {"shared", "process_group", "task_weights"}  # what a word of the command line cannot spell
+
+
+def keyword_options(build: Callable[..., object]) -> tuple[str, ...]:
+    """The names of a constructor's keyword-only parameters that one word can spell."""
+    parameters = inspect.signature(build).parameters.values()
+    return tuple(
+        entry.name
+        for entry in parameters
+        if entry.kind is inspect.Parameter.KEYWORD_ONLY and entry.name not in _NOT_FROM_TEXT
+    )

@@ -1,0 +1,96 @@
+"""What one training run leaves behind: a dataclass that is one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """One method trained with one seed at one learning rate.
+
+    Numbers that do not exist (the AUC of a task with one class only, any metric of a diverged run) are NaN here and
+    ``null`` in JSON.
+
+    Attributes:
+        status: ``"diverged"`` if a loss or a prediction was not finite at an evaluation point; the run ended there.
+        steps: batches seen. Single-task training makes one step per task and batch, and counts the batch once.
+        seconds: of training steps alone, without evaluation and set-up.
+        examples_per_second: examples seen, once per batch, over ``seconds``.
+        peak_memory_bytes: most bytes allocated on the accelerator; None on a CPU, where
+            :func:`equipoise.compare.throughput.peak_memory` measures it.
+        test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
+        test_natural: the same weighted back to the natural rate; empty where all weights are one.
+        validation: as ``test``, on the whole validation split.
+        curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point before)
+            and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
+        monitor: about fifty points with ``step`` and what the monitor read there.
+    """
+
+    method: str
+    seed: int
+    lr: float
+    status: Literal["ok", "diverged"] = "ok"
+    steps: int = 0
+    seconds: float = 0.0
+    examples_per_second: float = math.nan
+    peak_memory_bytes: int | None = None
+    test: dict[str, dict[str, float]] = field(default_factory=dict)
+    test_natural: dict[str, dict[str, float]] = field(default_factory=dict)
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    monitor: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def mean_validation_ne(self) -> float:
+        """Mean over tasks of the normalized entropy on the validation split; infinite if the run diverged.
+
+        Example:
+            >>> Run("equal", 0, 1e-3, validation={"a": {"ne": 0.5}, "b": {"ne": 0.7}}).mean_validation_ne
+            0.6
+        """
+        values = [metrics["ne"] for metrics in self.validation.values()]
+        mean = sum(values) / len(values) if values and self.status == "ok" else math.inf
+        return mean if math.isfinite(mean) else math.inf
+
+    def to_json(self) -> str:
+        """One line of strict JSON.
+
+        Example:
+            >>> Run("equal", 0, 1e-3, test={"a": {"auc": float("nan")}}).to_json()[-72:-40]
+            '"test": {"a": {"auc": null}}, "t'
+        """
+        return json.dumps(_finite(asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Run:
+        """The run that :meth:`to_json` wrote; other keys in the line are left out.
+
+        Example:
+            >>> Run.from_json(Run("equal", 0, 1e-3).to_json()).method
+            'equal'
+        """
+        record = json.loads(line)
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{key: _with_nan(value) for key, value in record.items() if key in known})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: math.nan if entry is None else _with_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(entry) for entry in value]
+    return value
