@@ -1,0 +1,13 @@
+"""Balanced multi-task training for recommender systems.
+
+Put :class:`MultiBalance` between the shared layers and the tasks' towers and train as before, or wrap the optimizer in
+:class:`PUB`. :class:`Monitor` shows what they do.
+"""
+
+from equipoise.fork import Fork
+from equipoise.monitor import Monitor
+from equipoise.multibalance import MultiBalance
+from equipoise.optim import PUB, AdaTask, Clippy
+
+__all__ = ["PUB", "AdaTask", "Clippy", "Fork", "Monitor", "MultiBalance"]
+__version__ = "0.1.0"

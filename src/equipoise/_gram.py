@@ -1,7 +1,8 @@
 """The two passes over the tasks' gradients that a fork makes: their Gram matrix, and their weighted sum.
 
-Both are bound by memory traffic, not by arithmetic, so the gradients are read once each and nothing of their size is
-written but the result.
+Both are bound by memory traffic rather than by arithmetic. On a CPU the shapes at hand (few rows, very long) are far
+from what one matrix product does well, so the gradients go through it in pieces that stay in cache; which way is the
+fastest for how many tasks was measured, see ``benchmarks/gram.py``.
 """
 
 from __future__ import annotations
@@ -13,31 +14,75 @@ from torch import Tensor
 
 __all__ = ["gram_matrix", "weighted_sum"]
 
-# Elements of the gathered gradients that one block may hold: 2 MiB in float32, what stays in a core's cache.
-_BLOCK = 1 << 19
-# Inner length of the small matrix products; long ones in one piece are slow for few rows, see benchmarks/speed.md.
+_BY_DOTS = 4  # up to so many tasks single dot products are the fastest: nothing is copied
+_IN_STRIPS = 16  # up to so many, a batch of products of short strips; above, one product
+_BLOCK = 1 << 19  # numbers gathered at a time on a CPU: 2 MiB in float32, a core's cache
+_BLOCK_ELSEWHERE = 1 << 27  # on an accelerator: bounds the extra memory to 512 MiB
 _STRIP = 2048
 
 
 def gram_matrix(gradients: Sequence[Sequence[Tensor]], /) -> Tensor:
-    """Inner products of M gradients, each given in the same pieces: float32 (float64 for float64), shape [M, M]."""
-    count = len(gradients)
+    """Inner products of M gradients that are given in the same pieces, shape [M, M].
+
+    Half precision is multiplied and summed in float32, float64 in float64.
+    """
     total: Tensor | None = None
     for pieces in zip(*gradients, strict=True):
-        rows = torch.stack([piece.reshape(-1) for piece in pieces])
-        if rows.dtype != torch.float64:
-            rows = rows.float()
-        gram = rows @ rows.T
-        total = gram if total is None else total + gram.to(total.dtype)
-    assert total is not None
+        gram = _gram_of_vectors([piece.reshape(-1) for piece in pieces])
+        total = gram if total is None else total + gram
+    assert total is not None, "a fork hands at least one tensor to its tasks"
     return total
 
 
 def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[Tensor], /) -> Tensor:
-    """``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; sums of half precision in float32."""
+    """``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; half precision is summed in float32.
+
+    Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
+    """
     first = gradients[0]
-    wide = first.dtype if first.dtype == torch.float64 else torch.float32
-    total = torch.mul(first, weights[0]) if first.dtype == wide else first.to(wide) * weights[0]
+    total = first.to(_wide(first.dtype)) * weights[0]
+    recorded = torch.is_grad_enabled()
     for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-        total = total.addcmul(gradient, weight) if torch.is_grad_enabled() else total.addcmul_(gradient, weight)
+        wide = gradient.to(total.dtype)
+        total = total.addcmul(wide, weight) if recorded else total.addcmul_(wide, weight)
     return total.to(first.dtype)
+
+
+def _gram_of_vectors(vectors: Sequence[Tensor]) -> Tensor:
+    count, on_cpu = len(vectors), vectors[0].device.type == "cpu"
+    if torch.compiler.is_compiling():
+        return _product(torch.stack(list(vectors)))
+    wide = _wide(vectors[0].dtype)
+    if on_cpu and count <= _BY_DOTS and vectors[0].dtype == wide:
+        return _by_dots(vectors)
+    columns = (_BLOCK if on_cpu else _BLOCK_ELSEWHERE) // count // _STRIP * _STRIP or _STRIP
+    total = torch.zeros(count, count, dtype=wide, device=vectors[0].device)
+    for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
+        rows = torch.stack(parts)
+        if on_cpu and count <= _IN_STRIPS and rows.shape[1] % _STRIP == 0:
+            strips = rows.to(wide).view(count, -1, _STRIP).transpose(0, 1)
+            total += torch.bmm(strips, strips.transpose(1, 2)).sum(0)
+        else:
+            total += _product(rows)
+    return total
+
+
+def _product(rows: Tensor) -> Tensor:
+    rows = rows.to(_wide(rows.dtype))
+    return rows @ rows.T
+
+
+def _by_dots(vectors: Sequence[Tensor]) -> Tensor:
+    count = len(vectors)
+    dots = {
+        (row, column): torch.dot(vectors[row], vectors[column])
+        for row in range(count)
+        for column in range(row + 1)
+    }
+    return torch.stack(
+        [dots[max(row, column), min(row, column)] for row in range(count) for column in range(count)]
+    ).view(count, count)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -65,6 +65,6 @@ def _mark(loss: Tensor | Iterable[Any], factor: Tensor | None) -> None:
 
         def at_start_of_backward(_: Tensor) -> None:
             _announce(factor)
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: _announce(1.0))  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: _announce(1.0))
 
-        loss.register_hook(at_start_of_backward)
+        loss.register_hook(at_start_of_backward)  # type: ignore[no-untyped-call]

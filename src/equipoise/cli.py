@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from equipoise import data
-from equipoise.compare.plan import Plan, parse_pairs
-from equipoise.compare.progress import Display, TrainingBar
+from equipoise.compare.plan import Plan, parse_pairs, split_methods
+from equipoise.compare.progress import DataBar, Display
 from equipoise.compare.report import write_report
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
@@ -33,9 +34,12 @@ errors = Console(stderr=True)
 
 DataName = Annotated[str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}.")]
 DataOptions = Annotated[
-    list[str] | None, typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader.")
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
 ]
-Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
+Rows = Annotated[
+    int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")
+]
 Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.")]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
@@ -50,7 +54,10 @@ Config = Annotated[Path | None, typer.Option(help="A TOML file with settings; op
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="What `equipoise methods` lists; options behind a colon.")] = "multibalance",
+    *,
+    method: Annotated[
+        str, typer.Option(help="What `equipoise methods` lists; options behind a colon.")
+    ] = "multibalance",
     data_name: DataName = None,
     data_option: DataOptions = None,
     rows: Rows = None,
@@ -67,19 +74,24 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Train one method once; leaves checkpoint.pt and run.json in --out."""
-    with _plainly(), TrainingBar(console, method) as bar:
+    with _plainly(f"Run the same command with --resume to go on from {out}."):
         plan = _plan(
-            config, data_name, data_option, rows, model, model_option, epochs, batch_size, loss_scale,
+            config, data_option, rows, model_option, loss_scale,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size,
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
-        run = train_into(out, plan, seed=seed, device=device, resume=resume, on_progress=bar.step)
+        with Display(console) as display:
+            run = train_into(out, plan, seed=seed, device=device, resume=resume, watch=display)
     console.print(run_table(run))
     console.print(f"Run and checkpoint: {out}")
 
 
 @app.command()
 def compare(
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")] = None,
+    *,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")
+    ] = None,
     data_name: DataName = None,
     data_option: DataOptions = None,
     rows: Rows = None,
@@ -89,24 +101,33 @@ def compare(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     loss_scale: LossScale = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")] = False,
-    tune_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")] = None,
-    rate: Annotated[list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
+    ] = False,
+    tune_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")
+    ] = None,
+    rate: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
     config: Config = None,
-    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
+    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path(
+        "equipoise-compare"
+    ),
 ) -> None:
     """Compare methods: every method, every seed, then a report."""
-    with _plainly(resume=f"Run the same command again to go on from {out}."):
+    with _plainly(f"Run the same command again to go on from {out}."):
         plan = _plan(
-            config, data_name, data_option, rows, model, model_option, epochs, batch_size, loss_scale,
-            methods=methods.split(",") if methods else None, seeds=seeds, tune=tune or None, tune_seeds=tune_seeds,
-            rates=parse_pairs(rate or [], "--rate") or None,
+            config, data_option, rows, model_option, loss_scale,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size,
+            methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
+            tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
         )  # fmt: skip
         with Display(console) as display:
             run_comparison(plan, out, jobs=jobs, watch=display)
         report_file = write_report(out)
-    console.print(summary_table(out))
+        console.print(summary_table(out))
     console.print(f"Report: {report_file}")
 
 
@@ -124,28 +145,68 @@ def methods() -> None:
 
 
 @data_app.command()
-def fetch(name: Annotated[str, typer.Argument(help="census-income")]) -> None:
+def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which.")]) -> None:  # noqa: ARG001
     """Download a data set from its publisher and verify it."""
+    from equipoise.data.census_income import fetch as fetch_census_income  # noqa: PLC0415
+
+    with _plainly():
+        console.print(f"Verified: {fetch_census_income()}")
 
 
 @data_app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="complete-journey")],
-    full: Annotated[bool, typer.Option("--full", help="All 319 million exposures, streamed to disk.")] = False,
+    name: Annotated[Literal["complete-journey"], typer.Argument(help="Which.")],
+    rows: Rows = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All 319 million exposures, streamed to --out.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
 ) -> None:
-    """Build a data set that comes with a package."""
+    """Build a data set that comes with a package, and keep it for the commands."""
+    options: dict[str, Any] = {} if rows is None else {"rows": rows}
+    with _plainly("Run the same command again to go on."), DataBar(console) as bar:
+        if full:
+            from equipoise.data.complete_journey import stream_all  # noqa: PLC0415
+
+            files = stream_all(out, progress=bar.advance, **options)
+            console.print(f"{len(files)} files in {out}")
+        else:
+            built = data.load(name, progress=bar.advance, **options)
+            rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
+            console.print(
+                f"{built.name}:", ", ".join(f"{len(part)} {name}" for name, part in rows_of.items()), "rows"
+            )
+
+
+def _plan(
+    config: Path | None,
+    data_option: list[str] | None,
+    rows: int | None,
+    model_option: list[str] | None,
+    loss_scale: list[str] | None,
+    **settings: Any,
+) -> Plan:
+    """The plan that the options state over the config file; an option that was not given states nothing."""
+    data_options = parse_pairs(data_option or [], "--data-option") | ({} if rows is None else {"rows": rows})
+    stated = {
+        "data_options": data_options or None,
+        "model_options": parse_pairs(model_option or [], "--model-option") or None,
+        "loss_scale": parse_pairs(loss_scale or [], "--loss-scale") or None,
+        **settings,
+    }
+    return Plan.of(config, **{name: value for name, value in stated.items() if value is not None})
 
 
 @contextmanager
-def _plainly(resume: str | None = None) -> Iterator[None]:
-    """Turn wrong input into one message and exit code 2, and Ctrl-C into a word on how to go on and code 130."""
+def _plainly(how_to_go_on: str = "") -> Iterator[None]:
+    """Turn wrong input into one message and exit code 2, Ctrl-C into how to go on and exit code 130."""
     try:
         yield
     except (SettingError, data.DataError) as error:
-        errors.print(f"[bold red]Error:[/] {error}", highlight=False)
+        errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        errors.print(f"Stopped; what is done is kept. {resume or ''}")
+        errors.print(f"Stopped; what is done is kept. {how_to_go_on}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 

@@ -74,9 +74,7 @@ class Fork(nn.Module):
     last_present: Tensor
     loss_scale: Tensor
 
-    def __init__(
-        self, tasks: int | Sequence[str], *, process_group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, tasks: int | Sequence[str], *, process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.tasks = _task_names(tasks)
         self.process_group = process_group
@@ -89,7 +87,7 @@ class Fork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         follow(self)
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
@@ -147,15 +145,21 @@ class Fork(nn.Module):
 
     def _gram(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
         """The tasks' Gram matrix over all ranks, in units of the unscaled losses."""
-        pieces = [place for place in range(len(by_task[0])) if any(by_task[task][place] is not None for task in arrived)]
+        pieces = [
+            place
+            for place in range(len(by_task[0]))
+            if any(by_task[task][place] is not None for task in arrived)
+        ]
         filled = [[_or_zeros(by_task, task, place) for place in pieces] for task in arrived]
         gram = gram_matrix(filled)
         if len(arrived) < len(self.tasks):
             places = torch.tensor(arrived, device=gram.device)
-            gram = gram.new_zeros(len(self.tasks), len(self.tasks)).index_put_((places.unsqueeze(1), places), gram)
+            gram = gram.new_zeros(len(self.tasks), len(self.tasks)).index_put_(
+                (places.unsqueeze(1), places), gram
+            )
         if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
-            gram = all_reduce(gram, "sum", self.process_group or dist.group.WORLD)
-            gram = gram / dist.get_world_size(self.process_group) ** 2
+            group = self.process_group or dist.distributed_c10d._get_default_group()
+            gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
         return gram / self.loss_scale.square()
 
     def extra_repr(self) -> str:
@@ -191,8 +195,10 @@ class _Meeting(torch.autograd.Function):
         split = weights.unbind(0)
         balanced: list[Tensor | None] = []
         for place in range(ctx.pieces):
-            terms = [(by_task[task][place], split[task]) for task in arrived if by_task[task][place] is not None]
-            balanced.append(weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None)
+            terms = [(piece, split[task]) for task in arrived if (piece := by_task[task][place]) is not None]
+            balanced.append(
+                weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None
+            )
         return None, *balanced
 
 
@@ -211,7 +217,9 @@ def _or_zeros(by_task: Sequence[Sequence[Tensor | None]], task: int, place: int)
     found = by_task[task][place]
     if found is not None:
         return found
-    return torch.zeros_like(next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None))
+    return torch.zeros_like(
+        next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None)
+    )
 
 
 def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
@@ -219,7 +227,9 @@ def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(tasks, int):
         names: tuple[str, ...] = tuple(str(task) for task in range(tasks))
     elif isinstance(tasks, str):
-        raise ValueError(f"tasks must be a number or a list of names, found the single string {tasks!r}: write [{tasks!r}].")
+        raise ValueError(
+            f"tasks must be a number or a list of names, found the single string {tasks!r}: write [{tasks!r}]."
+        )
     else:
         names = tuple(tasks)
     if not names:

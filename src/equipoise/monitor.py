@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from equipoise.solvers import min_norm_weights
 __all__ = ["Monitor", "Reading"]
 
 
-class _Watched(Protocol):
-    """What a fork and PUB have in common."""
+@runtime_checkable
+class _Balancing(Protocol):
+    """An optimizer that weighs the tasks' updates, such as PUB; None before its first step."""
 
-    tasks: tuple[str, ...]
-    last_gram: Tensor
-    last_weights: Tensor
-    last_present: Tensor
+    last_gram: Tensor | None
+    last_weights: Tensor | None
+    last_present: Tensor | None
 
 
 class _ScalarWriter(Protocol):
@@ -81,6 +81,7 @@ class Monitor:
     Args:
         model: a module that holds forks, itself one, or wrapped by DDP or ``torch.compile``.
         optimizer: the training's optimizer; watched if it balances updates.
+        tasks: the names of the losses that the optimizer gets, in their order; numbered from 0 if None.
 
     Raises:
         ValueError: there is nothing to watch.
@@ -95,13 +96,17 @@ class Monitor:
         (['fork/1/cosine/click/like', 'fork/1/norm/click'], 1.0)
     """
 
-    def __init__(self, model: nn.Module, optimizer: object | None = None) -> None:
-        self._watched: list[tuple[str, _Watched]] = [
-            (f"fork/{_plain_name(name)}", module) for name, module in model.named_modules() if isinstance(module, Fork)
+    def __init__(
+        self, model: nn.Module, optimizer: object | None = None, *, tasks: Sequence[str] | None = None
+    ) -> None:
+        self._forks = [
+            (f"fork/{_plain_name(name)}", module)
+            for name, module in model.named_modules()
+            if isinstance(module, Fork)
         ]
-        if isinstance(optimizer, _balancing_optimizers()):
-            self._watched.append(("pub", optimizer))
-        if not self._watched:
+        self._optimizer = optimizer if isinstance(optimizer, _Balancing) else None
+        self._tasks = tasks
+        if not self._forks and self._optimizer is None:
             raise ValueError(
                 "A monitor needs something to watch: found no Fork in the model and no balancing optimizer "
                 f"(optimizer: {type(optimizer).__name__}). Put a fork between the shared layers and the towers."
@@ -109,14 +114,25 @@ class Monitor:
 
     def read(self) -> Reading:
         """The last step's values; copies a few M×M tensors on the device and does not wait for it."""
-        return Reading([_record(prefix, watched) for prefix, watched in self._watched])
-
-
-def _record(prefix: str, watched: _Watched) -> _Record:
-    per_task = {"weight": watched.last_weights.clone()}
-    if isinstance(watched, Fork):
-        per_task |= watched.monitored()
-    return _Record(prefix, watched.tasks, watched.last_gram.clone(), watched.last_present.clone(), per_task)
+        records = [
+            _Record(
+                prefix,
+                fork.tasks,
+                fork.last_gram.clone(),
+                fork.last_present.clone(),
+                {"weight": fork.last_weights.clone(), **fork.monitored()},
+            )
+            for prefix, fork in self._forks
+        ]
+        watched = self._optimizer
+        if watched is not None and watched.last_gram is not None:
+            gram, weights, present = watched.last_gram, watched.last_weights, watched.last_present
+            assert weights is not None and present is not None
+            names = self._tasks or [str(task) for task in range(gram.shape[0])]
+            records.append(
+                _Record("pub", tuple(names), gram.clone(), present.clone(), {"weight": weights.clone()})
+            )
+        return Reading(records)
 
 
 def _scalars(record: _Record) -> dict[str, float]:
@@ -126,7 +142,9 @@ def _scalars(record: _Record) -> dict[str, float]:
     cosines = gram / (norms * norms.unsqueeze(1))
     found = {f"{prefix}/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
     for quantity, values in record.per_task.items():
-        found |= {f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)}
+        found |= {
+            f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)
+        }
     found = {name: value for (name, value), here in zip(found.items(), itertools.cycle(present)) if here}
     rows = cosines.tolist()
     for first, second in itertools.combinations([place for place, here in enumerate(present) if here], 2):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Literal
@@ -20,7 +22,7 @@ from equipoise.data import Dataset
 from equipoise.training import Run, train
 from equipoise.training.methods import parse_method
 
-__all__ = ["Job", "Watch", "run_jobs"]
+__all__ = ["Job", "Watch", "cores", "run_jobs"]
 
 _POLL_SECONDS = 0.1
 _REPORT_EVERY = 10  # steps between two messages of a worker
@@ -52,15 +54,23 @@ class Watch:
         """A job is done and its result is on disk."""
 
 
-def run_jobs(plan: Plan, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(
+    plan: Plan, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch
+) -> Iterator[tuple[Job, Run]]:
     """Results as they come, from this process or from ``workers`` others.
 
     Every run uses one thread wherever it runs, since the order in which threads add up changes the last bits.
     """
-    if workers == 1:
+    workers = min(workers, len(jobs))
+    if workers <= 1:
         with _one_thread():
             for job in jobs:
-                yield job, _run(plan, dataset, job, lambda done, total, job=job: watch.step(job, done, total))
+                yield job, _run(plan, dataset, job, partial(watch.step, job))
     else:
         yield from _in_processes(plan, jobs, workers, watch)
 
@@ -90,7 +100,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """The main process wants its workers to end."""
 
 
@@ -137,7 +147,7 @@ def _work(job: Job) -> Run:
     def on_progress(done: int, total: int) -> None:
         if done % _REPORT_EVERY == 0 or done == total:
             if _worker.stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             _worker.messages.put((job, done, total))
 
     return _run(_worker.plan, _worker.dataset, job, on_progress)

@@ -13,7 +13,7 @@ from equipoise.compare.rates import GRID, rate
 from equipoise.training import METHODS, SettingError
 from equipoise.training.methods import parse_scalar
 
-__all__ = ["Plan", "PlanError", "parse_pairs"]
+__all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
 
 Scalar = bool | int | float | str
 
@@ -46,8 +46,8 @@ class Plan(BaseModel):
         model: a name that :func:`equipoise.ranking.models.build_model` knows, called with ``model_options``.
         methods: names out of the registry, options behind a colon (``"multibalance:beta=0.3"``).
         seeds: how many; they are 0, 1, 2, ...
-        tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds, which are
-            others than those of the comparison.
+        tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds,
+            which are others than those of the comparison.
         rates: method -> learning rate, instead of the tuned one or the committed one.
         loss_scale: task -> factor on its loss.
 
@@ -135,4 +135,20 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar]:
         if not equals or not key:
             raise PlanError(f"{option}: expected KEY=VALUE, found {pair!r}.")
         found[key] = parse_scalar(value)
+    return found
+
+
+def split_methods(text: str) -> list[str]:
+    """The methods of a comma-separated list; options of a method have commas between them too.
+
+    Example:
+        >>> split_methods("equal,multibalance:beta=0.1,direction=gram,pub")
+        ['equal', 'multibalance:beta=0.1,direction=gram', 'pub']
+    """
+    found: list[str] = []
+    for word in text.split(","):
+        if found and "=" in word and ":" not in word:
+            found[-1] += f",{word}"
+        else:
+            found.append(word.strip())
     return found

@@ -6,12 +6,20 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from equipoise.compare.jobs import Job, Watch
 from equipoise.training import Run
 
-__all__ = ["Display"]
+__all__ = ["DataBar", "Display"]
 
 _NAME_WIDTH = 30
 
@@ -21,8 +29,8 @@ class Display(Watch):
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, transient=True,
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=console, transient=True,
         )  # fmt: skip
         self._phase: TaskID | None = None
         self._bars: dict[Job, TaskID] = {}
@@ -63,3 +71,27 @@ class Display(Watch):
         """One more part of the phase is done."""
         if self._phase is not None:
             self._progress.advance(self._phase)
+
+
+class DataBar:
+    """One bar for a data set that is being built; gone when the block ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
+            TimeElapsedColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._bar = self._progress.add_task("", total=1.0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, step: str, done: float, /) -> None:
+        """Say what comes next and what share of the work is done."""
+        self._progress.update(self._bar, description=step, completed=done)

@@ -12,12 +12,12 @@ GRID: Final = (1e-3, 3e-3, 1e-2)
 DEFAULT_RATE: Final = 3e-3
 """The rate of a method that was never tuned on that data set and model: the middle of the grid."""
 
-# (data set, model) -> method -> rate, as `equipoise compare --tune` chose them at that data set's default settings
+# (data set, model) -> method -> rate, as `equipoise compare --tune` chose it at that data set's defaults
 _TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {}
 
 
 def rate(dataset: str, model: str, method: str) -> float:
-    """The tuned rate of a method, else of the method without its overridden options, else :data:`DEFAULT_RATE`.
+    """The tuned rate of a method, else of the method without its options, else :data:`DEFAULT_RATE`.
 
     Example:
         >>> rate("my-data", "shared-bottom", "equal")

@@ -1,4 +1,4 @@
-"""A comparison's folder: its plan, its runs as lines of JSON, written so that an interruption never breaks them."""
+"""A comparison's files: JSON written whole, and runs as lines that an interruption never breaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that opens offline, its tables as Markdown, and rows for a terminal."""
+"""The report of a comparison: one HTML file that opens offline, its tables as Markdown and as plain rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equipoise.compare import report_tables as tables
 from equipoise.compare import report_text as text
 from equipoise.compare.report_analysis import Analysis, View, analyse, has_natural_view
 from equipoise.compare.report_data import Results, read_results
-from equipoise.compare.report_figures import curve_chart, gain_chart, tuning_chart
+from equipoise.compare.report_figures import Chart, curve_chart, gain_chart, tuning_chart
 from equipoise.compare.report_monitor import cosine_chart, monitor_chart
 
 __all__ = ["result_rows", "write_markdown", "write_report"]
@@ -24,7 +24,10 @@ _VIEW_TITLES: dict[View, str] = {
     "test": "Test rows as sampled",
     "test_natural": "Weighted back to the natural rate",
 }
-_MARKS = "▲ better, ▼ worse than the reference (p < 0.05 after Holm's adjustment); △ ▽ only before that adjustment."
+_MARKS = (
+    "▲ clearly better, ▼ clearly worse (p < 0.05 after Holm's adjustment for the number of tests); "
+    "△ ▽ only before that adjustment."
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -83,7 +86,7 @@ def write_markdown(folder: Path) -> Path:
 
 
 def result_rows(folder: Path) -> list[dict[str, str]]:
-    """The report's main table for a terminal: per method, best mean NE first, the columns' titles to their text.
+    """The report's main table for a terminal: per method, best mean NE first, column titles to their text.
 
     Raises:
         ReportError: the folder holds no comparison, or a file in it is damaged.
@@ -121,6 +124,7 @@ def _content(results: Results) -> dict[str, Any]:
         "methods": tables.methods_table(results),
         "procedure": _procedure(results),
         "command": _command(plan.options),
+        "chart_json": _chart_json,
         "style": files("equipoise.compare").joinpath("templates/report.css").read_text(encoding="utf-8"),
         "script": files("equipoise.compare").joinpath("templates/report.js").read_text(encoding="utf-8"),
     }
@@ -166,12 +170,9 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
     gain = best.ne_gain
     if gain is not None and gain.mean is not None:
         found = gain.over_seeds
-        interval = (
-            "too few seeds for an interval"
-            if found.low is None
-            else f"95 % interval {tables.signed(found.low, 2)} to {tables.signed(found.high, 2)} %"
-        )
-        tiles.append(("NE gain over equal weights", f"{tables.signed(gain.mean, 2)} %", interval))
+        ends = f"{tables.signed(found.low, 2)} to {tables.percent(found.high, 2)}"
+        interval = "too few seeds" if found.low is None else f"95{tables.PERCENT} interval {ends}"
+        tiles.append(("NE gain over equal weights", tables.percent(gain.mean, 2), interval))
     if best.speed is not None and not best.is_reference:
         tiles.append(("Its training speed", f"× {best.speed.ratio:.3f}", "of that of equal weights"))
     return [*tiles, finished]
@@ -193,18 +194,28 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
         ("Data set", f"{plan.dataset}; rows: {rows}" if rows else plan.dataset),
         ("Model", plan.model),
         ("Training", f"Adam, {_count(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows"),
-        ("Seeds", f"{', '.join(map(str, plan.seeds))}; the same initial weights and batches for every method within a seed"),
+        ("Seeds", _seeds(plan.seeds)),
         ("Learning rates", rates),
         (
             "Statistics",
-            "differences between methods are paired by seed; intervals are 95 % Student-t intervals of their mean; "
-            "p from two-sided paired t-tests, adjusted with Holm's method within each table (one column of the main "
-            "table, or one table by task); seeds that diverged on either side are left out",
+            "differences between methods are paired by seed; 95 % Student-t intervals of their mean; p from "
+            "two-sided paired t-tests, adjusted with Holm's method within each table by task and each column "
+            "of the main table; seeds that diverged on either side are left out",
         ),
-        ("Speed", "blocks of steps of each method and of equal weights in alternation, in one process; median ratio"),
+        ("Speed", "steps of each method and of equal weights in alternation, in one process; median ratio"),
         ("Versions", _pairs(plan.versions)),
-        ("Machine", _pairs(plan.machine)),
+        ("Machine", _machine(plan.machine)),
     ]  # fmt: skip
+
+
+def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:
+    return [[{"title": panel.title, "figure": panel.figure} for panel in shown] for shown in chart.panels]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return (
+        f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
+    )
 
 
 def _command(options: Mapping[str, Any]) -> str:
@@ -232,6 +243,13 @@ def _without_folders(value: Any) -> Any:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "not recorded"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    if "cpu" not in machine:
+        return "not recorded"
+    cores = f", {_count(machine['cores'], 'core')}" if machine.get("cores") else ""
+    return f"{machine['cpu']}{cores}"
 
 
 def _one_line(cell: tables.Cell) -> str:

@@ -111,10 +111,6 @@ class Results:
         found = {run.seed: run for run in self.runs if run.method == method}
         return [found[seed] for seed in self.plan.seeds if seed in found]
 
-    def label(self, method: str) -> str:
-        """The name of a method for a reader."""
-        return next((entry.label for entry in self.plan.methods if entry.name == method), method)
-
 
 def read_results(folder: Path) -> Results:
     """What ``equipoise compare`` has written into ``folder`` so far.

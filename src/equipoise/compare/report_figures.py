@@ -84,7 +84,7 @@ def gain_chart(analysis: Analysis) -> Chart | None:
     data = [trace for trace in data if trace["x"] != [None]]
     if not data:
         return None
-    layout = axes(height=92 + 34 * len(data), x="NE gain over equal weights (right of zero is better)")
+    layout = axes(height=92 + 34 * len(data), x="←  worse      better  →")
     layout["showlegend"] = False
     layout["xaxis"] |= {"zeroline": True, "zerolinecolor": _INK, "zerolinewidth": 1.5, "ticksuffix": " %"}
     layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}

@@ -134,8 +134,8 @@ def _heat_map(tasks: Sequence[str], cosines: Matrix, reach: float) -> Figure:
     }  # fmt: skip
     layout = axes(height=max(360, 130 + 34 * len(tasks)), x="")
     layout["margin"] |= {"l": 20, "t": 8, "b": 20}
-    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
-    layout["xaxis"] |= {"showgrid": False, "type": "category"}
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category", "ticks": ""}
+    layout["xaxis"] |= {"showgrid": False, "type": "category", "ticks": ""}
     return {"data": [trace], "layout": layout}
 
 

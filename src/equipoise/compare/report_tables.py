@@ -22,6 +22,7 @@ __all__ = [
     "methods_table",
     "number",
     "p_value",
+    "percent",
     "rate",
     "signed",
     "task_table",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 NONE = "–"
+PERCENT = "\N{NO-BREAK SPACE}%"
 _BLUE, _ORANGE = "0, 114, 178", "213, 94, 0"  # Okabe-Ito: told apart by colour-blind readers
 _FULL_COLOUR = {"ne": 10.0, "auc": 0.05}  # a change of this size gets the strongest background
 
@@ -86,6 +88,16 @@ def signed(value: float | None, digits: int) -> str:
     if value is None or not math.isfinite(value) or float(f"{value:.{digits}f}") == 0:
         return text.lstrip("−")
     return text if value < 0 else f"+{text}"
+
+
+def percent(value: float | None, digits: int) -> str:
+    """A relative change in per cent with its sign; the space before the sign of per cent does not break.
+
+    Example:
+        >>> percent(2.5, 1)
+        '+2.5\\xa0%'
+    """
+    return f"{signed(value, digits)}{PERCENT}"
 
 
 def p_value(p: float | None) -> str:
@@ -153,7 +165,7 @@ def _overall_gain(entry: MethodResult) -> Cell:
     if gain.over_seeds.pairs > 1 and gain.over_seeds.low is None:
         below = "the same in every seed: no test"
     return Cell(
-        f"{mark(gain)} {signed(gain.mean, 2)} %".strip(),
+        f"{mark(gain)} {percent(gain.mean, 2)}".strip(),
         below,
         hint=f"{gain.over_seeds.pairs} paired seeds; {gain.over_seeds.unpaired} left out.",
         tone="better" if gain.better else "worse" if gain.worse else "",
@@ -203,10 +215,8 @@ def main_table(analysis: Analysis) -> Table:
                     Cell(number(entry.ne, 4), tone="best" if entry is best else ""),
                     _overall_gain(entry),
                     Cell(p_value(p), f"Holm {p_value(gain.adjusted_p)}" if gain and p is not None else ""),
-                    Cell(f"{signed(delta.mean, 2)} %", _between(delta, 2))
-                    if delta and has_delta
-                    else Cell(NONE),
-                    Cell(f"× {speed.ratio:.3f}", interval) if speed else Cell(NONE),
+                    Cell(percent(delta.mean, 2), _between(delta, 2)) if delta and has_delta else Cell(NONE),
+                    Cell(f"× {speed.ratio:.3f}", interval, f"{speed.pairs} pairs") if speed else Cell(NONE),
                     Cell(_memory(entry.peak_memory)),
                     _seeds(entry),
                 ],
@@ -350,14 +360,14 @@ def _value(found: TaskResult, metric: Literal["ne", "auc", "calibration"]) -> fl
 def _gain_text(gain: Gain | None, metric: str) -> str:
     if gain is None or gain.mean is None:
         return ""
-    size = f"{signed(gain.mean, 1)} %" if metric == "ne" else signed(gain.mean, 4)
+    size = percent(gain.mean, 1) if metric == "ne" else signed(gain.mean, 4)
     return f"{mark(gain)} {size}".strip()
 
 
 def _gain_hint(gain: Gain | None, metric: str) -> str:
     if gain is None or gain.mean is None:
         return ""
-    between = _between(gain.over_seeds, 2 if metric == "ne" else 4, " %" if metric == "ne" else "")
+    between = _between(gain.over_seeds, 2 if metric == "ne" else 4, PERCENT if metric == "ne" else "")
     if not between:
         return f"{gain.over_seeds.pairs} paired seeds: no interval, no test"
     return (
@@ -377,4 +387,4 @@ def _background(gain: Gain | None, metric: str) -> str:
 def _percent(share: float | None) -> str:
     if share is None:
         return NONE
-    return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.1f} %"
+    return f"{100 * share:.{2 if share < 0.1 else 1}f}{PERCENT}"

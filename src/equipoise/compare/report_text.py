@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from equipoise.compare.report_analysis import Analysis, Gain, MethodResult
 from equipoise.compare.report_data import EQUAL_WEIGHTS, SINGLE_TASK, Results
-from equipoise.compare.report_tables import number, p_value, signed
+from equipoise.compare.report_tables import PERCENT, number, p_value, percent, signed
 
 __all__ = ["cautions", "summary", "transfer_summary"]
 
@@ -45,12 +45,10 @@ def transfer_summary(analysis: Analysis) -> list[str]:
     if alone is None or alone.ne is None:
         return ["Single-task training has no result here, so negative transfer cannot be told."]
     if equal is None or equal.ne is None:
-        return [
-            "Equal weights has no result here; the table shows the other joint methods against training alone."
-        ]
+        return ["Equal weights has no result here; the table shows the other methods against training alone."]
     gains = {task: found.ne_transfer for task, found in equal.tasks.items() if found.ne_transfer}
     if all(gain.over_seeds.verdict == "untested" for gain in gains.values()):
-        lower = [f"{task} ({signed(gain.mean, 1)} %)" for task, gain in gains.items() if (gain.mean or 0) < 0]
+        lower = [f"{task} ({percent(gain.mean, 1)})" for task, gain in gains.items() if (gain.mean or 0) < 0]
         seen = (
             f"Worse than alone in the seeds at hand: {_listed(lower)}."
             if lower
@@ -61,15 +59,14 @@ def transfer_summary(analysis: Analysis) -> list[str]:
     suffering = [task for task, gain in gains.items() if gain.worse]
     gaining = [task for task, gain in gains.items() if gain.better]
     if suffering:
-        said = _listed([f"{task} ({signed(gains[task].mean, 1)} %)" for task in suffering])
+        said = _listed([f"{task} ({percent(gains[task].mean, 1)})" for task in suffering])
         sentences.append(
-            f"Under equal weights {said} {_are(suffering)} worse in NE than when trained alone: "
-            "negative transfer."
+            f"Under equal weights {said} {_are(suffering)} worse in NE than alone: negative transfer."
         )
     else:
         sentences.append("Under equal weights no task is clearly worse in NE than when trained alone.")
     if gaining:
-        said = _listed([f"{task} ({signed(gains[task].mean, 1)} %)" for task in gaining])
+        said = _listed([f"{task} ({percent(gains[task].mean, 1)})" for task in gaining])
         sentences.append(f"{said} {'gains' if len(gaining) == 1 else 'gain'} from being trained together.")
     sentences += [_remedy(analysis, task) for task in suffering]
     return sentences
@@ -133,19 +130,19 @@ def _winner(best: MethodResult, equal: MethodResult, tasks: str) -> str:
     found = gain.over_seeds
     if found.low is None or found.high is None:
         pairs = _count(found.pairs, "paired seed")
-        return f"{start}, a gain of {signed(gain.mean, 2)} %; {pairs}, so that it cannot be tested."
-    interval = f"95 % interval {signed(found.low, 2)} to {signed(found.high, 2)} %"
+        return f"{start}, a gain of {percent(gain.mean, 2)}; {pairs}, so that it cannot be tested."
+    interval = f"95{PERCENT} interval {signed(found.low, 2)} to {percent(found.high, 2)}"
     if gain.worse:
-        return f"{start}, yet seed by seed it is worse by {number(-gain.mean, 2)} % ({interval})."
+        return f"{start}, yet seed by seed it is worse by {number(-gain.mean, 2)}{PERCENT} ({interval})."
     if not gain.better:
         return (
-            f"{start}. The gain of {signed(gain.mean, 2)} % ({interval}, p {_equals(found.p)}) is within what "
-            "chance alone would give: no method is clearly better than equal weights by this measure."
+            f"{start}. The gain of {percent(gain.mean, 2)} ({interval}, p {_equals(found.p)}) is within "
+            "what chance alone would give."
         )
     firm = "" if gain.firm else f"; adjusted for several methods p {_equals(gain.adjusted_p)}, so not certain"
     return (
-        f"{start}, a gain of {number(gain.mean, 2)} % ({interval}, {_count(found.pairs, 'paired seed')}, "
-        f"p {_equals(found.p)}{firm})."
+        f"{start}, a gain of {number(gain.mean, 2)}{PERCENT} "
+        f"({interval}, {_count(found.pairs, 'paired seed')}, p {_equals(found.p)}{firm})."
     )
 
 
@@ -159,13 +156,16 @@ def _by_task(best: MethodResult | None) -> list[str]:
     most = max(means, key=means.__getitem__)
     said = []
     if means[most] > _NOTABLE:
-        said.append(f"It gains most on {most} (NE {signed(means[most], 1)} %{_doubt(gains[most])})")
-    lost = sorted((task for task, mean in means.items() if mean < -_NOTABLE), key=means.__getitem__)
+        said.append(f"It gains most on {most} (NE {percent(means[most], 1)}{_doubt(gains[most])})")
+    lost = sorted((task for task, gain in gains.items() if gain.worse), key=means.__getitem__)
+    tested = any(gain.over_seeds.low is not None for gain in gains.values())
+    if not tested:
+        lost = sorted((task for task, mean in means.items() if mean < -_NOTABLE), key=means.__getitem__)
     if lost:
-        items = [f"{task} ({signed(means[task], 1)} %{_doubt(gains[task])})" for task in lost]
+        items = [f"{task} ({percent(means[task], 1)})" for task in lost]
         said.append(f"{'loses' if said else 'It loses'} on {_listed(items)}")
     elif said:
-        said.append("loses on no task")
+        said.append("clearly loses on no task" if tested else "loses on no task")
     return [f"{' and '.join(said)}."] if said else []
 
 
@@ -174,12 +174,14 @@ def _others(analysis: Analysis, best: MethodResult) -> list[str]:
     better: list[str] = []
     worse: list[str] = []
     unclear: list[str] = []
+    untested: list[str] = []
     for entry in analysis.joint:
         gain = entry.ne_gain
         if entry is best or gain is None or gain.mean is None:
             continue
-        said = f"{entry.method.label} ({signed(gain.mean, 2)} %)"
-        (better if gain.better else worse if gain.worse else unclear).append(said)
+        said = f"{entry.method.label} ({percent(gain.mean, 2)})"
+        by_verdict = {"above": better, "below": worse, "unclear": unclear, "untested": untested}
+        by_verdict[gain.over_seeds.verdict].append(said)
     sentences = []
     if better:
         sentences.append(f"Also clearly better than equal weights: {_listed(better)}.")
@@ -187,6 +189,8 @@ def _others(analysis: Analysis, best: MethodResult) -> list[str]:
         sentences.append(f"Clearly worse than equal weights: {_listed(worse)}.")
     if unclear:
         sentences.append(f"Not clearly different from equal weights: {_listed(unclear)}.")
+    if untested:
+        sentences.append(f"Not tested, with so few seeds: {_listed(untested)}.")
     return sentences
 
 
@@ -197,7 +201,7 @@ def _costs(best: MethodResult) -> list[str]:
     pace = (
         "as fast as"
         if abs(change) < 0.5
-        else f"{abs(change):.1f} % {'faster' if change > 0 else 'slower'} than"
+        else f"{abs(change):.1f}{PERCENT} {'faster' if change > 0 else 'slower'} than"
     )
     return [f"{best.method.label} trains {pace} equal weights."]
 
@@ -211,7 +215,7 @@ def _remedy(analysis: Analysis, task: str) -> str:
         gain = entry.tasks[task].ne_transfer
         if entry.is_reference or gain is None or gain.mean is None or before is None or before.mean is None:
             continue
-        said = f"{entry.method.label} ({signed(gain.mean, 1)} %)"
+        said = f"{entry.method.label} ({percent(gain.mean, 1)})"
         over_equal = entry.tasks[task].ne_gain
         if not gain.worse:
             cured.append(said)
@@ -230,7 +234,7 @@ def _remedy(analysis: Analysis, task: str) -> str:
 
 
 def _doubt(gain: Gain) -> str:
-    return "" if gain.significant else ", not clear"
+    return ", not clear" if gain.over_seeds.verdict == "unclear" else ""
 
 
 def _equals(p: float | None) -> str:

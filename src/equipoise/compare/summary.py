@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from rich.table import Table
 
-from equipoise.compare.records import read_runs
-from equipoise.compare.statistics import PairedComparison, relative_gain
+from equipoise.compare.report import result_rows
 from equipoise.training import METHODS, Run
 
 __all__ = ["method_table", "run_table", "summary_table"]
 
-_REFERENCE = "equal"
+_SHOWN = {
+    "Method": "method", "Mean AUC": "AUC", "Mean NE": "NE", "NE gain over equal weights": "NE gain",
+    "Speed": "speed",
+}  # fmt: skip
 
 
 def method_table() -> Table:
@@ -43,46 +44,18 @@ def run_table(run: Run) -> Table:
 
 
 def summary_table(folder: Path) -> Table:
-    """A comparison's methods with mean AUC, mean NE, NE gain over equal weights and relative throughput."""
-    plan = json.loads((folder / "plan.json").read_text())
-    throughput = json.loads((folder / "throughput.json").read_text())
-    seeds = set(plan["seeds"])
-    runs = [run for run in read_runs(folder / "runs.jsonl") if run.seed in seeds]
-    means = {entry["name"]: _mean_ne(runs, entry["name"]) for entry in plan["methods"]}
-    title = f"{plan['dataset']}, {plan['model']}: test split, mean over tasks and {len(seeds)} seed(s)"
-    table = Table("method", title=title, title_justify="left")
-    for name in ("AUC", "NE", "NE gain % [95 %]", "QPS"):
-        table.add_column(name, justify="right")
-    for name, ne in means.items():
-        gain = relative_gain(ne, means.get(_REFERENCE, {}), higher_is_better=False)
-        aucs = [_mean(run, "auc") for run in runs if run.method == name and run.status == "ok"]
-        diverged = sum(run.method == name and run.status == "diverged" for run in runs)
-        table.add_row(
-            name + (f" ({diverged} diverged)" if diverged else ""),
-            _number(_average(aucs)), _number(_average(list(ne.values()))),
-            "" if name == _REFERENCE else _gain(gain), f"×{throughput[name]['ratio']:.2f}",
-        )  # fmt: skip
+    """A comparison's methods, best first: the columns of the report's main table that fit a terminal.
+
+    Raises:
+        ReportError: the folder holds no comparison, or a file in it is damaged.
+    """
+    table = Table(title="Test split, mean over tasks and seeds", title_justify="left")
+    for title in _SHOWN.values():
+        table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
+    for row in result_rows(folder):
+        table.add_row(*(row[column].replace(" (", "\n(") for column in _SHOWN))
     return table
-
-
-def _mean_ne(runs: list[Run], method: str) -> dict[int, float]:
-    return {run.seed: _mean(run, "ne") for run in runs if run.method == method and run.status == "ok"}
-
-
-def _mean(run: Run, metric: str) -> float:
-    return _average([metrics[metric] for metrics in run.test.values()])
-
-
-def _average(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "–"
-
-
-def _gain(gain: PairedComparison) -> str:
-    if gain.mean is None:
-        return "–"
-    ends = "" if gain.low is None or gain.high is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
-    return f"{gain.mean:+.2f}{ends}"

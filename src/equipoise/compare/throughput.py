@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from math import comb
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -23,15 +23,16 @@ _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradi
 def throughput_ratio(
     learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 15, steps: int = 10
 ) -> dict[str, float]:
-    """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this process.
+    """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
+    process.
 
-    A pair is ``steps`` steps of both, one after the other, in alternating order, so that slow drifts of the machine
-    cancel; a block covers whole periods of methods that do more in every tenth step. The first block of both warms
-    up and is not counted.
+    A pair is ``steps`` steps of both, one after the other, in alternating order, so that slow drifts of the
+    machine cancel; a block covers whole periods of methods that do more in every tenth step. The first block
+    of both warms up and is not counted.
 
     Returns:
-        ``ratio``, the median over pairs; ``low`` and ``high``, its interval by order statistics, of at least 95 %
-        where ``pairs`` is at least 6; ``pairs``; ``threads``.
+        ``ratio``, the median over pairs; ``low`` and ``high``, its interval by order statistics, of at least
+        95 % where ``pairs`` is at least 6; ``pairs``; ``threads``.
 
     Raises:
         ValueError: there are fewer than one pair or step, or no batch.
@@ -58,8 +59,8 @@ def throughput_ratio(
 def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest symmetric pair of order statistics that covers the median with at least that confidence.
 
-    The number of values below the median is binomial with p = 1/2, whatever their distribution. With too few values
-    for the confidence, the smallest and the largest.
+    The number of values below the median is binomial with p = 1/2, whatever their distribution. With too few
+    values for the confidence, the smallest and the largest.
 
     Example:
         >>> median_interval([float(value) for value in range(1, 16)])
@@ -76,14 +77,16 @@ def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> 
 def peak_memory(build: Callable[[], Learner], batch: Batch) -> int:
     """Bytes of tensors alive at the worst moment of building a learner and taking its first steps.
 
-    Counts weights, gradients, optimizer state and activations, and nothing else: neither the data nor the libraries.
-    On a CPU from the allocations that PyTorch's profiler records, which are the same in every repetition.
+    Counts weights, gradients, optimizer state and activations, and nothing else: neither the data nor the
+    libraries. On a CPU from the allocations that PyTorch's profiler records, which are the same in every
+    repetition.
     """
     if batch.labels.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         _first_steps(build, batch)
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         _first_steps(build, batch)
     results = recorded.profiler.kineto_results if recorded.profiler else None

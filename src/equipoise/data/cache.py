@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import re
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -58,9 +57,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         '42'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -78,8 +75,8 @@ def cached(
 ) -> Dataset:
     """The data set as it was built before with the same options and version, or built now and kept.
 
-    A file that cannot be read, or that was written by another version, is built anew, with a line in the log. Where
-    the cache cannot be written, the data set is built and not kept, with a warning in the log.
+    A file that cannot be read is replaced, with a warning in the log. Where the cache cannot be written, the
+    data set is built and not kept, with a warning too.
 
     Args:
         name: the data set's name, the beginning of the file's name.
@@ -98,7 +95,6 @@ def cached(
             _LOG.warning("Cached data set %s cannot be read (%s): building it anew.", path, error)
     else:
         _LOG.info("Data set %s is not cached at %s: building it.", name, path)
-        _log_outdated(path, name)
     dataset = build()
     try:
         write_dataset(dataset, path)
@@ -112,7 +108,7 @@ def cached(
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Writes a data set as one Parquet file: its features, labels and ``weight``, train rows first, then the rest."""
+    """Writes a data set as one Parquet file: features, labels and ``weight``, the splits' rows in turn."""
     schema, splits = dataset.schema, [getattr(dataset, split) for split in _SPLITS]
     description = {
         "name": dataset.name,
@@ -158,14 +154,13 @@ def read_dataset(path: Path) -> Dataset:
     numeric = _columns(table, [feature.name for feature in schema.numeric], np.float32)
     labels = _columns(table, list(schema.task_names), np.float32)
     weight = _columns(table, [_WEIGHT], np.float32)[:, 0]
-    splits, start = [], 0
-    for count in rows:
-        part = slice(start, start + count)
-        splits.append(Split(categorical[part], numeric[part], labels[part], weight[part]))
-        start += count
-    return Dataset(
-        description["name"], schema, *splits, notes=tuple(description["notes"]), best_ne=description["best_ne"]
+    ends = [sum(rows[: i + 1]) for i in range(len(rows))]
+    train, validation, test = (
+        Split(*(block[end - count : end] for block in (categorical, numeric, labels, weight)))
+        for count, end in zip(rows, ends, strict=True)
     )
+    notes, best_ne = tuple(description["notes"]), description["best_ne"]
+    return Dataset(description["name"], schema, train, validation, test, notes=notes, best_ne=best_ne)
 
 
 def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torch.Tensor:
@@ -174,11 +169,3 @@ def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torc
     for i, name in enumerate(names):
         matrix[:, i] = table[name].to_numpy()
     return torch.from_numpy(matrix)
-
-
-def _log_outdated(path: Path, name: str) -> None:
-    same = re.compile(re.escape(name) + r"-[0-9a-f]{12}\.parquet")
-    if path.parent.is_dir():
-        others = sorted(other.name for other in path.parent.iterdir() if same.fullmatch(other.name))
-        if others:
-            _LOG.info("Kept from other options or versions: %s.", ", ".join(others))

@@ -41,9 +41,8 @@ COLUMNS: Final = tuple(
 )
 """The 42 columns of the published files, in their order."""
 
-NUMERIC: Final = tuple(
-    "age wage_per_hour capital_gains capital_losses stock_dividends num_emp weeks_worked".split()  # noqa: SIM905
-)
+_MONEY: Final = ("wage_per_hour", "capital_gains", "capital_losses", "stock_dividends")
+NUMERIC: Final = ("age", *_MONEY, "num_emp", "weeks_worked")
 """The numeric features of the full form."""
 
 LEAKS: Final = (
@@ -64,7 +63,6 @@ URL: Final = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zi
 _CATEGORICAL: Final = tuple(
     name for name in COLUMNS if name not in (*NUMERIC, *LEAKS, "instance_weight", "income_50k")
 )
-_MONEY: Final = ("wage_per_hour", "capital_gains", "capital_losses", "stock_dividends")
 _DEGREES: Final = (
     "Bachelors degree(BA AB BS)",
     "Masters degree(MA MS MEng MEd MSW MBA)",
@@ -198,8 +196,8 @@ def _read_nominal(folder: Path) -> _Table:
         wrong = int(((column < -1) | (column >= len(vocabulary[name]))).sum())
         if wrong:
             raise DataError(
-                f"{path}: column {name!r} should hold codes from -1 (missing) to {len(vocabulary[name]) - 1}, "
-                f"found {wrong} others: copy the file and {vocabulary_path.name} again."
+                f"{path}: column {name!r} should hold codes from -1 (missing) to "
+                f"{len(vocabulary[name]) - 1}, found {wrong} others: copy both files again."
             )
     labels = torch.stack([torch.from_numpy(arrays[task.name].astype("float32")) for task in TASKS], dim=1)
     _check_labels(path, labels)

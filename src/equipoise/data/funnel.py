@@ -1,4 +1,4 @@
-"""A generated ad funnel for controlled experiments: the true probabilities, hence the best reachable NE, are known."""
+"""A generated ad funnel for controlled experiments: its truth, and so the best reachable NE, is known."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _expect(what: str, value: object, kind: type, low: float, high: float) -> No
 
 @dataclass(frozen=True)
 class IdField:
-    """A categorical feature whose id k = 1 … size occurs with probability ∝ k^-exponent (Zipf); id 0 never occurs."""
+    """A feature whose ids k = 1 … size occur with probability ∝ k^-exponent (Zipf); id 0 never occurs."""
 
     name: str
     size: int
@@ -71,39 +71,46 @@ _FIELDS: Final = (
 class Funnel:
     """What to generate.
 
-    The truth is a latent model: each id has a vector of ``latents`` numbers, a row's latent z is the sum of its ids'
-    vectors plus the numeric features, and the logit of task m is ``signal`` · ⟨w_m, φ⟩ + b_m with φ = tanh(z) whitened
-    and ‖w_m‖ = 1. All tasks read all latents, so what one task teaches about an id serves the others. The conversion
-    given a click has such a logit too; its label is 0 without a click, so its probability is the product of both.
+    The truth is a latent model: each id has a vector of ``latents`` numbers, a row's latent z is the sum
+    of its ids' vectors plus the numeric features, and the logit of task m is ``signal`` · ⟨w_m, φ⟩ + b_m,
+    where φ is tanh(z) whitened and ‖w_m‖ = 1. All tasks read all latents, so what one task teaches about
+    an id serves the others. A conversion given a click has such a logit too; without a click its label is
+    0, so its probability is the product of both.
 
     Attributes:
-        rows: rows in all splits together, at least 10. Row by row time passes: the first 70 % are the train split, the
-            next 10 % validation, the last 20 % test.
+        rows: rows in all splits together, at least 10. Time passes row by row: the first 70 % are the
+            train split, the next 10 % validation, the last 20 % test.
         seed: of everything random, the truth included.
-        conflict: minus the correlation between the weight vectors of two tasks on different sides (click and
-            conversion against like and long_view), in [-1, 1]; tasks on one side are correlated by ``|conflict|``. At
-            -1 all tasks follow the same direction; at 0 they are unrelated and compete for a model's capacity (the
-            regime in which Ma et al., KDD 2018, section 3.2, found a shared bottom to suffer); at 1 the sides are
-            opposed: what raises one side's logits lowers the other's by as much. A tower of its own lets a task undo
-            the sign, a read-out that tasks share does not.
-        loss_imbalance: how much smaller than now the initial loss of the last task becomes, at least 1. The initial
-            loss is that of predicting the base rate, its entropy; entropies are divided by ``loss_imbalance^(m/3)``,
-            m = 0 (click), 1, 2, 3 (conversion), by making labels rarer. (To scale a loss without touching the data,
-            scale it in training.)
-        drift: how far the weight vectors turn from the first row to the last, in quarter turns, in [0, 1].
-        click_rate, like_rate, long_view_rate, conversion_rate: expected share of positive labels before
-            ``loss_imbalance`` acts, in [1e-5, 0.5]; conversions are at most as frequent as clicks.
-        signal: standard deviation of the true logits, in (0, 10]. The larger, the lower the best reachable NE.
+        conflict: minus the correlation between the weight vectors, hence the true logits, of two tasks on
+            different sides (click and conversion against like and long_view), in [-1, 1]; two tasks on
+            one side are correlated by ``|conflict|``. At -1 all tasks follow one direction. At 0 they are
+            unrelated and compete for a model's capacity, where a shared bottom suffers most (Ma et al.,
+            KDD 2018, section 3.2). At 1 the sides are opposed: what raises the logits of one lowers the
+            other's as much, and gradients on shared parameters point against each other until each task's
+            tower has learnt its sign.
+        loss_imbalance: how many times smaller the initial loss of the last task becomes, in [1, 1000].
+            The initial loss is that of predicting the base rate, its entropy; it is divided by
+            ``loss_imbalance^(m/3)`` for m = 0 (click), 1, 2, 3 (conversion), by making labels rarer. (To
+            scale a loss without touching the data, scale it in training.)
+        drift: how far the weight vectors turn from the first row to the last, in quarter turns, in [0,
+            1].
+        click_rate: expected share of positive labels, in [1e-5, 0.5].
+        like_rate: the same, before ``loss_imbalance`` acts.
+        long_view_rate: the same, before ``loss_imbalance`` acts.
+        conversion_rate: the same, before ``loss_imbalance`` acts; at most ``click_rate``.
+        signal: standard deviation of the true logits, in (0, 5]. The larger, the lower the best reachable
+            NE.
         id_fields: the categorical features.
-        numerics: number of standard normal features.
-        latents: dimension of the latent model, at least 10 (two times: one common direction, four of the tasks' own).
+        numerics: number of numeric features, uniform of mean 0 and variance 1.
+        latents: dimension of the latent model, at least 10: one common direction and one for each task,
+            twice, for the first row and for a quarter turn later.
 
     Raises:
         DataError: a value is of another type or outside its range.
 
     Example:
         >>> Funnel(loss_imbalance=8).rates
-        (0.08, 0.01224..., 0.03142..., 0.00076...)
+        (0.08, 0.01253..., 0.02198..., 0.00086...)
     """
 
     rows: int = 600_000
@@ -124,16 +131,16 @@ class Funnel:
         _expect("rows", self.rows, int, 10, 2**40)
         _expect("seed", self.seed, int, 0, 2**63 - 1)
         _expect("conflict", self.conflict, float, -1, 1)
-        _expect("loss_imbalance", self.loss_imbalance, float, 1, 1e4)
+        _expect("loss_imbalance", self.loss_imbalance, float, 1, 1000)
         _expect("drift", self.drift, float, 0, 1)
         for task in TASKS:
             _expect(f"{task.name}_rate", getattr(self, f"{task.name}_rate"), float, 1e-5, 0.5)
         if self.conversion_rate > self.click_rate:
             raise DataError(
-                f"funnel: conversion_rate should be at most click_rate ({self.click_rate}), since a conversion follows "
-                f"a click; found {self.conversion_rate}."
+                f"funnel: conversion_rate should be at most click_rate ({self.click_rate}), for a conversion "
+                f"follows a click; found {self.conversion_rate}."
             )
-        _expect("signal", self.signal, float, 1e-3, 10)
+        _expect("signal", self.signal, float, 1e-3, 5)
         _expect("numerics", self.numerics, int, 0, 1000)
         _expect("latents", self.latents, int, 2 * (len(TASKS) + 1), 1000)
         if not self.id_fields or not all(isinstance(field, IdField) for field in self.id_fields):
@@ -187,9 +194,17 @@ update_wrapper(load, Funnel, assigned=(), updated=())  # so that inspect.signatu
 def generate(funnel: Funnel) -> Dataset:
     """All rows in memory as three splits in the order of time, with the best reachable NE on the test split.
 
-    ``best_ne`` is the mean entropy of the true probabilities over the entropy of the labels' base rate, both on the
-    test split: what the truth itself reaches in expectation. No model does better but by chance, and one that has seen
-    an id only a few times cannot come close. A task whose test labels are all equal has none.
+    ``best_ne`` is the NE of the true probabilities themselves on the labels of the test split: the same
+    measure on the same labels as a model's, so that luck with the labels cancels in the difference. In
+    expectation nothing does better, and a model that has seen an id only a few times cannot come close.
+    A task whose test labels are all equal has no NE.
+
+    Example:
+        >>> dataset = generate(Funnel(rows=50_000, conflict=1.0))
+        >>> dataset.name, len(dataset.train), len(dataset.validation), len(dataset.test)
+        ('funnel (generated)', 35000, 5000, 10000)
+        >>> sorted(dataset.best_ne)
+        ['click', 'conversion', 'like', 'long_view']
     """
     rows, schema = funnel.rows, funnel.schema
     categorical = torch.empty(rows, len(schema.categorical), dtype=torch.int32)
@@ -197,14 +212,15 @@ def generate(funnel: Funnel) -> Dataset:
     labels = torch.empty(rows, len(TASKS))
     first_validation = round(_TRAIN * rows)
     first_test = round((_TRAIN + _VALIDATION) * rows)
-    entropy = np.zeros(len(TASKS))
+    log_loss = np.zeros(len(TASKS))
     start = 0
     for chunk in chunks(funnel):
         stop = start + len(chunk.labels)
         categorical[start:stop] = torch.from_numpy(chunk.categorical)
         numeric[start:stop] = torch.from_numpy(chunk.numeric)
         labels[start:stop] = torch.from_numpy(chunk.labels)
-        entropy += _entropies(chunk.probabilities[max(0, first_test - start) :]).sum(axis=0)
+        test = slice(max(0, first_test - start), None)
+        log_loss += _log_losses(chunk.probabilities[test], chunk.labels[test]).sum(axis=0)
         start = stop
     weight = torch.ones(rows)
 
@@ -215,7 +231,7 @@ def generate(funnel: Funnel) -> Dataset:
     rates = labels[first_test:].double().mean(0).tolist()
     best_ne = {
         task.name: float(total) / (rows - first_test) / _entropy(rate)
-        for task, total, rate in zip(TASKS, entropy, rates, strict=True)
+        for task, total, rate in zip(TASKS, log_loss, rates, strict=True)
         if 0 < rate < 1
     }
     return Dataset(
@@ -247,7 +263,7 @@ def chunks(funnel: Funnel) -> Iterator[Chunk]:
 
 
 class _Truth:
-    """The latent model of a funnel: id vectors, weights and intercepts, the latter two fitted on pilot rows."""
+    """The latent model: id vectors, weights and intercepts, the latter two fitted on pilot rows."""
 
     def __init__(self, funnel: Funnel) -> None:
         self.funnel = funnel
@@ -321,10 +337,11 @@ class _Truth:
 
 
 class _Zipf:
-    """Draws ids 1 … size with probability ∝ id^-exponent by the alias method (Vose, IEEE TSE 17:972, 1991).
+    """Draws ids with probability ∝ id^-exponent by the alias method (Vose, IEEE TSE 17:972, 1991).
 
-    A uniform number picks a slot; the slot keeps its own id with probability ``keep``, else gives its alias. Ids are
-    sorted by probability, so the rich (above 1/size) come first, and prefix sums pair all poor with rich at once.
+    A uniform number picks a slot; the slot keeps its own id with probability ``keep``, else gives its alias.
+    Ids are sorted by probability, so the rich (above 1/size) come first, and prefix sums pair all poor with
+    rich ones at once.
     """
 
     def __init__(self, field: IdField) -> None:
@@ -339,7 +356,7 @@ class _Zipf:
             donor = given.searchsorted(np.concatenate(([0.0], taken[:-1])), side="right").clip(max=rich - 1)
             self.keep[rich:] += surplus[rich:]
             self.alias[rich:] = donor
-            # what the last poor slot takes beyond a donor's surplus leaves that donor poor; the next donor fills it
+            # what the last poor slot takes beyond a donor's surplus leaves that donor poor: the next fills it
             overdrawn = taken[donor.searchsorted(np.arange(rich - 1), side="right") - 1] - given[:-1]
             self.keep[: rich - 1] -= overdrawn.clip(0, 1)
             self.alias[: rich - 1] = np.arange(1, rich)
@@ -353,7 +370,7 @@ class _Zipf:
 
 
 def _id_vectors(rng: np.random.Generator, probabilities: Float64, latents: int, variance: float) -> Float32:
-    """A vector per id, row 0 unused, of mean 0 and the given variance in every latent over the ids' distribution."""
+    """A vector per id, row 0 unused; over the ids' distribution each latent has mean 0 and that variance."""
     vectors = rng.standard_normal((len(probabilities), latents))
     vectors -= np.einsum("i,ik->k", probabilities, vectors)
     deviation = np.sqrt(np.einsum("i,ik->k", probabilities, vectors**2))
@@ -362,7 +379,7 @@ def _id_vectors(rng: np.random.Generator, probabilities: Float64, latents: int, 
 
 
 def _weights(rng: np.random.Generator, conflict: float, latents: int) -> tuple[Float64, Float64]:
-    """The tasks' unit weight vectors as columns, at the first row and a quarter turn later, in orthogonal spaces."""
+    """The tasks' unit weight vectors as columns at the first row and, orthogonal, a quarter turn later."""
     tasks = len(TASKS)
     basis = np.linalg.qr(rng.standard_normal((latents, 2 * (tasks + 1))))[0]
     sides = _SIDES if conflict > 0 else np.ones(tasks)
@@ -385,13 +402,16 @@ def _intercept(logits: Float32, given: Float32 | None, rate: float) -> float:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    p: Float32 = 1 / (1 + np.exp(-x))
-    return p
+    """In place."""
+    np.negative(x, out=x)
+    np.exp(x, out=x)
+    x += 1
+    return np.reciprocal(x, out=x)
 
 
-def _entropies(p: Float32) -> Float64:
-    q = p.astype(np.float64)
-    result: Float64 = -(q * np.log(q) + (1 - q) * np.log1p(-q))
+def _log_losses(p: Float32, labels: Float32) -> Float64:
+    likelihood = np.where(labels == 1, p, 1 - p).astype(np.float64)
+    result: Float64 = -np.log(likelihood)
     return result
 
 
@@ -415,6 +435,6 @@ def _note(funnel: Funnel) -> str:
         if getattr(funnel, field.name) != field.default
     ]
     return (
-        f"Generated data (a latent ad funnel, {', '.join(changed) or 'at its defaults'}), not observations of people: it "
-        "shows how methods behave under known conditions, not how well they do on real traffic."
+        f"Generated data (a latent ad funnel, {', '.join(changed) or 'at its defaults'}), not observed "
+        "people: it shows how methods behave under known conditions, not how well they do on real traffic."
     )

@@ -20,7 +20,7 @@ from equipoise.ranking.schema import Schema
 
 try:
     from torchmetrics import Metric
-    from torchmetrics.utilities import dim_zero_cat
+    from torchmetrics.utilities.data import dim_zero_cat
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "equipoise.ranking.metrics needs torchmetrics: pip install 'equipoise[ranking]'."

@@ -93,5 +93,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(
-            self.categorical.to(device), self.numeric.to(device), self.labels.to(device), self.weight.to(device)
+            self.categorical.to(device),
+            self.numeric.to(device),
+            self.labels.to(device),
+            self.weight.to(device),
         )

@@ -42,12 +42,14 @@ def load_checkpoint(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         found, state = saved["settings"], saved["state"]
     except Exception as error:
         raise CheckpointError(
-            f"Expected a checkpoint of equipoise at {path}, found a file that cannot be read as one ({error}): "
-            "delete it, or name another."
+            f"Expected a checkpoint of equipoise at {path}, found a file that cannot be read as one "
+            f"({error}): delete it, or name another."
         ) from error
     differing = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
     if differing:
-        details = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in differing)
+        details = "; ".join(
+            f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in differing
+        )
         raise CheckpointError(
             f"The checkpoint at {path} belongs to a run with other settings ({details}): "
             "use the same settings, or another file."

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MODELS, RankingModel, build_model
 from equipoise.ranking.schema import Batch, Schema
@@ -27,13 +28,14 @@ class _Member:
     model: RankingModel
     optimizer: Optimizer
     tasks: list[int]
+    monitor: Monitor | None
 
 
 class Learner:
     """A method's models in training: one for joint methods, one per task for single-task training.
 
-    Every model of every method starts from the same weights for the same seed, whatever stands at its fork; the
-    global random state is left as it was.
+    Every model of every method starts from the same weights for the same seed, whatever stands at its fork;
+    the global random state is left as it was.
 
     Args:
         schema: features and tasks.
@@ -78,7 +80,12 @@ class Learner:
             built.to(self.device)
             base = torch.optim.Adam(built.parameters(), lr=lr)
             optimizer = method.optimizer(base, shared=list(built.shared_parameters()))
-            self._members.append(_Member(built, optimizer, [schema.task_names.index(task) for task in group]))
+            self._members.append(
+                _Member(
+                    built, optimizer, [schema.task_names.index(task) for task in group],
+                    Monitor(built, optimizer) if method.monitored else None,
+                )
+            )  # fmt: skip
 
     def step(self, batch: Batch, /) -> Tensor:
         """One optimizer step of every model; the unscaled losses before it, shape [M], on the device."""
@@ -88,7 +95,8 @@ class Learner:
             own = task_losses([logits[task] for task in member.tasks], self._labels(batch, member.tasks))
             member.optimizer.zero_grad()
             self.method.backward(
-                member.optimizer, [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)]
+                member.optimizer,
+                [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             member.optimizer.step()
             for task, loss in zip(member.tasks, own, strict=True):
@@ -106,6 +114,10 @@ class Learner:
                 for task in member.tasks:
                     columns[task] = predicted[task]
         return torch.stack(columns, dim=1)
+
+    def read(self) -> list[Reading]:
+        """What the monitors saw in the last step, still on the device; nothing for methods without one."""
+        return [member.monitor.read() for member in self._members if member.monitor is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every model (its fork's too) and optimizer."""
@@ -130,7 +142,9 @@ class Learner:
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:
     unknown = sorted(stated.keys() - set(tasks))
     if unknown:
-        raise SettingError(f"Loss scales: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}.")
+        raise SettingError(
+            f"Loss scales: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}."
+        )
     wrong = [f"{task}={factor}" for task, factor in stated.items() if not 0 < factor < float("inf")]
     if wrong:
         raise SettingError(f"Loss scales must be positive and finite, found {', '.join(wrong)}.")
@@ -143,5 +157,7 @@ def _checked(model: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     known = [name for name in inspect.signature(MODELS[model]).parameters if name not in {"schema", "fork"}]
     unknown = sorted(stated.keys() - set(known))
     if unknown:
-        raise SettingError(f"Model {model!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")
+        raise SettingError(
+            f"Model {model!r} takes the options {', '.join(known)}; found {', '.join(unknown)}."
+        )
     return dict(stated)

@@ -1,4 +1,4 @@
-"""The training loop: batches in, one step of every model, metrics at a few points, one record of the run out."""
+"""The training loop: batches in, one step of every model, metrics at a few points, one record out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from equipoise.data.dataset import Dataset, Split
+from equipoise.monitor import Reading
 from equipoise.ranking.metrics import TaskMetrics
 from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
 from equipoise.training.run import Run
 
-__all__ = ["train"]
+__all__ = ["count_steps", "train"]
 
 _EVALUATION_BATCH = 16_384
 _SUBSET_SEED = 0  # the same validation rows for every method and seed
@@ -51,27 +53,28 @@ def train(
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
 
-    The seed decides the initial weights and the order of the batches, both the same for every method. Nothing is
-    read from the device between two evaluation points.
+    The seed decides the initial weights and the order of the batches, both the same for every method. Nothing
+    is read from the device between two evaluation points.
 
     Args:
         model: a name that :func:`equipoise.ranking.models.build_model` knows, built with ``model_options``.
         loss_scale: task -> factor on its loss, for experiments on robustness; reported losses are unscaled.
         evaluations: at how many evenly spaced points the validation metrics are taken.
-        evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes all.
+        evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes
+            all.
         monitor_reads: about how often the fork or PUB is read.
-        checkpoint: a file to write at every evaluation point: models, optimizers, forks and the record so far.
+        checkpoint: a file to write at every evaluation point: models, optimizers, forks and the record so
+            far.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
         on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
 
     Raises:
-        ValueError: a setting is out of range, or the training split holds fewer rows than one batch.
+        SettingError: a setting is not known or out of range, or the training split is smaller than a batch.
         CheckpointError: there is nothing to resume from, or it belongs to other settings.
     """
-    counts = {"epochs": epochs, "batch_size": batch_size, "evaluations": evaluations, "monitor_reads": monitor_reads}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}.")
+    total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
+    counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
+    _expect_positive(counts)
     schema = dataset.schema
     learner = Learner(
         schema, method, model=model, lr=lr, seed=seed, device=device,
@@ -79,9 +82,10 @@ def train(
     )  # fmt: skip
     run = Run(method.name, seed, lr)
     identity = {
-        "dataset": f"{dataset.name} ({len(dataset.train)} training rows)", "method": method.settings(schema.task_names),
+        "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
+        "method": method.settings(schema.task_names),
         "model": model, "model_options": str(dict(model_options or {})), "lr": str(lr), "seed": str(seed),
-        "loss_scale": str(dict(loss_scale or {})), "evaluation_rows": str(evaluation_rows),
+        "loss_scale": str(dict(loss_scale or {})), "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
     if resume and checkpoint is not None:
@@ -89,7 +93,6 @@ def train(
         learner.load_state_dict(state["learner"])
         run = Run(**state["run"])
 
-    total = epochs * (len(dataset.train) // batch_size)
     points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
     read_every = max(1, total // monitor_reads)
     subset = _random_rows(dataset.validation, evaluation_rows)
@@ -97,7 +100,7 @@ def train(
     for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=run.steps):
         window.add(learner.step(batch.to(learner.device)))
         if step % read_every == 0:
-            window.read(step, learner)
+            window.readings += [(step, reading) for reading in learner.read()]
         if on_progress is not None:
             on_progress(step, total)
         if step in points:
@@ -114,6 +117,28 @@ def train(
     return _finish(run, learner, dataset, batch_size)
 
 
+def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
+    """How many steps the training takes: the last, short batch of each epoch is left out.
+
+    Raises:
+        SettingError: a number is under 1, or the training split holds fewer rows than one batch.
+    """
+    _expect_positive({"epochs": epochs, "batch_size": batch_size})
+    rows = len(dataset.train)
+    if rows < batch_size:
+        raise SettingError(
+            f"A training split must hold at least one batch of {batch_size} rows, found {rows}: "
+            "lower batch_size or load more rows."
+        )
+    return epochs * (rows // batch_size)
+
+
+def _expect_positive(numbers: Mapping[str, int]) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise SettingError(f"{name} must be at least 1, found {value}.")
+
+
 class _Window:
     """What happened since the last evaluation point, still on the device."""
 
@@ -121,34 +146,29 @@ class _Window:
         self.device = device
         self.loss_sum = torch.zeros(tasks, device=device)
         self.steps = 0
-        self.readings: list[tuple[int, Mapping[str, Tensor]]] = []
+        self.readings: list[tuple[int, Reading]] = []
         self.started = time.perf_counter()
 
     def add(self, losses: Tensor) -> None:
         self.loss_sum += losses
         self.steps += 1
 
-    def read(self, step: int, learner: Learner) -> None:
-        reading = learner.reading()
-        if reading:
-            self.readings.append((step, reading))
-
     def close(self, run: Run) -> list[float]:
         """Bring time, steps and readings into the run; the mean losses."""
         losses: list[float] = (self.loss_sum / self.steps).tolist()  # waits for the device
         run.seconds += time.perf_counter() - self.started
         run.steps += self.steps
-        for step, reading in self.readings:
-            names, values = list(reading), torch.stack([value.float() for value in reading.values()]).tolist()
-            run.monitor.append({"step": step, **dict(zip(names, values, strict=True))})
+        run.monitor += [{"step": step, **reading.scalars()} for step, reading in self.readings]
         return losses
 
 
-def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
+def _stream(
+    train: Split, batch_size: int, seed: int, epochs: int, *, done: int
+) -> Iterator[tuple[int, Batch]]:
     """The batches of all epochs, numbered from one, without the first ``done`` of them."""
     per_epoch = len(train) // batch_size
-    for epoch in range(done // max(per_epoch, 1), epochs):
-        # a generator of its own for each epoch, so that a resumed run finds its order without replaying the past
+    for epoch in range(done // per_epoch, epochs):
+        # a generator of its own for each epoch: a resumed run finds its order without replaying the past
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = enumerate(train.batches(batch_size, generator=generator), start=epoch * per_epoch + 1)
         yield from islice(batches, max(0, done - epoch * per_epoch), None)
@@ -168,13 +188,16 @@ def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
     return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
 
 
-def _measure(schema: Schema, split: Split, logits: list[Tensor] | None, weight: Tensor | None = None) -> Metrics:
+def _measure(
+    schema: Schema, split: Split, logits: list[Tensor] | None, weight: Tensor | None = None
+) -> Metrics:
     if logits is None:
         return {}
     metrics = TaskMetrics(schema)
     metrics.update(logits, split.labels, weight)
     return {
-        task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()
+        task: {name: float(value) for name, value in found.items()}
+        for task, found in metrics.compute().items()
     }
 
 
@@ -197,7 +220,9 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     return run
 
 
-def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> dict[str, Any]:
+def _point(
+    schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics
+) -> dict[str, Any]:
     return {
         "step": step,
         "examples": step * batch_size,

@@ -14,12 +14,14 @@ __all__ = ["Run"]
 class Run:
     """One method trained with one seed at one learning rate.
 
-    Numbers that do not exist (the AUC of a task with one class only, any metric of a diverged run) are NaN here and
-    ``null`` in JSON.
+    Numbers that do not exist (the AUC of a task with one class only, any metric of a diverged run) are NaN
+    here and ``null`` in JSON.
 
     Attributes:
-        status: ``"diverged"`` if a loss or a prediction was not finite at an evaluation point; the run ended there.
-        steps: batches seen. Single-task training makes one step per task and batch, and counts the batch once.
+        status: ``"diverged"`` if a loss or a prediction was not finite at an evaluation point; the run ended
+            there.
+        steps: batches seen. Single-task training makes one step per task and batch, and counts the batch
+            once.
         seconds: of training steps alone, without evaluation and set-up.
         examples_per_second: examples seen, once per batch, over ``seconds``.
         peak_memory_bytes: most bytes allocated on the accelerator; None on a CPU, where
@@ -27,8 +29,8 @@ class Run:
         test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
         test_natural: the same weighted back to the natural rate; empty where all weights are one.
         validation: as ``test``, on the whole validation split.
-        curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point before)
-            and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
+        curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
+            before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
         monitor: about fifty points with ``step`` and what the monitor read there.
     """
 

@@ -37,7 +37,9 @@ def make(name: str, schema: Schema = SCHEMA, *, forked: bool = False, seed: int 
 
 def make_batch(schema: Schema = SCHEMA, rows: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical]
+    ids = [
+        torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical
+    ]
     return Batch(
         categorical=torch.stack(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
         numeric=torch.randn(rows, len(schema.numeric), generator=generator),
@@ -52,8 +54,12 @@ def losses_of(model: nn.Module, batch: Batch) -> list[Tensor]:
 
 @every_model
 @every_fork
-@pytest.mark.parametrize("schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE, IDS_ALONE], ids=["mixed", "one", "num", "ids"])
-def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(name: str, forked: bool, schema: Schema) -> None:
+@pytest.mark.parametrize(
+    "schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE, IDS_ALONE], ids=["mixed", "one", "num", "ids"]
+)
+def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(
+    name: str, forked: bool, schema: Schema
+) -> None:
     batch = make_batch(schema)
     model = make(name, schema, forked=forked)
     logits = model(batch.categorical, batch.numeric)
@@ -67,7 +73,10 @@ def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(name: str, f
 @pytest.mark.parametrize("schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE], ids=["mixed", "one", "num"])
 def test_shared_and_task_parameters_partition_all_parameters(name: str, schema: Schema) -> None:
     model = make(name, schema, forked=True)
-    parts = [list(model.shared_parameters()), *(list(model.task_parameters(task)) for task in schema.task_names)]
+    parts = [
+        list(model.shared_parameters()),
+        *(list(model.task_parameters(task)) for task in schema.task_names),
+    ]
     assert all(parts)
     together = [id(parameter) for part in parts for parameter in part]
     assert sorted(together) == sorted(id(parameter) for parameter in model.parameters())
@@ -77,12 +86,18 @@ def test_shared_and_task_parameters_partition_all_parameters(name: str, schema: 
 
 @every_model
 @every_fork
-def test_each_tasks_loss_reaches_the_shared_and_its_own_parameters_and_no_others(name: str, forked: bool) -> None:
+def test_each_tasks_loss_reaches_the_shared_and_its_own_parameters_and_no_others(
+    name: str, forked: bool
+) -> None:
     for task in range(len(SCHEMA.tasks)):
         model = make(name, forked=forked)
         losses_of(model, make_batch())[task].backward()
         reached = {id(parameter) for parameter in model.parameters() if parameter.grad is not None}
-        moved = {id(parameter) for parameter in model.parameters() if parameter.grad is not None and parameter.grad.any()}
+        moved = {
+            id(parameter)
+            for parameter in model.parameters()
+            if parameter.grad is not None and parameter.grad.any()
+        }
         expected = {id(parameter) for parameter in (*model.shared_parameters(), *model.task_parameters(task))}
         assert reached == moved == expected
 
@@ -128,7 +143,9 @@ def test_the_same_seed_gives_the_same_weights_logits_and_gradients_with_and_with
         assert name_plain == name_forked
         assert torch.equal(parameter, other)
         torch.testing.assert_close(parameter.grad, other.grad)
-    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), make(name, seed=1).parameters(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), make(name, seed=1).parameters(), strict=True)
+    )
 
 
 @every_model
@@ -187,6 +204,8 @@ def test_without_shared_layers_tasks_fork_at_the_embedding(name: str) -> None:
     assert [id(parameter) for parameter in model.shared_parameters()] == [id(model.embedding.table.weight)]
 
 
+# Tracing an autograd.Function, PyTorch makes an instance of it and warns itself that one should not.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @every_model
 @every_fork
 def test_compiles_as_one_graph_with_the_same_losses_and_gradients(name: str, forked: bool) -> None:

@@ -19,19 +19,23 @@
     const panels = spec[index];
     stage.className = "panels" + (panels.length === 2 ? " pair" : panels.length > 2 ? " several" : "");
     stage.replaceChildren();
-    for (const panel of panels) {
+    // All boxes first: a chart takes the width its box has when it is drawn.
+    const boxes = panels.map((panel) => {
       const box = document.createElement("div");
       if (panel.title) box.appendChild(document.createElement("h4")).textContent = panel.title;
       const plot = box.appendChild(document.createElement("div"));
       plot.className = "plot";
       stage.appendChild(box);
+      return plot;
+    });
+    panels.forEach((panel, at) => {
       const { data, layout } = structuredClone(panel.figure);
       for (const trace of data) if (hidden.has(trace.name)) trace.visible = "legendonly";
       // A finger that drags means to scroll; a legend below needs a row of its own for each name.
       if (touch) layout.dragmode = false;
       if (layout.showlegend !== false && stage.clientWidth < 560) layout.height += 22 * data.length;
-      Plotly.newPlot(plot, data, layout, config);
-    }
+      Plotly.newPlot(boxes[at], data, layout, config);
+    });
     chart.dataset.drawn = "yes";
   }
 

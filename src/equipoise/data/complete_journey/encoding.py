@@ -18,11 +18,12 @@ class Encoding:
     """What train examples taught: an id per code seen, a mean and a deviation per number.
 
     Attributes:
-        ids: name → feature id per code; the last entry, reached by code -1, is 0 as for codes not seen.
+        ids: name → feature id per code; 0 for codes not seen; the last entry, reached by code -1, is 0 too.
         scales: name → mean and standard deviation of log(1 + number).
 
     Example:
-        >>> encoding = Encoding.fit({"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan])})
+        >>> ids, numbers = {"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan])}
+        >>> encoding = Encoding.fit(ids, numbers, fewest=1)
         >>> encoding.categorical({"store": np.array([2, 3, 4, 9, -1])})[:, 0].tolist()
         [1, 0, 2, 0, 0]
         >>> encoding.numeric({"price": np.array([1.0, np.nan], np.float32)})[:, 0].tolist()
@@ -34,12 +35,21 @@ class Encoding:
 
     @classmethod
     def fit(
-        cls, ids: Mapping[str, NDArray[np.integer]], numbers: Mapping[str, NDArray[np.floating]]
+        cls,
+        ids: Mapping[str, NDArray[np.integer]],
+        numbers: Mapping[str, NDArray[np.floating]],
+        *,
+        fewest: int,
     ) -> Encoding:
-        """Learns from the columns of train examples: codes ≥ 0 (-1 is missing), numbers ≥ 0 (NaN is unknown)."""
+        """Learns from the columns of train examples: codes ≥ 0 (-1 is missing), numbers ≥ 0 (NaN is unknown).
+
+        Codes of fewer than ``fewest`` rows share id 0 with those never seen, so that what a model learns for
+        id 0 comes from rows like those that will have it.
+        """
         tables = {}
         for name, codes in ids.items():
-            seen = np.unique(codes[codes >= 0])
+            seen, counts = np.unique(codes[codes >= 0], return_counts=True)
+            seen = seen[counts >= fewest]
             table = np.zeros(int(seen.max(initial=-1)) + 2, np.int32)
             table[seen] = np.arange(1, len(seen) + 1)
             tables[name] = table
@@ -66,7 +76,7 @@ class Encoding:
         return np.stack(columns, axis=1)
 
     def numeric(self, numbers: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
-        """Standardised log(1 + number), 0 (the train mean) where unknown, float32, shape [N, number of numbers]."""
+        """Standardised log(1 + number), 0 (the train mean) where unknown, float32, shape [N, numbers]."""
         columns = [
             np.nan_to_num((np.log1p(numbers[name].astype(np.float64)) - mean) / deviation, nan=0.0)
             for name, (mean, deviation) in self.scales.items()

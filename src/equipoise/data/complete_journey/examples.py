@@ -24,52 +24,55 @@ TASKS: Final = (
 
 REPEAT_WEEKS: Final = 4
 
-_NEVER: Final = 60  # weeks: the recency of what has not happened, beyond the 52 that can be
+_NEVER: Final = 60  # the recency in weeks of what has not happened, beyond the 52 that can be
+_RECENT: Final = 4  # weeks
 _YEAR: Final = 52
 
 
 class Examples:
     """Labels and features of any exposures, from histories that are prepared once.
 
-    A product that the catalogue gives no category (or type) is a category (or type) of its own.
+    A product to which the catalogue gives no category is a category of its own.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         bought = tables.purchases
         household, product, week = bought.household, bought.product, bought.week
+        once = np.ones_like(week)
         self._category = _own_where_missing(tables.product_columns["product_category"])
-        self._type = _own_where_missing(tables.product_columns["product_type"])
-        amounts = {"units": bought.units, "coupons": bought.coupon}
-        money = {"paid": bought.paid, "discount": bought.discount}
-        lines = {"lines": np.ones_like(week)}
-        self._by_visit_product = History(self._visit_product(household, bought.store, product), week, **amounts)
-        self._by_household_category = History(self._of(household, self._category[product]), week, **amounts)
-        self._by_household_type = History(self._of(household, self._type[product]), week, **amounts)
-        self._by_household_product = History(self._of(household, product), week, **amounts)
-        self._by_household = History(household, week, **amounts, **lines)
-        self._by_product = History(product, week, **amounts, **money, **lines)
-        self._by_store_product = History(bought.store * tables.products + product, week, **lines)
+        self._by_visit = History(
+            self._visit_product(household, bought.store, product),
+            week,
+            units=bought.units,
+            coupons=bought.coupon,
+        )
+        self._by_category = History(self._household_category(household, product), week)
+        self._by_pair = History(self._household_product(household, product), week)
+        self._by_product = History(
+            product, week, purchases=once, units=bought.units, paid=bought.paid, discount=bought.discount
+        )
+        self._by_store = History(self._store_product(bought.store, product), week, purchases=once)
 
     def labels(self, exposures: Exposures) -> NDArray[np.float32]:
         """The labels in the order of :data:`TASKS`: 0, 1 or NaN (missing), float32, shape [N, 5].
 
-        ``repeat`` looks up to four weeks ahead, that is its meaning; it is missing where something was bought and
-        those weeks are not all in the data. Where nothing was bought the tasks after ``category`` are 0.
+        ``repeat`` looks up to four weeks ahead, that is its meaning; it is missing where something was bought
+        and those weeks are not all in the data. Where nothing was bought the tasks after ``category`` are 0.
         """
         e, week = exposures, exposures.week
-        here = self._visit_product(e.household, e.store, e.product)
-        now = self._by_visit_product.span(here, week, week + 1)
-        purchase = self._by_visit_product.weeks(now) > 0
-        of_category = self._of(e.household, self._category[e.product])
-        category = self._by_household_category.weeks(self._by_household_category.span(of_category, week, week + 1)) > 0
-        pair = self._of(e.household, e.product)
-        ahead = self._by_household_product.span(pair, week + 1, week + 1 + REPEAT_WEEKS)
-        repeat = (purchase & (self._by_household_product.weeks(ahead) > 0)).astype(np.float32)
+        now = self._by_visit.span(self._visit_product(e.household, e.store, e.product), week, week + 1)
+        purchase = self._by_visit.weeks(now) > 0
+        multiple = self._by_visit.total("units", now) >= 2
+        coupon = self._by_visit.total("coupons", now) > 0
+        of_category = self._by_category.span(self._household_category(e.household, e.product), week, week + 1)
+        category = self._by_category.weeks(of_category) > 0
+        ahead = self._by_pair.span(
+            self._household_product(e.household, e.product), week + 1, week + 1 + REPEAT_WEEKS
+        )
+        repeat = (purchase & (self._by_pair.weeks(ahead) > 0)).astype(np.float32)
         repeat[purchase & (week + REPEAT_WEEKS > LAST_WEEK)] = np.nan
-        multiple = self._by_visit_product.total("units", now) >= 2
-        coupon = self._by_visit_product.total("coupons", now) > 0
-        return np.stack([category, purchase, multiple, coupon, repeat], axis=1).astype(np.float32)
+        return np.stack([category, purchase, multiple, coupon, repeat], axis=1, dtype=np.float32)
 
     def ids(self, exposures: Exposures) -> dict[str, Codes | NDArray[np.int32]]:
         """The categorical features as codes of the tables, -1 where missing; each of shape [N]."""
@@ -83,54 +86,59 @@ class Examples:
         return columns
 
     def numbers(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
-        """The numeric features from the weeks before each exposure's own, ≥ 0, NaN where unknown; each of shape [N].
+        """The numeric features, from weeks before each exposure's own: ≥ 0, NaN where unknown, shape [N].
 
-        Recencies are in weeks, frequencies in weeks (or events) per year as far as it has gone, prices in money,
-        ``discount`` and ``coupons`` shares of 1; ``campaigns`` and ``offers`` count campaigns that had started.
+        - ``category_recency``, ``product_recency``: weeks since the household last bought the category or
+          product;
+        - ``category_frequency``, ``product_frequency``: in how many weeks a year it bought them;
+        - ``popularity``, ``popularity_store``: purchases a year, everywhere and in this store;
+          ``popularity_recent``: purchases in the last four weeks;
+        - ``usual_price``: mean price before discount, in money; ``usual_discount``: its discounted share, 0 …
+          1;
+        - ``campaigns_received``: campaigns that the household had received; ``campaigns_running``: those not
+          yet over;
+          ``offers``: those of them with a coupon for the product. Only campaigns that started before the week
+          count.
+
+        "A year" extrapolates from the weeks so far, so that a number means the same in early and late weeks.
         """
         e, week = exposures, exposures.week
         years = np.maximum(week - 1, 1) / _YEAR
         numbers: dict[str, NDArray[np.floating] | Codes] = {}
 
-        for name, history, key in (
-            ("category", self._by_household_category, self._of(e.household, self._category[e.product])),
-            ("type", self._by_household_type, self._of(e.household, self._type[e.product])),
-            ("product", self._by_household_product, self._of(e.household, e.product)),
-        ):
-            past = history.span(key, 0, week)
-            times = history.weeks(past)
-            numbers[f"{name}_recency"] = np.where(times > 0, week - history.last_week(past), _NEVER)
-            numbers[f"{name}_frequency"] = times / years
-            numbers[f"{name}_units"] = _ratio(history.total("units", past), times)
+        of_category = self._by_category.span(self._household_category(e.household, e.product), 0, week)
+        numbers["category_recency"] = _recency(week, self._by_category.last_week(of_category))
+        numbers["category_frequency"] = self._by_category.weeks(of_category) / years
+        of_pair = self._by_pair.span(self._household_product(e.household, e.product), 0, week)
+        numbers["product_recency"] = _recency(week, self._by_pair.last_week(of_pair))
+        numbers["product_frequency"] = self._by_pair.weeks(of_pair) / years
 
-        past = self._by_household.span(e.household, 0, week)
-        numbers["household_frequency"] = self._by_household.weeks(past) / years
-        numbers["household_purchases"] = self._by_household.total("lines", past) / years
-        numbers["household_coupons"] = self._by_household.total("coupons", past) / years
+        of_product = self._by_product.span(e.product, 0, week)
+        recent = self._by_product.span(e.product, np.maximum(week - _RECENT, 0), week)
+        in_store = self._by_store.span(self._store_product(e.store, e.product), 0, week)
+        numbers["popularity"] = self._by_product.total("purchases", of_product) / years
+        numbers["popularity_recent"] = self._by_product.total("purchases", recent)
+        numbers["popularity_store"] = self._by_store.total("purchases", in_store) / years
+        discount = self._by_product.total("discount", of_product)
+        before_discount = self._by_product.total("paid", of_product) + discount
+        numbers["usual_price"] = _ratio(before_discount / 100, self._by_product.total("units", of_product))
+        numbers["usual_discount"] = _ratio(discount, before_discount)
 
-        past = self._by_product.span(e.product, 0, week)
-        recent = self._by_product.span(e.product, np.maximum(week - 4, 0), week)
-        bought = self._by_product.total("lines", past)
-        paid, discount = self._by_product.total("paid", past), self._by_product.total("discount", past)
-        units = self._by_product.total("units", past)
-        numbers["popularity"] = bought / years
-        numbers["popularity_recent"] = self._by_product.total("lines", recent)
-        here = self._by_store_product.span(e.store * self._tables.products + e.product, 0, week)
-        numbers["popularity_store"] = self._by_store_product.total("lines", here) / years
-        numbers["popular_units"] = _ratio(units, bought)
-        numbers["popular_coupons"] = _ratio(self._by_product.total("coupons", past), bought)
-        numbers["usual_price"] = _ratio((paid + discount) / 100, units)
-        numbers["usual_discount"] = _ratio(discount, paid + discount)
-
-        received, running = self._tables.campaigns[e.household], self._tables.running[week]
-        numbers["campaigns_received"] = _bits(received & self._tables.started[week])
-        numbers["campaigns_running"] = _bits(received & running)
-        numbers["offers"] = _bits(received & running & self._tables.couponed[e.product])
+        received = self._tables.campaigns[e.household] & self._tables.started[week]
+        running = received & self._tables.running[week]
+        numbers["campaigns_received"] = _count_bits(received)
+        numbers["campaigns_running"] = _count_bits(running)
+        numbers["offers"] = _count_bits(running & self._tables.couponed[e.product])
         return {name: values.astype(np.float32) for name, values in numbers.items()}
 
-    def _of(self, household: Codes, code: Codes) -> Codes:
-        # categories and types are fewer than twice the products, those of their own included
-        return household * (2 * self._tables.products) + code
+    def _household_product(self, household: Codes, product: Codes) -> Codes:
+        return household * self._tables.products + product
+
+    def _household_category(self, household: Codes, product: Codes) -> Codes:
+        return household * (int(self._category.max()) + 1) + self._category[product]
+
+    def _store_product(self, store: Codes, product: Codes) -> Codes:
+        return store * self._tables.products + product
 
     def _visit_product(self, household: Codes, store: Codes, product: Codes) -> Codes:
         return (household * self._tables.promotions.stores + store) * self._tables.products + product
@@ -141,11 +149,15 @@ def _own_where_missing(codes: NDArray[np.int32]) -> Codes:
     return np.where(codes < 0, own, codes)
 
 
+def _recency(week: Codes, last: Codes) -> Codes:
+    return np.where(last > 0, week - last, _NEVER)
+
+
 def _ratio(part: NDArray[np.floating] | Codes, whole: Codes) -> NDArray[np.floating]:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
-def _bits(masks: Codes) -> Codes:
+def _count_bits(masks: Codes) -> Codes:
     count = np.zeros_like(masks)
     while masks.any():
         count += masks & 1

@@ -1,4 +1,4 @@
-"""Exposures: which products a household could have seen on promotion in the stores it visited, numbered, not listed."""
+"""Exposures: the promotions that a household met in the stores it visited; numbered, not listed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Exposures:
 class Week:
     """One week's exposures, numbered 0 … len − 1 by (household, store), then by (product, display, mailer).
 
-    A visit is a household with at least one transaction in a store in the week. It is exposed to every placement of a
-    product in that store and week: a product with two placements there (one in 1,600) makes two exposures.
+    A visit is a household with at least one transaction in a store in the week. It is exposed to every
+    placement of a product in that store and week: a product with two placements there (one in 1,600) makes
+    two exposures.
 
     Args:
         tables: the published tables.

@@ -1,4 +1,4 @@
-"""Running totals per key and week: what had happened to a household, a product or a pair before a week began."""
+"""Running totals per key and week: what had happened to a household, a product or a pair before a week."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _WEEKS = 64  # weeks 0 … 63 fit below a key
 class History:
     """Events of many keys, answering how many there were between two weeks, and when the last one was.
 
-    All totals are whole numbers, so that what happens after a week cannot change, even by rounding, what is known
-    before it.
+    All totals are whole numbers, so that what happens after a week cannot change, even by rounding, what is
+    known before it.
 
     Args:
         key: what each event belongs to, ≥ 0.
@@ -40,7 +40,7 @@ class History:
             self._running[name] = np.cumsum(sums)
 
     def span(self, key: Codes, first: Codes | int, end: Codes | int) -> tuple[Codes, Codes]:
-        """Where a key's events of the weeks ``first`` … ``end − 1`` lie: the week ``end`` itself is not among them."""
+        """Where a key's events of the weeks from ``first`` to just before ``end`` lie."""
         low = np.searchsorted(self._stamps, key * _WEEKS + first)
         return low, np.searchsorted(self._stamps, key * _WEEKS + end)
 

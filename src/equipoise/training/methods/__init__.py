@@ -14,7 +14,8 @@ _METHODS: Final[tuple[Method, ...]] = (
     SingleTask("single-task", "Single task", "One model per task, trained on its loss alone."),
     EqualWeights("equal", "Equal weights", "The plain sum of the losses."),
     MultiBalanceMethod(
-        "multibalance", "MultiBalance", "Gradients at the fork brought to equal length, then balanced by their cosines."
+        "multibalance", "MultiBalance",
+        "Gradients at the fork brought to equal length, then balanced by their cosines.",
     ),
     MultiBalanceMethod(
         "multibalance-paper", "MultiBalance (paper)",
@@ -22,10 +23,12 @@ _METHODS: Final[tuple[Method, ...]] = (
         {"magnitude": "own", "direction": "gram", "beta": 1.0},
     ),
     MultiBalanceMethod(
-        "multibalance-no-magnitude", "MultiBalance, no magnitude", "Ablation: direction alone.", {"magnitude": "none"}
+        "multibalance-no-magnitude", "MultiBalance, no magnitude", "Ablation: direction alone.",
+        {"magnitude": "none"},
     ),
     MultiBalanceMethod(
-        "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.", {"direction": "none"}
+        "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
+        {"direction": "none"},
     ),
 )  # fmt: skip
 
@@ -44,8 +47,7 @@ def parse_method(text: str, /) -> Method:
         {'beta': 0.1, 'direction': 'gram'}
         >>> parse_method("pcgrad")
         Traceback (most recent call last):
-        equipoise.training.methods.method.MethodError: Expected a method out of single-task, equal, multibalance, \
-multibalance-paper, multibalance-no-magnitude, multibalance-no-direction; found 'pcgrad'.
+        equipoise.training.methods.method.MethodError: Expected a method out of ...; found 'pcgrad'.
     """
     name, colon, stated = text.partition(":")
     if name not in METHODS:
@@ -54,7 +56,9 @@ multibalance-paper, multibalance-no-magnitude, multibalance-no-direction; found 
     for pair in stated.split(",") if colon else ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise MethodError(f"Method {name!r}: expected options as key=value with commas between; found {pair!r}.")
+            raise MethodError(
+                f"Method {name!r}: expected options as key=value with commas between; found {pair!r}."
+            )
         options[key] = parse_scalar(value)
     return METHODS[name].with_options(**options)
 

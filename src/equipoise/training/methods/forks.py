@@ -18,6 +18,7 @@ class MultiBalanceMethod(Method):
     """MultiBalance at the fork; options are those of :class:`equipoise.MultiBalance`."""
 
     family: ClassVar[str] = "gradients at the fork"
+    monitored: ClassVar[bool] = True
 
     def known_options(self) -> tuple[str, ...]:
         """The keyword-only parameters of MultiBalance."""

@@ -20,7 +20,7 @@ class EqualWeights(Method):
 
 @dataclass(frozen=True)
 class SingleTask(Method):
-    """One model per task, each trained on that task's loss alone, from the weights the joint model starts with."""
+    """One model per task, trained on its loss alone, from the weights that the joint model starts with."""
 
     family: ClassVar[str] = "loss weights"
 

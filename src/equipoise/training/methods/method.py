@@ -1,4 +1,4 @@
-"""What every method has to say: what stands at the fork, which optimizer steps, how losses become a backward."""
+"""What a method has to say: what stands at the fork, which optimizer steps, how losses go backward."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Method:
         name: as in the registry, with overridden options behind a colon: ``"multibalance:beta=0.3"``.
         label: for tables and plots.
         summary: one sentence for a reader who does not know the method.
+        family: for grouping in a report.
+        monitored: whether a :class:`equipoise.Monitor` has something to watch: a fork, or PUB.
         options: what the method's fork or optimizer is built with; what is not named keeps its default.
     """
 
@@ -40,6 +42,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     family: ClassVar[str]
+    monitored: ClassVar[bool] = False
 
     def known_options(self) -> tuple[str, ...]:
         """The options that :meth:`with_options` takes."""
@@ -83,7 +86,7 @@ class Method:
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:  # noqa: ARG002
         """The gradients of a group's losses, one scalar each, into the parameters."""
-        torch.stack(list(losses)).sum().backward()
+        torch.autograd.backward(torch.stack(list(losses)).sum())
 
 
 _NOT_FROM_TEXT = {"shared", "process_group", "task_weights"}  # what a word of the command line cannot spell

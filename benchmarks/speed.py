@@ -1,0 +1,243 @@
+"""What balancing costs: whole training steps against the plain sum of the losses, interleaved in one process.
+
+    python benchmarks/speed.py --out benchmarks/results/speed-cpu.json
+
+A round takes one step of every contender on the same batch, in an order that is drawn anew; a contender's ratio to the
+plain sum is taken round by round, and the median over the rounds is quoted with an interval by order statistics. A
+second plain sum runs among the contenders: its ratio shows what this machine's noise alone does to the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchjd
+from torch import Tensor
+from torchjd.aggregation import MGDA, UPGrad
+from torchjd.autojac import jac_to_grad, mtl_backward
+
+from equipoise import PUB, Fork, Monitor, MultiBalance
+from equipoise.compare.throughput import median_interval
+from equipoise.ranking.losses import task_losses
+from equipoise.ranking.models import SharedBottom
+from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+
+FIELDS, IDS, NUMERIC = 26, 10_000, 13
+WARM_UP = 5
+
+Step = Callable[[Batch], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The part of the workload that the device decides."""
+
+    batch: int
+    dimension: int
+
+
+SIZES = {"cpu": Size(4096, 16), "cuda": Size(65_536, 64)}
+
+
+class Features(torch.nn.Module):
+    """Hands the shared tensor on and remembers it: what torchjd differentiates with respect to."""
+
+    def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
+        self.shared = shared
+        return (shared,) * self.tasks
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+
+def schema(tasks: int) -> Schema:
+    return Schema(
+        [Categorical(f"field{field}", IDS) for field in range(FIELDS)],
+        [Numeric(f"number{number}") for number in range(NUMERIC)],
+        [Task(f"task{task}") for task in range(tasks)],
+    )
+
+
+def model(tasks: int, size: Size, device: str, fork: torch.nn.Module | None) -> SharedBottom:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = SharedBottom(
+            schema(tasks), fork=fork, embedding_dim=size.dimension, bottom=(512, 256, 128), tower=(64,)
+        )
+    return built.to(device)
+
+
+def plain(tasks: int, size: Size, device: str, fork: Fork | None = None, *, monitored: bool = False) -> Step:
+    net = model(tasks, size, device, fork)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    monitor = Monitor(net) if monitored else None
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        sum(task_losses(net(batch.categorical, batch.numeric), batch.labels)).backward()
+        optimizer.step()
+        if monitor is not None:
+            monitor.read()
+
+    return step
+
+
+def pub(tasks: int, size: Size, device: str, **options: str | int) -> Step:
+    net = model(tasks, size, device, None)
+    optimizer = PUB(
+        torch.optim.SGD(net.parameters(), lr=0.01), shared=list(net.shared_parameters()), **options
+    )
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        optimizer.backward(task_losses(net(batch.categorical, batch.numeric), batch.labels))
+        optimizer.step()
+
+    return step
+
+
+def jacobian_descent(tasks: int, size: Size, device: str, aggregator: torch.nn.Module) -> Step:
+    features = Features(tasks)
+    net = model(tasks, size, device, features)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    shared = list(net.shared_parameters())
+    towers = [list(net.task_parameters(task)) for task in range(tasks)]
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        losses = task_losses(net(batch.categorical, batch.numeric), batch.labels)
+        mtl_backward(losses, features=features.shared, tasks_params=towers, shared_params=shared)
+        jac_to_grad(shared, aggregator)
+        optimizer.step()
+
+    return step
+
+
+def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[str, Step]:
+    known: dict[str, Callable[[], Step]] = {
+        "plain sum": lambda: plain(tasks, size, device),
+        "plain sum again": lambda: plain(tasks, size, device),
+        "MultiBalance": lambda: plain(tasks, size, device, MultiBalance(tasks)),
+        "MultiBalance, no direction": lambda: plain(
+            tasks, size, device, MultiBalance(tasks, direction="none")
+        ),
+        "MultiBalance, monitored": lambda: plain(tasks, size, device, MultiBalance(tasks), monitored=True),
+        "PUB": lambda: pub(tasks, size, device),
+        "PUB (authors' form)": lambda: pub(tasks, size, device, utility="update", step="authors"),
+        "torchjd MGDA": lambda: jacobian_descent(tasks, size, device, MGDA()),
+        "torchjd UPGrad": lambda: jacobian_descent(tasks, size, device, UPGrad()),
+    }
+    return {name: build() for name, build in known.items() if name in ("plain sum", *names)}
+
+
+def batches(tasks: int, size: Size, device: str, count: int = 4) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(
+            torch.randint(IDS, (size.batch, FIELDS), generator=generator),
+            torch.randn(size.batch, NUMERIC, generator=generator),
+            torch.randint(2, (size.batch, tasks), generator=generator).float(),
+            torch.ones(size.batch),
+        ).to(device)
+        for _ in range(count)
+    ]
+
+
+def measure(tasks: int, size: Size, device: str, rounds: int, names: list[str]) -> list[dict[str, object]]:
+    steps = contenders(tasks, size, device, names)
+    data = batches(tasks, size, device)
+    order = random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(WARM_UP + rounds):
+        for name in order.sample(list(steps), len(steps)):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            steps[name](data[turn % len(data)])
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    rows: list[dict[str, object]] = []
+    for name in steps:
+        ratios = [own / other for own, other in zip(seconds[name], seconds["plain sum"], strict=True)]
+        low, high = median_interval(ratios)
+        rows.append(
+            {
+                "tasks": tasks, "contender": name, "ratio": statistics.median(ratios), "low": low, "high": high,
+                "pairs": rounds, "median_ms": 1e3 * statistics.median(seconds[name]),
+            }
+        )  # fmt: skip
+    return rows
+
+
+FORKS = ["plain sum again", "MultiBalance", "MultiBalance, no direction", "MultiBalance, monitored"]
+OTHERS = ["PUB", "PUB (authors' form)", "torchjd MGDA", "torchjd UPGrad"]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--device", choices=sorted(SIZES), default="cpu")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument(
+        "--fork-pairs", type=int, default=400, help="rounds of plain sums and forks, M = 2, 8, 32"
+    )
+    arguments.add_argument(
+        "--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8"
+    )
+    arguments.add_argument("--out", type=Path)
+    chosen = arguments.parse_args()
+    torch.set_num_threads(chosen.threads)
+    size = SIZES[chosen.device]
+    rows: list[dict[str, object]] = []
+    plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in (2, 8, 32)]
+    plan += [(tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
+    for tasks, rounds, names in plan:
+        for row in measure(tasks, size, chosen.device, rounds, names) if rounds else []:
+            rows.append(row)
+            print(
+                f"M={row['tasks']:<3} {row['contender']:<28} x{row['ratio']:.4f} "
+                f"[{row['low']:.4f}, {row['high']:.4f}]  {row['median_ms']:8.2f} ms  {row['pairs']} pairs",
+                flush=True,
+            )
+    if chosen.out is not None:
+        result = {
+            "command": " ".join(["python", *sys.argv]),
+            "workload": f"{FIELDS} fields x {IDS} ids x {size.dimension}, {NUMERIC} numeric, bottom 512-256-128, "
+            f"towers 64-1, batch {size.batch}, SGD",
+            "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
+            "threads": chosen.threads,
+            "versions": {
+                "python": platform.python_version(), "torch": torch.__version__, "torchjd": torchjd_version(),
+            },
+            "rows": rows,
+        }  # fmt: skip
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def torchjd_version() -> str:
+    from importlib.metadata import version
+
+    return version(torchjd.__name__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""What optimizers that take one loss per task have in common: backward passes per task, and a joint step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from equipoise.optim._rules import rule_of
+from equipoise.optim._wrapper import Wrapper
+from equipoise.optim.clippy import Clippy
+
+__all__ = ["Pending", "TaskOptimizer"]
+
+
+@dataclass
+class Pending:
+    """The gradients of the shared parameters between ``backward`` and ``step``.
+
+    Attributes:
+        present: which tasks have had a loss.
+        of_task: one gradient per task and parameter; or empty where only their weighted sum is needed, which is then in
+            the parameters' ``grad``.
+        total: the plain sum of the tasks' gradients where the step needs it beside the weighted one, else empty.
+        marks: the parameters' ``grad`` and its version, as the last backward left them.
+    """
+
+    present: list[bool]
+    of_task: list[list[Tensor | None]]
+    total: list[Tensor | None] = field(default_factory=list)
+    marks: list[tuple[Tensor | None, int]] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[int]:
+        """The tasks that are present."""
+        return [task for task, here in enumerate(self.present) if here]
+
+
+class TaskOptimizer(Wrapper):
+    """An optimizer with ``backward(losses)``; a subclass says how the shared parameters move.
+
+    All other parameters get the ordinary gradient of the sum of the losses and the wrapped optimizer's own step. With one
+    task everything does.
+    """
+
+    _step_supports_amp_scaling = (
+        True  # GradScaler then hands its factor over instead of dividing every .grad by it
+    )
+
+    def __init__(self, optimizer: Optimizer, shared: Iterable[Parameter]) -> None:
+        super().__init__(optimizer)
+        self._rule = rule_of(self.torch_optimizer)
+        inner = optimizer
+        while isinstance(inner, Wrapper) and not isinstance(inner, Clippy):
+            inner = inner.optimizer
+        self._clippy = inner if isinstance(inner, Clippy) else None
+        self.shared = _distinct(shared)
+        _check_shared(self.shared, self.param_groups)
+        _check_groups(self.param_groups)
+        self._count: int | None = None
+        self._pending: Pending | None = None
+        self._stepped = False
+
+    def backward(self, losses: Sequence[Tensor | None] | Tensor, /) -> None:
+        """Takes the place of ``sum(losses).backward()``; several calls before a step add up, as there.
+
+        Afterwards the ``grad`` of shared parameters holds a sum of the tasks' gradients for all to read, but not to
+        change: where a step needs the tasks' gradients one by one, it does not start from there.
+
+        Args:
+            losses: one scalar per task, always in the same order and number, or one tensor of shape [M]. A task that is
+                None, or whose loss does not require grad, is absent: it has no part in this step.
+
+        Raises:
+            TypeError: an entry is neither a tensor nor None.
+            ValueError: the number of losses has changed, or one is not a scalar.
+            RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
+                from elsewhere, or training is data parallel.
+        """
+        found = _scalars(losses)
+        pending = self._pending_for(len(found))
+        present = {task: loss for task, loss in enumerate(found) if loss is not None}
+        for task in present:
+            pending.present[task] = True
+        heads = [p for p in self._heads() if p.requires_grad]
+        if present and pending.of_task:
+            self._backward_each(pending, present, heads)
+        elif present:
+            self._backward_joint(pending, present, heads)
+        pending.marks = _marks(self.shared)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of all parameters, from what :meth:`backward` has found.
+
+        Raises:
+            RuntimeError: there was no ``backward(losses)`` since the last step; or the ``grad`` of a shared parameter has
+                been changed meanwhile, be it by ``clip_grad_norm_`` or by ``GradScaler.unscale_``.
+        """
+        result = self._evaluate(closure)
+        pending = self._pending
+        if pending is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.step() needs the gradient of every task: expected a call of backward(losses) on "
+                "this optimizer since its last step, found none. Let it take the place of sum(losses).backward()."
+            )
+        if not self._overflown(pending):
+            before = self._clippy.remember() if self._clippy else []
+            self._move(pending)
+            if self._clippy:
+                self._clippy.shrink(before)
+        self._pending, self._stepped = None, True
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients; those of shared parameters become None in any case."""
+        self.optimizer.zero_grad(set_to_none)
+        for p in self.shared:
+            p.grad = None
+        self._pending, self._stepped = None, False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, none of which is shared, to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+        _check_groups(self.param_groups)
+
+    @abstractmethod
+    def _move(self, pending: Pending) -> None:
+        """Moves all parameters."""
+
+    @abstractmethod
+    def _needs_each(self) -> bool:
+        """Whether the step under way needs the tasks' gradients one by one."""
+
+    def _weights(self, tasks: list[int]) -> list[Tensor] | None:  # noqa: ARG002
+        """The weights of these tasks where only the weighted sum of gradients is needed; None if all are 1."""
+        return None
+
+    def _needs_total(self) -> bool:
+        """Whether the plain sum is needed beside the weighted one."""
+        return False
+
+    def _heads(self) -> list[Parameter]:
+        shared = {id(p) for p in self.shared}
+        return [p for group in self.param_groups for p in group["params"] if id(p) not in shared]
+
+    def _step_heads(self) -> None:
+        """The wrapped optimizer's own step of all parameters that are not shared."""
+        kept = _take(self.shared)
+        self.torch_optimizer.step()
+        for p, grad in zip(self.shared, kept, strict=True):
+            p.grad = grad
+
+    def _step_all(self) -> None:
+        """The wrapped optimizer's own step with the ``grad`` of the shared parameters as it is, made finite."""
+        for p in self.shared:
+            if p.grad is not None:
+                (p.grad._values() if p.grad.is_sparse else p.grad).nan_to_num_(0.0, 0.0, 0.0)
+        self.torch_optimizer.step()
+
+    def _pending_for(self, count: int) -> Pending:
+        name = type(self).__name__
+        if self._count is None:
+            self._count = count
+        elif count != self._count:
+            raise ValueError(
+                f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a task "
+                "that is absent in this step."
+            )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise RuntimeError(
+                f"{name} does not average its tasks' gradients over ranks, found {dist.get_world_size()}. For data "
+                "parallel training balance with a fork, for instance MultiBalance."
+            )
+        clean = all(p.grad is None for p in self.shared)
+        if self._pending is not None and not clean:
+            return self._pending
+        if not clean:
+            raise RuntimeError(
+                f"{name}.backward found gradients at the shared parameters that "
+                + ("have been used in a step already. " if self._stepped else "did not come from it. ")
+                + "Call zero_grad() on this optimizer before, and do not call backward() on the losses yourself."
+            )
+        each = [[None for _ in self.shared] for _ in range(count)] if self._needs_each() else []
+        self._pending = Pending([False] * count, each)
+        return self._pending
+
+    def _backward_each(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
+        inputs = [*(p for p in self.shared if p.requires_grad), *heads]
+        _take(self.shared)
+        last = max(losses)
+        for task, loss in losses.items():
+            torch.autograd.backward(loss, retain_graph=task != last, inputs=inputs)
+            pending.of_task[task] = [
+                _sum(pair) for pair in zip(pending.of_task[task], _take(self.shared), strict=True)
+            ]
+        for p, *of_p in zip(self.shared, *pending.of_task, strict=True):
+            p.grad = _sum(of_p)
+
+    def _backward_joint(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
+        shared = [p for p in self.shared if p.requires_grad]
+        scalars = list(losses.values())
+        weights = self._weights(list(losses))
+        if weights is None:
+            torch.autograd.backward(scalars, inputs=[*shared, *heads])
+            return
+        needed = [*heads, *(shared if self._needs_total() else [])]
+        if needed:
+            kept = _take(self.shared)
+            torch.autograd.backward(scalars, retain_graph=True, inputs=needed)
+            if self._needs_total():
+                found = _take(self.shared)
+                known = pending.total or [None] * len(found)
+                pending.total = [_sum(pair) for pair in zip(known, found, strict=True)]
+            for p, grad in zip(self.shared, kept, strict=True):
+                p.grad = grad
+        scaled = [
+            weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, scalars, strict=True)
+        ]
+        torch.autograd.backward(scalars, grad_tensors=scaled, inputs=shared)
+
+    def _overflown(self, pending: Pending) -> bool:
+        """Whether a ``GradScaler`` has found an overflow; if it has not, its factor is taken out of all gradients."""
+        single = self._count == 1
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            if not single and not _alike(pending.marks, _marks(self.shared)):
+                raise RuntimeError(
+                    f"The gradients of shared parameters were changed between {type(self).__name__}.backward and step, "
+                    "but the step starts from those of the single tasks. Limit the step with Clippy instead of clipping "
+                    "gradients; with a GradScaler call scaler.step(optimizer) without scaler.unscale_(optimizer)."
+                )
+            return False
+        scale: Tensor | None = self.grad_scale
+        if scale is None and not single:
+            raise RuntimeError(
+                f"{type(self).__name__} takes the scale out of its tasks' gradients itself: call "
+                "scaler.step(optimizer) without calling scaler.unscale_(optimizer) before."
+            )
+        if found_inf.item():  # the sync that GradScaler makes for every optimizer
+            return True
+        if scale is not None:
+            everywhere = [p.grad for group in self.param_groups for p in group["params"]]
+            for gradients in (everywhere, pending.total, *pending.of_task):
+                for grad in gradients:
+                    if grad is not None:
+                        grad.div_(scale.to(grad.device))
+        return False
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"tasks": self._count}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self._count = state["tasks"]
+
+
+def _scalars(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
+    if isinstance(losses, Tensor):
+        if losses.dim() != 1 or not losses.requires_grad:
+            raise ValueError(
+                "losses must be a list of scalars, or a tensor of shape [tasks] that requires grad; found a tensor of "
+                f"shape {tuple(losses.shape)}{'' if losses.requires_grad else ' that does not require grad'}."
+            )
+        return list(losses.unbind())
+    if not losses:
+        raise ValueError("losses must hold one scalar per task, found none.")
+    found: list[Tensor | None] = []
+    for task, loss in enumerate(losses):
+        if loss is not None and not isinstance(loss, Tensor):
+            raise TypeError(
+                f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}."
+            )
+        if loss is not None and loss.numel() != 1:
+            raise ValueError(
+                f"The loss of task {task} must be a scalar, found shape {tuple(loss.shape)}. Average it over the batch."
+            )
+        found.append(loss if loss is not None and loss.requires_grad else None)
+    return found
+
+
+def _take(parameters: Iterable[Parameter]) -> list[Tensor | None]:
+    """The parameters' gradients, which they lose."""
+    found: list[Tensor | None] = []
+    for p in parameters:
+        found.append(p.grad)
+        p.grad = None
+    return found
+
+
+def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Their sum, None counting as 0; the very gradient where there is only one."""
+    found = [grad for grad in gradients if grad is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    total = found[0] + found[1]
+    for grad in found[2:]:
+        total.add_(grad)
+    return total
+
+
+def _marks(parameters: Iterable[Parameter]) -> list[tuple[Tensor | None, int]]:
+    """What tells a changed gradient from an unchanged one."""
+    return [(p.grad, 0 if p.grad is None else p.grad._version) for p in parameters]
+
+
+def _alike(marks: list[tuple[Tensor | None, int]], others: list[tuple[Tensor | None, int]]) -> bool:
+    return all(one[0] is other[0] and one[1] == other[1] for one, other in zip(marks, others, strict=True))
+
+
+def _distinct(shared: Iterable[Parameter]) -> list[Parameter]:
+    if isinstance(shared, Tensor):
+        raise TypeError("shared must be a list of parameters, found one tensor: put it into a list.")
+    return list({id(p): p for p in shared}.values())
+
+
+def _check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) -> None:
+    if not shared:
+        raise ValueError("shared must hold the parameters that all tasks use, found none.")
+    known = {id(p) for group in groups for p in group["params"]}
+    for p in shared:
+        if not isinstance(p, Tensor) or id(p) not in known:
+            found = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__
+            raise ValueError(
+                f"Every shared parameter must be one of the optimizer's, found {found} that is not. Give the optimizer "
+                "all parameters of the model (and `shared` parameters, not their names)."
+            )
+        if not p.is_floating_point() or not p.is_contiguous():
+            raise ValueError(
+                f"Shared parameters must be real and contiguous, found one of shape {tuple(p.shape)}, dtype {p.dtype} and "
+                f"strides {p.stride()}."
+            )
+    if len({p.device for p in shared}) > 1:
+        devices = ", ".join(sorted({str(p.device) for p in shared}))
+        raise ValueError(f"Shared parameters must be on one device, found {devices}.")
+
+
+def _check_groups(groups: Sequence[dict[str, Any]]) -> None:
+    for group in groups:
+        for name, value in group.items():
+            if name == "params":
+                continue
+            tensors = [value] if isinstance(value, Tensor) else value if isinstance(value, tuple) else []
+            if any(isinstance(part, Tensor) for part in tensors):
+                raise TypeError(
+                    f"{name} must be a number, found a tensor: its value would have to be waited for."
+                )
+        if group.get("capturable") or group.get("differentiable"):
+            raise ValueError("capturable=True and differentiable=True are not supported, found one of them.")

@@ -1,0 +1,87 @@
+"""Clippy: every tensor's update shrunk so far that no element changes by much against its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from equipoise.optim._rules import rule_of
+from equipoise.optim._wrapper import Wrapper
+
+__all__ = ["Clippy"]
+
+
+class Clippy(Wrapper):
+    """Shrinks the update of each tensor by one factor (Tang et al., arXiv 2302.09178, algorithm 1).
+
+    With ``w`` a tensor of parameters and ``u`` its update, the step becomes ``σ lr u`` with
+
+        σ = min(1, min_j (relative · |w_j| + absolute) / |lr u_j|),    0/0 → 1.
+
+    Decoupled weight decay is not part of u and is not shrunk. The optimizer's state goes on as without it. The original
+    code, for Adagrad, has ``relative=0.1, absolute=1e-7``, which holds back a tensor that contains a single zero (a
+    fresh bias) almost entirely; the defaults are those that PUB's authors use with Adam.
+
+    Alone it is an ordinary optimizer: ``loss.backward(); optimizer.step()``. Inside PUB or AdaTask it shrinks the
+    joint update, after balancing: ``PUB(Clippy(Adam(...)), shared=...)``.
+
+    Args:
+        optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop.
+        relative: λ_rel, at least 0.
+        absolute: λ_abs, at least 0, in units of the parameters.
+
+    Raises:
+        TypeError: ``optimizer`` is none of these.
+        ValueError: a limit is negative.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = Clippy(torch.optim.SGD([weight], lr=1.0), relative=0.1, absolute=0.0)
+        >>> (4 * weight.sum()).backward()
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.9000])
+    """
+
+    def __init__(self, optimizer: Optimizer, *, relative: float = 0.5, absolute: float = 0.01) -> None:
+        self._rule = rule_of(optimizer)
+        for name, limit in (("relative", relative), ("absolute", absolute)):
+            if not limit >= 0:
+                raise ValueError(f"{name} must be at least 0, found {limit}.")
+        super().__init__(optimizer)
+        self.relative = relative
+        self.absolute = absolute
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's step, shrunk."""
+        result = self._evaluate(closure)
+        before = self.remember()
+        self.optimizer.step()
+        self.shrink(before)
+        return result
+
+    def remember(self) -> list[Tensor]:
+        """Copies of the parameters that have a gradient, for :meth:`shrink` after the step."""
+        return [p.detach().clone() for _, p in self._moving()]
+
+    def shrink(self, before: list[Tensor]) -> None:
+        """Takes back as much of the step since :meth:`remember` as the limits demand."""
+        for (options, p), old in zip(self._moving(), before, strict=True):
+            limit = old.abs().mul_(self.relative).add_(self.absolute)
+            if decay := self._rule.decoupled_decay(options):
+                old.mul_(1 - options["lr"] * decay)
+            share = limit.div_((p - old).abs_())  # x/0 = ∞ and 0/0 = NaN, neither of which is under 1
+            factor = share.nan_to_num_(nan=1.0).amin().clamp(max=1) if share.numel() else 1.0
+            # lerp gives back p itself, to the last bit, where the factor is 1
+            p.copy_(torch.lerp(old, p, factor))
+
+    def _moving(self) -> list[tuple[dict[str, Any], Tensor]]:
+        return [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    def __repr__(self) -> str:
+        return f"Clippy({self.optimizer!r}, relative={self.relative}, absolute={self.absolute})"

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from equipoise.compare.plan import Plan, PlanError, parse_pairs, split_methods
+from equipoise.compare.rates import DEFAULT_RATE, GRID
+from equipoise.training import METHODS
+
+
+def test_a_plan_takes_what_suits_the_data_set_where_nothing_is_said() -> None:
+    assert (Plan.of().data, Plan.of().epochs, Plan.of().batch_size) == ("complete-journey", 2, 2048)
+    census = Plan.of(data="census-income")
+    assert (census.epochs, census.batch_size) == (3, 1024)
+    assert Plan.of(data="census-income", epochs=1).epochs == 1
+    assert census.methods == list(METHODS)
+    assert tuple(census.grid) == GRID
+
+
+def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'data = "funnel"\nseeds = 5\nepochs = 7\nmethods = ["equal"]\n'
+        "[data_options]\nrows = 3000\nconflict = 0.5\n[loss_scale]\nlike = 23\n[rates]\nequal = 0.01\n"
+    )
+    plan = Plan.of(file, epochs=2)
+    assert (plan.data, plan.seeds, plan.epochs, plan.batch_size) == ("funnel", 5, 2, 2048)
+    assert plan.data_options == {"rows": 3000, "conflict": 0.5}
+    assert plan.loss_scale == {"like": 23}
+    assert plan.rate("equal") == 0.01
+    assert plan.rate("multibalance") == DEFAULT_RATE
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('epochs = "two"', "epochs: input should be a valid integer; found 'two'"),
+        ("epochs = 1.5", "epochs: .* found 1.5"),
+        ("seeds = 0", "seeds: .*greater than or equal to 1; found 0"),
+        ("seeds = true", "seeds: .* found True"),
+        ('methods = "equal"', "methods: .*valid list; found 'equal'"),
+        ("methods = []", "methods: .* found "),
+        ("learning_rate = 0.1", "learning_rate: there is no such setting; there are data, data_options"),
+        ('[loss_scale]\nlike = "much"', r"loss_scale.like: .* found 'much'"),
+        ("[rates]\nequal = -1.0", r"rates.equal: .*greater than 0; found -1.0"),
+        ("[model_options]\nbottom = [0.5]", "model_options.bottom"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected_and_found(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(line)
+    with pytest.raises(PlanError, match=message) as caught:
+        Plan.of(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="cannot be read: No such file"):
+        Plan.of(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = ")
+    with pytest.raises(PlanError, match="Expected TOML in .*line 1"):
+        Plan.of(broken)
+
+
+def test_pairs_of_the_command_line() -> None:
+    assert parse_pairs(["multibalance:beta=0.1=0.01", "equal=1e-3"], "--rate") == {
+        "multibalance:beta=0.1": 0.01,
+        "equal": 1e-3,
+    }
+    for wrong in ("like", "=3"):
+        with pytest.raises(PlanError, match=f"--loss-scale: expected KEY=VALUE, found '{wrong}'"):
+            parse_pairs([wrong], "--loss-scale")
+
+
+def test_methods_with_options_are_not_torn_apart() -> None:
+    text = "equal, multibalance:beta=0.1,direction=gram,multibalance:beta=1"
+    assert split_methods(text) == ["equal", "multibalance:beta=0.1,direction=gram", "multibalance:beta=1"]

@@ -1,0 +1,120 @@
+"""The report's sentences say what the numbers say, also when the news is bad or there is none."""
+
+import json
+
+import pytest
+
+from equipoise.compare.report_analysis import analyse
+from equipoise.compare.report_data import read_results
+from equipoise.compare.report_text import cautions, summary, transfer_summary
+
+
+def plain(sentences):
+    return " ".join(sentences).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def told(folder, tell=summary):
+    results = read_results(folder)
+    return plain(tell(results, analyse(results)))
+
+
+def transfer(folder):
+    return plain(transfer_summary(analyse(read_results(folder))))
+
+
+def test_the_winner_is_named_with_gain_interval_and_cost(comparison):
+    said = told(comparison())
+    assert said.startswith("MultiBalance has the lowest mean normalized entropy")
+    assert "95 % interval" in said
+    assert "5 paired seeds, p < 0.001" in said
+    assert "gains most on coupon" in said
+    assert "1.3 % slower than equal weights" in said
+
+
+def test_every_other_joint_method_is_put_in_its_place(comparison):
+    said = told(comparison())
+    assert "Clearly worse than equal weights: AdaTask" in said
+    unclear = said.split("Not clearly different from equal weights: ")[1]
+    assert unclear.startswith("PUB (")
+    assert "Clippy" in unclear
+    assert "Single-task" not in said
+
+
+def test_it_says_so_when_nothing_beats_equal_weights(comparison):
+    said = told(comparison(methods=("equal", "adatask", "single-task")))
+    assert said.startswith("No method beat equal weights")
+    assert "Clearly worse than equal weights: AdaTask" in said
+
+
+def test_a_gain_that_may_be_chance_is_called_that(comparison):
+    folder = comparison(methods=("equal", "clippy"), seeds=3)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        for task in run["test"].values():
+            task["ne"] = 0.6 - (0.01 * (run["seed"] - 0.9) if run["method"] == "clippy" else 0)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = told(folder)
+    assert said.startswith("Clippy has the lowest")
+    assert "within what chance alone would give" in said
+
+
+def test_one_seed_claims_no_test(comparison):
+    folder = comparison(seeds=1)
+    said = told(folder)
+    assert "so that it cannot be tested" in said
+    assert "p <" not in said
+    assert "One seed only" in told(folder, cautions)
+
+
+def test_an_empty_comparison_says_that_there_is_nothing_yet(comparison):
+    folder = comparison(seeds=2)
+    (folder / "runs.jsonl").write_text("")
+    assert "nothing to compare" in told(folder)
+    assert "0 of 16 runs" in told(folder, cautions)
+    assert "cannot be told" in transfer(folder)
+
+
+def test_without_equal_weights_no_gain_is_stated(comparison):
+    assert "no gain can be stated" in told(comparison(methods=("multibalance", "pub"), seeds=2))
+
+
+def test_negative_transfer_names_task_size_and_what_helps(comparison):
+    folder = comparison()
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        if run["method"] == "single-task":
+            run["test"]["coupon"]["ne"] -= 0.10  # now better alone than under equal weights
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = transfer(folder)
+    assert "Under equal weights coupon (−8." in said
+    assert "is worse in NE than alone: negative transfer" in said
+    assert "coupon: no longer clearly worse than alone with MultiBalance (+" in said
+    assert "less so with" in said
+    assert "not helped by" in said
+    assert "AdaTask (−" in said.split("not helped by")[1]
+
+
+def test_no_negative_transfer_is_said_too(comparison):
+    assert transfer(comparison()).startswith("Under equal weights no task is clearly worse")
+
+
+def test_few_seeds_cannot_show_negative_transfer(comparison):
+    assert "no task can be tested" in transfer(comparison(seeds=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"left_out": (("pub", 1),)}, "39 of 40 runs"),
+        ({"diverged": (("pub", 1), ("pub", 2))}, "Diverged: PUB (2 seeds)"),
+        ({"seeds": 2}, "Only 2 seeds"),
+        ({}, "edge of the grid: MultiBalance, PUB and Clippy"),
+        ({"tuned": False, "methods": ("equal", "single-task")}, "same learning rate"),
+    ],
+)
+def test_what_limits_the_result_is_said(comparison, changes, expected):
+    assert expected in told(comparison(**changes), cautions)
+
+
+def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
+    assert told(comparison(methods=("equal", "single-task", "multibalance-paper")), cautions) == ""

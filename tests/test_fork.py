@@ -1,0 +1,483 @@
+"""The fork hands out identity copies, leaves the towers alone and sends Σ w g upstream, whatever the weights are."""
+
+import copy
+import io
+import pickle
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from equipoise.fork import Fork
+
+Experts = namedtuple("Experts", ["outputs", "gate"])
+
+quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+class Fixed(Fork):
+    """Weights given from outside; remembers what `weigh` was told."""
+
+    def __init__(self, weights):
+        super().__init__(len(weights))
+        self.weights = torch.tensor(weights)
+        self.told = []
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        self.told.append((gram.clone(), present.clone(), torch.is_grad_enabled()))
+        return self.weights
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return random(seed, *shape, dtype=dtype).requires_grad_()
+
+
+def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = None) -> Tensor:
+    """One backward in which task m's gradient is `gradients[m]`, None for a loss not computed; what flows upstream."""
+    like = next(gradient for gradient in gradients if gradient is not None)
+    shared = torch.zeros_like(like, requires_grad=True) if shared is None else shared
+    branches = fork(shared)
+    sum(
+        (branch * gradient).sum()
+        for branch, gradient in zip(branches, gradients, strict=True)
+        if gradient is not None
+    ).backward()
+    return shared.grad
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_a_number_or_names():
+    assert Fork(3).tasks == ("0", "1", "2")
+    assert Fork(["click", "like"]).tasks == ("click", "like")
+    assert len(Fork(["click", "like"])(leaf(2))) == 2
+
+
+STRUCTURES = {
+    "tensor": lambda a, b: a,
+    "tuple": lambda a, b: (a, b),
+    "list": lambda a, b: [a, b],
+    "dict": lambda a, b: {"experts": a, "gate": b},
+    "nested": lambda a, b: {"levels": [(a,), {"gate": b}]},
+    "namedtuple": lambda a, b: Experts(a, b),
+}
+
+
+def tensors_in(structure) -> list[Tensor]:
+    if isinstance(structure, Tensor):
+        return [structure]
+    parts = structure.values() if isinstance(structure, dict) else structure
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_every_branch_has_the_structure_and_the_values_of_the_shared_tensors(kind):
+    shared = STRUCTURES[kind](leaf(4, 3), leaf(4, 2, seed=1))
+    branches = Fork(3)(shared)
+    assert isinstance(branches, tuple)
+    assert len(branches) == 3
+    for branch in branches:
+        assert type(branch) is type(shared)
+        if isinstance(shared, dict):
+            assert list(branch) == list(shared)
+        for copied, original in zip(tensors_in(branch), tensors_in(shared), strict=True):
+            assert copied is not original
+            assert torch.equal(copied, original)
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_the_weighted_gradients_reach_every_tensor_of_a_structure(kind):
+    leaves = [leaf(4, 3), leaf(4, 2, seed=1)]
+    shared = STRUCTURES[kind](*leaves)
+    factors = [2.0, -3.0]
+    fork = Fixed([0.5, 4.0])
+    losses = [
+        factor * sum(tensor.square().sum() for tensor in tensors_in(branch))
+        for factor, branch in zip(factors, fork(shared), strict=True)
+    ]
+    sum(losses).backward()
+    for tensor in tensors_in(shared):
+        torch.testing.assert_close(tensor.grad, (0.5 * 2.0 + 4.0 * -3.0) * 2 * tensor.detach())
+
+
+def test_nothing_is_copied_where_no_gradient_is_needed():
+    shared = {"a": leaf(2, 3), "b": [leaf(2)]}
+    fork = Fixed([1.0, 1.0])
+    with torch.no_grad():
+        assert all(branch is shared for branch in fork(shared))
+    with torch.inference_mode():
+        assert all(branch is shared for branch in fork(shared))
+    detached = torch.ones(2, 3)
+    assert all(branch is detached for branch in fork(detached))
+    fork.eval()
+    assert all(branch is shared for branch in fork(shared))
+    shared["a"].sum().backward()  # eval leaves the graph alone: gradients flow as if there were no fork
+    assert fork.told == []
+
+
+def test_tensors_that_need_no_gradient_pass_through_as_they_are():
+    dense, ids, constant = leaf(3, 2), torch.tensor([1, 2, 3]), torch.ones(3)
+    mask = torch.tensor([True, False, True])
+    fork = Fixed([2.0, 3.0])
+    branches = fork((dense, ids, constant, mask))
+    for branch in branches:
+        assert branch[1] is ids
+        assert branch[2] is constant
+        assert branch[3] is mask
+    (branches[0][0].sum() + branches[1][0][branches[1][3]].sum()).backward()
+    torch.testing.assert_close(dense.grad, torch.tensor([[5.0, 5.0], [2.0, 2.0], [5.0, 5.0]]))
+
+
+@pytest.mark.parametrize(
+    ("shared", "found"),
+    [(None, "NoneType"), (3.5, "float"), ("z", "str"), ([], "nothing"), ({}, "nothing"), ((torch.ones(1), 2), "int")],
+)
+def test_anything_but_tensors_is_refused(shared, found):
+    with pytest.raises(TypeError, match=f"tensor, or a tuple, list or dict of tensors; found .*{found}"):
+        Fork(2)(shared)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (0, "at least one task"),
+        (-2, "at least one task"),
+        ([], "at least one task"),
+        ("click", r"write \['click'\]"),
+        (["click", "click"], "must differ"),
+        (["click", ""], "non-empty strings"),
+        ([1, 2], "non-empty strings"),
+    ],
+)
+def test_bad_tasks_are_refused_with_what_was_found(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        Fork(tasks)
+
+
+@pytest.mark.parametrize("tasks", [2.0, None])
+def test_tasks_of_a_wrong_type_are_refused_with_what_was_expected(tasks):
+    with pytest.raises((TypeError, ValueError), match="number or a list of names"):
+        Fork(tasks)
+
+
+@pytest.mark.parametrize("tasks", [["click", "like"], ["click"], 3])
+def test_repr_reads_like_the_constructor(tasks):
+    fork = Fork(tasks)
+    assert eval(repr(fork)).tasks == fork.tasks
+
+
+# --- one backward ----------------------------------------------------------------------------------------------------
+
+
+class Towers(nn.Module):
+    """A bottom and one tower per task, with or without a fork in between."""
+
+    def __init__(self, fork: Fork | None, tasks: int = 3):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.bottom = nn.Linear(6, 5)
+            self.towers = nn.ModuleList(
+                nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(tasks)
+            )
+        self.fork = fork
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = torch.tanh(self.bottom(x))
+        branches = [z] * len(self.towers) if self.fork is None else self.fork(z)
+        return [
+            10.0**m * tower(branch).square().mean()
+            for m, (tower, branch) in enumerate(zip(self.towers, branches, strict=True))
+        ]
+
+
+def test_towers_keep_the_gradient_of_their_own_loss_to_the_last_bit():
+    forked, plain = Towers(Fixed([0.1, -7.0, 1e5])), Towers(None)
+    x = random(3, 8, 6)
+    sum(forked(x)).backward()
+    sum(plain(x)).backward()
+    for found, expected in zip(forked.towers.parameters(), plain.towers.parameters(), strict=True):
+        assert torch.equal(found.grad, expected.grad)
+    assert not torch.allclose(forked.bottom.weight.grad, plain.bottom.weight.grad)
+
+
+def test_the_base_class_is_ordinary_training():
+    forked, plain = Towers(Fork(3)), Towers(None)
+    x = random(3, 8, 6)
+    sum(forked(x)).backward()
+    sum(plain(x)).backward()
+    torch.testing.assert_close(forked.bottom.weight.grad, plain.bottom.weight.grad)
+    assert Fork(3).state_dict() == {}
+
+
+@quick
+@given(
+    weights=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=6),
+    absent=st.sets(st.integers(0, 5)),
+    seed=st.integers(0, 1000),
+)
+def test_upstream_flows_the_weighted_sum_of_the_gradients_for_any_weights(weights, absent, seed):
+    gradients = [None if m in absent else random(seed + m, 3, 4) for m in range(len(weights))]
+    here = [m for m, gradient in enumerate(gradients) if gradient is not None]
+    if not here:
+        return
+    found = feed(Fixed(weights), gradients)
+    expected = sum(weights[m] * gradients[m].double() for m in here)
+    size = sum(abs(weights[m]) * gradients[m].norm().item() for m in here)
+    assert (found - expected).norm().item() <= 1e-6 * size
+
+
+def test_weigh_is_told_the_gram_matrix_and_who_is_present_once_per_backward():
+    gradients = [random(1, 4, 3), None, random(2, 4, 3), torch.zeros(4, 3), random(3, 4, 3)]
+    fork = Fixed([1.0] * 5)
+    feed(fork, gradients)
+    ((gram, present, grad_enabled),) = fork.told
+    flat = torch.stack([torch.zeros(12) if g is None else g.flatten() for g in gradients])
+    torch.testing.assert_close(gram, flat @ flat.T)
+    assert gram.dtype == torch.float32
+    assert present.tolist() == [True, False, True, False, True]
+    assert not grad_enabled
+    torch.testing.assert_close(fork.last_gram, gram)
+    assert torch.equal(fork.last_present, present)
+
+
+def test_the_gram_matrix_spans_all_pieces_of_a_structure_and_missing_pieces_count_as_zero():
+    fork = Fixed([1.0, 1.0])
+    a, b = leaf(2, 3), leaf(4, seed=1)
+    (a0, b0), (_, b1) = fork((a, b))
+    ((a0 * 2).sum() + (b0 * 3).sum() + (b1 * 5).sum()).backward()
+    expected = torch.tensor([[6 * 4.0 + 4 * 9.0, 4 * 15.0], [4 * 15.0, 4 * 25.0]])
+    torch.testing.assert_close(fork.last_gram, expected)
+    torch.testing.assert_close(a.grad, torch.full((2, 3), 2.0))
+    torch.testing.assert_close(b.grad, torch.full((4,), 8.0))
+
+
+def test_gradients_in_any_memory_layout_count_in_full():
+    fork = Fixed([2.0, 3.0])
+    shared = leaf(4, 6)
+    branches = fork(shared)
+    (branches[0].sum() + (branches[1].T.reshape(3, 8) * torch.arange(24.0).reshape(3, 8)).sum()).backward()
+    second = torch.arange(24.0).reshape(6, 4).T
+    torch.testing.assert_close(shared.grad, 2.0 + 3.0 * second)
+    torch.testing.assert_close(fork.last_gram[0], torch.tensor([24.0, second.sum().item()]))
+
+
+def test_large_gradients_agree_with_a_float64_gram_matrix():
+    gradients = [random(m, 70, 1000) for m in range(3)]
+    fork = Fixed([1.0, 1.0, 1.0])
+    feed(fork, gradients)
+    flat = torch.stack([gradient.flatten().double() for gradient in gradients])
+    exact = flat @ flat.T
+    norms = exact.diagonal().sqrt()
+    assert ((fork.last_gram - exact) / torch.outer(norms, norms)).abs().max() < 1e-5
+
+
+# --- absent, zero and non-finite gradients ---------------------------------------------------------------------------
+
+
+def test_a_task_that_is_not_present_has_the_weight_one_and_no_row():
+    gradients = [random(1, 3), None, torch.zeros(3), torch.tensor([1.0, torch.nan, 0.0])]
+    fork = Fixed([5.0, 6.0, 7.0, 8.0])
+    feed(fork, gradients)
+    assert fork.last_weights.tolist() == [5.0, 1.0, 1.0, 1.0]
+    assert fork.last_present.tolist() == [True, False, False, False]
+    assert fork.last_gram[1:].count_nonzero() == fork.last_gram[:, 1:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_value_that_is_not_finite_reaches_the_shared_layers_and_spares_the_other_entries(bad):
+    spoilt = torch.tensor([1.0, bad, 2.0])
+    fork = Fixed([3.0, 0.0])
+    found = feed(fork, [torch.ones(3), spoilt])
+    torch.testing.assert_close(found, torch.tensor([4.0, bad, 5.0]), equal_nan=True)
+    assert torch.isfinite(fork.last_gram).all()
+
+
+def test_all_gradients_zero_or_not_finite_is_defined():
+    fork = Fixed([3.0, 4.0])
+    assert feed(fork, [torch.zeros(3), torch.zeros(3)]).tolist() == [0.0, 0.0, 0.0]
+    assert feed(fork, [torch.full((3,), torch.inf), torch.zeros(3)]).tolist() == [torch.inf] * 3
+    assert fork.last_weights.tolist() == [1.0, 1.0]
+
+
+def test_weights_of_tasks_that_are_not_present_may_be_anything():
+    found = feed(Fixed([2.0, torch.nan]), [torch.ones(2), None])
+    assert found.tolist() == [2.0, 2.0]
+
+
+def test_a_single_task():
+    gradient = random(1, 4, 3)
+    assert torch.equal(feed(Fork(["click"]), [gradient]), gradient)
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_have_float32_statistics(dtype):
+    # Squares of these leave the range of float16 at either end; their sum needs more than 8 bits of mantissa.
+    gradients = [torch.full((100, 100), 3e-6, dtype=dtype), torch.full((100, 100), 3.0, dtype=dtype)]
+    fork = Fixed([1e6, 1.0])
+    shared = torch.zeros(100, 100, dtype=dtype, requires_grad=True)
+    branches = fork(shared)
+    torch.autograd.backward(list(branches), gradients)
+    assert fork.last_gram.dtype == torch.float32
+    flat = torch.stack([gradient.flatten().double() for gradient in gradients])
+    torch.testing.assert_close(fork.last_gram.double(), flat @ flat.T, rtol=1e-5, atol=0)
+    assert shared.grad.dtype == dtype
+    expected = (1e6 * gradients[0].double() + gradients[1].double()).to(dtype)
+    assert torch.equal(shared.grad, expected)
+
+
+def test_sums_of_half_precision_gradients_are_rounded_once():
+    # 256 + 1 is 256 in bfloat16: adding one by one would lose every single task.
+    gradients = [torch.full((4,), 256.0, dtype=torch.bfloat16)] + [torch.ones(4, dtype=torch.bfloat16)] * 8
+    found = feed(Fork(9), gradients)
+    assert found.tolist() == [264.0] * 4
+
+
+def test_float64_gradients_keep_their_precision():
+    gradients = [random(m, 5, 4, dtype=torch.float64) / 3 for m in range(2)]
+    fork = Fixed([1.0, 1.0]).double()
+    feed(fork, gradients)
+    flat = torch.stack([gradient.flatten() for gradient in gradients])
+    torch.testing.assert_close(fork.last_gram, flat @ flat.T, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_cast_to_another_precision_trains_with_statistics_no_coarser_than_float32(dtype):
+    model = Towers(Fixed([1.0, 2.0, 3.0])).to(dtype)
+    sum(model(random(3, 8, 6, dtype=dtype))).backward()
+    assert torch.isfinite(model.bottom.weight.grad).all()
+    assert torch.finfo(model.fork.last_gram.dtype).eps <= torch.finfo(torch.float32).eps
+    assert torch.finfo(model.fork.loss_scale.dtype).max > 2.0**40
+
+
+# --- several backwards -----------------------------------------------------------------------------------------------
+
+
+def test_a_double_backward_crosses_the_fork_with_the_weights_of_the_first_as_constants():
+    theta = torch.tensor([0.5, -1.5, 2.0], dtype=torch.float64, requires_grad=True)
+    weights, factors = [0.25, 3.0], [2.0, 5.0]
+    fork = Fixed(weights).double()
+    losses = [c * branch.pow(3).sum() for c, branch in zip(factors, fork(theta.square()), strict=True)]
+    (gradient,) = torch.autograd.grad(sum(losses), theta, create_graph=True)
+    # z = θ², L_m = c_m Σ z_m³: the balanced gradient is 2θ Σ_m w_m c_m 3 z_m².
+    once = sum(w * c for w, c in zip(weights, factors, strict=True))
+    torch.testing.assert_close(gradient, 6 * once * theta**5)
+    # Its derivative by the first θ, 2 Σ_m w_m c_m 3 z_m²; that by z_m, 2θ w_m c_m 6 z_m, flows on through the fork with
+    # the weight w_m, as everything does that crosses it.
+    twice = sum(w * w * c for w, c in zip(weights, factors, strict=True))
+    gradient.sum().backward()
+    torch.testing.assert_close(theta.grad, (6 * once + 24 * twice) * theta.detach() ** 4)
+    assert len(fork.told) == 1
+
+
+def test_a_gradient_penalty_at_weights_of_one_is_the_true_derivative():
+    model = Towers(Fork(3)).double()
+    x = random(3, 8, 6, dtype=torch.float64)
+
+    def penalty(model: Towers) -> Tensor:
+        (gradient,) = torch.autograd.grad(sum(model(x)), model.bottom.weight, create_graph=True)
+        return gradient.square().sum()
+
+    penalty(model).backward()
+    step = random(9, 5, 6, dtype=torch.float64)
+    sides = []
+    for sign in (1e-6, -1e-6):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            moved.bottom.weight.add_(step, alpha=sign)
+        sides.append(penalty(moved).item())
+    numeric = (sides[0] - sides[1]) / 2e-6
+    assert (model.bottom.weight.grad * step).sum().item() == pytest.approx(numeric, rel=1e-6)
+
+
+def test_a_second_backward_over_the_same_graph_reuses_the_weights():
+    model = Towers(Fixed([1.0, 2.0, 0.5]))
+    losses = model(random(3, 8, 6))
+    sum(losses).backward(retain_graph=True)
+    first = model.bottom.weight.grad.clone()
+    model.fork.weights = torch.tensor([7.0, 7.0, 7.0])
+    sum(losses).backward(retain_graph=True)
+    torch.testing.assert_close(model.bottom.weight.grad, 2 * first)
+    losses[1].backward()  # a part of what was weighed before keeps its weight as well
+    assert len(model.fork.told) == 1
+
+
+@pytest.mark.parametrize("retain_graph", [True, False])
+def test_one_loss_at_a_time_is_an_error_that_says_what_to_do(retain_graph):
+    fork = Fork(["click", "like"])
+    z = leaf(4, 3)
+    for_click, for_like = fork(z * 2)
+    for_click.sum().backward(retain_graph=retain_graph)
+    with pytest.raises(RuntimeError, match=r"(?s)click.*now like.*sum\(losses\)\.backward\(\)"):
+        for_like.sum().backward()
+
+
+def test_several_forwards_before_one_backward_are_weighed_each():
+    fork = Fixed([1.0, 2.0])
+    a, b = leaf(3), leaf(3, seed=1)
+    (sum(branch.sum() for branch in fork(a)) + sum(branch.square().sum() for branch in fork(b))).backward()
+    assert len(fork.told) == 2
+    torch.testing.assert_close(a.grad, torch.full((3,), 3.0))
+    torch.testing.assert_close(b.grad, 6 * b.detach())
+
+
+def test_two_forks_in_a_row_each_weigh_what_arrives():
+    outer, inner = Fixed([2.0, 3.0]), Fixed([5.0, 7.0])
+    z = leaf(3)
+    for_one, rest = outer(z)
+    for_two, for_three = inner(rest * 1.0)
+    (for_one + 10 * for_two + 100 * for_three).sum().backward()
+    torch.testing.assert_close(z.grad, torch.full((3,), 2.0 * 1 + 3.0 * (5.0 * 10 + 7.0 * 100)))
+    torch.testing.assert_close(outer.last_gram[1, 1], torch.tensor(3 * 750.0**2))
+
+
+def test_changing_a_branch_in_place_is_an_error_and_leaves_the_others_alone():
+    z = leaf(4, 3)
+    shared = z * 1.0
+    before = shared.detach().clone()
+    for_click, for_like = Fork(2)(shared)
+    with pytest.raises(RuntimeError, match="modified inplace|in-place"):
+        for_click.relu_()
+    assert torch.equal(for_like, before)
+    assert torch.equal(shared, before)
+
+
+# --- a module like any other -----------------------------------------------------------------------------------------
+
+
+def duplicates(model: nn.Module) -> dict[str, nn.Module]:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return {
+        "deepcopy": copy.deepcopy(model),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "torch.save": torch.load(buffer, weights_only=False),
+    }
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_copy_trains_on_by_itself(how):
+    model = Towers(Fork(["click", "like", "share"]))
+    x = random(3, 8, 6)
+    twin = duplicates(model)[how]
+    assert twin.fork.tasks == model.fork.tasks
+    sum(twin(x)).backward()
+    assert model.bottom.weight.grad is None
+    assert model.fork.last_gram.count_nonzero() == 0
+    sum(model(x)).backward()
+    assert torch.equal(twin.bottom.weight.grad, model.bottom.weight.grad)
+    assert torch.equal(twin.fork.last_gram, model.fork.last_gram)
+    torch.amp.GradScaler("cpu", init_scale=1024.0).scale(sum(twin(x))).backward()  # copies hear of the scale too
+    torch.testing.assert_close(twin.fork.last_gram, model.fork.last_gram)

@@ -1,0 +1,228 @@
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.data import Dataset, Split
+from equipoise.ranking.metrics import auc, normalized_entropy
+from equipoise.training import METHODS, CheckpointError, Learner, Run, SettingError, count_steps, train
+from equipoise.training import loop as loop_module
+
+SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}
+
+
+def comparable(run: Run) -> dict:
+    return json.loads(run.to_json()) | {"seconds": 0, "examples_per_second": 0}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_learns(tiny: Dataset, name: str) -> None:
+    run = train(tiny, METHODS[name], **SETTINGS)
+    assert run.status == "ok"
+    assert run.test["click"]["auc"] > 0.75
+    first, last = run.curve[0]["train_loss"]["click"], run.curve[-1]["train_loss"]["click"]
+    assert last < first
+
+
+def test_the_record_of_a_run_is_complete(tiny: Dataset) -> None:
+    run = train(tiny, METHODS["multibalance"], **SETTINGS, monitor_reads=10)
+    assert (run.method, run.seed, run.lr, run.steps) == ("multibalance", 0, 1e-2, 3 * (700 // 64))
+    assert [point["step"] for point in run.curve] == [8, 15, 23, 30]
+    assert [point["examples"] for point in run.curve] == [8 * 64, 15 * 64, 23 * 64, 30 * 64]
+    assert set(run.curve[0]["validation"]["like"]) == {"auc", "ne"}
+    assert set(run.test["like"]) == set(run.test_natural["like"]) == {"auc", "ne", "log_loss", "calibration"}
+    assert [point["step"] for point in run.monitor] == list(range(3, 31, 3))
+    weights = [value for key, value in run.monitor[-1].items() if "/weight/" in key]
+    assert len(weights) == 2
+    assert run.examples_per_second == pytest.approx(run.steps * 64 / run.seconds)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: Dataset) -> None:
+    runs = [train(tiny, METHODS["equal"], **SETTINGS, seed=seed) for seed in (5, 5, 6)]
+    assert comparable(runs[0]) == comparable(runs[1])
+    assert runs[0].test != runs[2].test
+
+
+def test_training_leaves_the_global_random_state_alone(tiny: Dataset) -> None:
+    before = torch.get_rng_state()
+    train(tiny, METHODS["multibalance"], **SETTINGS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_method_sees_the_same_batches_from_the_same_weights(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list] = {}
+    step = Learner.step
+
+    def spy(learner: Learner, batch) -> torch.Tensor:
+        record = seen.setdefault(learner.method.name, [])
+        if not record:
+            record.append([value.clone() for value in learner.state_dict()["models"][0].values()])
+        record.append(batch.categorical.clone())
+        return step(learner, batch)
+
+    monkeypatch.setattr(Learner, "step", spy)
+    for name in ("single-task", "equal", "multibalance"):
+        train(tiny, METHODS[name], **SETTINGS, seed=3)
+    weights, *batches = seen["equal"]
+    for name in ("single-task", "multibalance"):
+        own_weights, *own_batches = seen[name]
+        shared = len(weights)  # a fork adds buffers of its own behind or between
+        assert all(any(torch.equal(weight, own) for own in own_weights) for weight in weights[:shared])
+        assert len(batches) == len(own_batches) == 30
+        assert all(map(torch.equal, batches, own_batches))
+
+
+def test_two_epochs_have_different_orders(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    step = Learner.step
+    monkeypatch.setattr(
+        Learner, "step", lambda learner, batch: (seen.append(batch.numeric), step(learner, batch))[1]
+    )
+    train(tiny, METHODS["equal"], epochs=2, batch_size=64)
+    assert not torch.equal(seen[0], seen[10])
+
+
+def test_the_first_step_of_equal_weights_is_adam_on_the_sum_of_losses(tiny: Dataset) -> None:
+    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=0)
+    twin = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=0)._members[0].model
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    batch = next(tiny.train.batches(64))
+    losses = learner.step(batch)
+
+    logits = twin(batch.categorical, batch.numeric)
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    known = ~batch.labels[:, 1].isnan()
+    expected = [entropy(logits[0], batch.labels[:, 0]), entropy(logits[1][known], batch.labels[known, 1])]
+    sum(expected).backward()
+    optimizer.step()
+    torch.testing.assert_close(losses, torch.stack(expected).detach())
+    for own, other in zip(learner._members[0].model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_single_task_training_of_a_task_is_training_on_its_loss_alone(tiny: Dataset) -> None:
+    """Scaling the other task's loss changes nothing, while it does in joint training."""
+    for name, same in (("single-task", True), ("equal", False)):
+        plain = train(tiny, METHODS[name], **SETTINGS)
+        scaled = train(tiny, METHODS[name], **SETTINGS, loss_scale={"like": 23})
+        assert (plain.test["click"] == scaled.test["click"]) is same
+
+
+def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
+    plain = train(tiny, METHODS["equal"], batch_size=64, evaluations=10)
+    scaled = train(tiny, METHODS["equal"], batch_size=64, evaluations=10, loss_scale={"like": 23})
+    assert plain.curve[0]["step"] == 1
+    assert plain.curve[0]["train_loss"] == scaled.curve[0]["train_loss"]
+
+
+def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(
+    tiny: Dataset, tmp_path
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    run = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
+    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=9)
+    learner.load_state_dict(torch.load(file)["state"]["learner"])
+    logits = learner.logits(next(tiny.test.batches(len(tiny.test))))[:, 0]
+    labels, weight = tiny.test.labels[:, 0], tiny.test.weight
+    assert run.test["click"]["auc"] == pytest.approx(float(auc(logits, labels)))
+    assert run.test["click"]["ne"] == pytest.approx(float(normalized_entropy(logits, labels)))
+    assert run.test_natural["click"]["ne"] == pytest.approx(float(normalized_entropy(logits, labels, weight)))
+
+
+def test_evaluation_points_use_at_most_the_rows_asked_for_and_the_last_evaluation_all(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    predict = loop_module._predict
+    monkeypatch.setattr(
+        loop_module, "_predict", lambda learner, split: (sizes.append(len(split)), predict(learner, split))[1]
+    )
+    train(tiny, METHODS["equal"], **SETTINGS, evaluation_rows=100)
+    assert sizes == [100] * 4 + [300, 400]
+
+
+def test_a_run_that_diverges_ends_there_and_says_so(tiny: Dataset) -> None:
+    run = train(tiny, METHODS["equal"], **SETTINGS | {"lr": 1e30})
+    assert run.status == "diverged"
+    assert run.steps == run.curve[-1]["step"] < 30
+    assert run.test == run.validation == {}
+    assert run.mean_validation_ne == math.inf
+    assert "NaN" not in run.to_json()
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("at", [9, 17])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_path, name: str, at: int) -> None:
+    def interrupt(done: int, total: int) -> None:
+        assert total == 30
+        if done == at:
+            raise _InterruptedError
+
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    uninterrupted = train(tiny, METHODS[name], **SETTINGS, checkpoint=whole)
+    with pytest.raises(_InterruptedError):
+        train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, on_progress=interrupt)
+    resumed = train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, resume=True)
+    assert comparable(resumed) == comparable(uninterrupted)
+    expected, found = (torch.load(file)["state"]["learner"] for file in (whole, parts))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset, tmp_path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    finished = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
+    steps = []
+    again = train(
+        tiny, METHODS["equal"], **SETTINGS, checkpoint=file, resume=True,
+        on_progress=lambda done, _: steps.append(done),
+    )  # fmt: skip
+    assert steps == []
+    assert asdict(again) == asdict(finished)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
+    with pytest.raises(CheckpointError, match=r"lr: 0\.01 there, 0\.02 here"):
+        train(tiny, METHODS["equal"], **SETTINGS | {"lr": 0.02}, checkpoint=file, resume=True)
+    with pytest.raises(CheckpointError, match="method"):
+        train(tiny, METHODS["multibalance"], **SETTINGS, checkpoint=file, resume=True)
+
+
+def test_impossible_settings_are_named(tiny: Dataset) -> None:
+    with pytest.raises(SettingError, match="at least one batch of 701 rows, found 700"):
+        train(tiny, METHODS["equal"], batch_size=701)
+    for name in ("epochs", "batch_size", "evaluations", "evaluation_rows", "monitor_reads"):
+        with pytest.raises(SettingError, match=f"{name} must be at least 1, found 0"):
+            train(tiny, METHODS["equal"], **{"batch_size": 64, name: 0})
+    with pytest.raises(SettingError, match="learning rate must be above 0, found 0"):
+        train(tiny, METHODS["equal"], batch_size=64, lr=0.0)
+    with pytest.raises(SettingError, match="tasks out of click, like; found share"):
+        train(tiny, METHODS["equal"], batch_size=64, loss_scale={"share": 2})
+    with pytest.raises(SettingError, match="model out of shared-bottom, mmoe.*found 'ple'"):
+        train(tiny, METHODS["equal"], batch_size=64, model="ple")
+    with pytest.raises(SettingError, match="takes the options embedding_dim.*found dropout"):
+        train(tiny, METHODS["equal"], batch_size=64, model_options={"dropout": 0.1})
+
+
+def test_steps_leave_out_the_last_short_batch_of_each_epoch(tiny: Dataset) -> None:
+    assert count_steps(tiny, epochs=3, batch_size=64) == 30
+
+
+def test_a_task_without_labels_in_validation_has_no_metrics_there_and_does_not_end_the_run(tiny: Dataset) -> None:
+    labels = tiny.validation.labels.clone()
+    labels[:, 1] = torch.nan
+    validation = Split(tiny.validation.categorical, tiny.validation.numeric, labels, tiny.validation.weight)
+    run = train(replace(tiny, validation=validation), METHODS["equal"], **SETTINGS)
+    assert run.status == "ok"
+    assert math.isnan(run.validation["like"]["auc"])
+    assert json.loads(run.to_json())["validation"]["like"]["auc"] is None
