@@ -30,12 +30,9 @@ def main() -> None:
         "chunks (rows stream by)": lambda: sum(len(chunk.labels) for chunk in chunks(funnel)),
         "generate (a checked Dataset)": lambda: len(generate(funnel).train),
     }
-    print(
-        f"{processor()}; Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}"
-    )
-    print(
-        f"{ROWS:,} rows, {len(funnel.id_fields)} id fields, {funnel.numerics} numbers, 4 tasks, 1 thread, {REPEATS} runs"
-    )
+    print(f"{processor()}, 1 thread, {REPEATS} runs each")
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}")
+    print(f"{ROWS:,} rows, {len(funnel.id_fields)} id fields, {funnel.numerics} numbers, 4 tasks")
     for name, way in ways.items():
         way()
         wall, cpu = [], []

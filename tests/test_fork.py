@@ -1,4 +1,4 @@
-"""The fork hands out identity copies, leaves the towers alone and sends Σ w g upstream, whatever the weights are."""
+"""The fork hands out identity copies, leaves the towers alone and sends Σ w g upstream, whatever the w."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = None) -> Tensor:
-    """One backward in which task m's gradient is `gradients[m]`, None for a loss not computed; what flows upstream."""
+    """What flows upstream where task m's gradient is `gradients[m]`, None for a loss not computed."""
     like = next(gradient for gradient in gradients if gradient is not None)
     shared = torch.zeros_like(like, requires_grad=True) if shared is None else shared
     branches = fork(shared)
@@ -52,7 +52,7 @@ def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = Non
     return shared.grad
 
 
-# --- forward ---------------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------------
 
 
 def test_tasks_are_a_number_or_names():
@@ -62,12 +62,12 @@ def test_tasks_are_a_number_or_names():
 
 
 STRUCTURES = {
-    "tensor": lambda a, b: a,
+    "tensor": lambda a, _: a,
     "tuple": lambda a, b: (a, b),
     "list": lambda a, b: [a, b],
     "dict": lambda a, b: {"experts": a, "gate": b},
     "nested": lambda a, b: {"levels": [(a,), {"gate": b}]},
-    "namedtuple": lambda a, b: Experts(a, b),
+    "namedtuple": Experts,
 }
 
 
@@ -138,7 +138,14 @@ def test_tensors_that_need_no_gradient_pass_through_as_they_are():
 
 @pytest.mark.parametrize(
     ("shared", "found"),
-    [(None, "NoneType"), (3.5, "float"), ("z", "str"), ([], "nothing"), ({}, "nothing"), ((torch.ones(1), 2), "int")],
+    [
+        (None, "NoneType"),
+        (3.5, "float"),
+        ("z", "str"),
+        ([], "nothing"),
+        ({}, "nothing"),
+        ((torch.ones(1), 2), "int"),
+    ],
 )
 def test_anything_but_tensors_is_refused(shared, found):
     with pytest.raises(TypeError, match=f"tensor, or a tuple, list or dict of tensors; found .*{found}"):
@@ -174,7 +181,7 @@ def test_repr_reads_like_the_constructor(tasks):
     assert eval(repr(fork)).tasks == fork.tasks
 
 
-# --- one backward ----------------------------------------------------------------------------------------------------
+# --- one backward ---------------------------------------------------------------------------------------
 
 
 class Towers(nn.Module):
@@ -280,7 +287,7 @@ def test_large_gradients_agree_with_a_float64_gram_matrix():
     assert ((fork.last_gram - exact) / torch.outer(norms, norms)).abs().max() < 1e-5
 
 
-# --- absent, zero and non-finite gradients ---------------------------------------------------------------------------
+# --- absent, zero and non-finite gradients --------------------------------------------------------------
 
 
 def test_a_task_that_is_not_present_has_the_weight_one_and_no_row():
@@ -318,7 +325,7 @@ def test_a_single_task():
     assert torch.equal(feed(Fork(["click"]), [gradient]), gradient)
 
 
-# --- precision -------------------------------------------------------------------------------------------------------
+# --- precision ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -361,7 +368,7 @@ def test_a_model_cast_to_another_precision_trains_with_statistics_no_coarser_tha
     assert torch.finfo(model.fork.loss_scale.dtype).max > 2.0**40
 
 
-# --- several backwards -----------------------------------------------------------------------------------------------
+# --- several backwards ----------------------------------------------------------------------------------
 
 
 def test_a_double_backward_crosses_the_fork_with_the_weights_of_the_first_as_constants():
@@ -373,8 +380,8 @@ def test_a_double_backward_crosses_the_fork_with_the_weights_of_the_first_as_con
     # z = θ², L_m = c_m Σ z_m³: the balanced gradient is 2θ Σ_m w_m c_m 3 z_m².
     once = sum(w * c for w, c in zip(weights, factors, strict=True))
     torch.testing.assert_close(gradient, 6 * once * theta**5)
-    # Its derivative by the first θ, 2 Σ_m w_m c_m 3 z_m²; that by z_m, 2θ w_m c_m 6 z_m, flows on through the fork with
-    # the weight w_m, as everything does that crosses it.
+    # Its derivative by the first θ is 2 Σ_m w_m c_m 3 z_m². That by z_m, 2θ w_m c_m 6 z_m, flows on
+    # through the fork with the weight w_m, as all that crosses it does.
     twice = sum(w * w * c for w, c in zip(weights, factors, strict=True))
     gradient.sum().backward()
     torch.testing.assert_close(theta.grad, (6 * once + 24 * twice) * theta.detach() ** 4)
@@ -447,13 +454,13 @@ def test_changing_a_branch_in_place_is_an_error_and_leaves_the_others_alone():
     shared = z * 1.0
     before = shared.detach().clone()
     for_click, for_like = Fork(2)(shared)
-    with pytest.raises(RuntimeError, match="modified inplace|in-place"):
+    with pytest.raises(RuntimeError, match=r"modified inplace|in-place"):
         for_click.relu_()
     assert torch.equal(for_like, before)
     assert torch.equal(shared, before)
 
 
-# --- a module like any other -----------------------------------------------------------------------------------------
+# --- a module like any other ----------------------------------------------------------------------------
 
 
 def duplicates(model: nn.Module) -> dict[str, nn.Module]:
@@ -479,5 +486,7 @@ def test_a_copy_trains_on_by_itself(how):
     sum(model(x)).backward()
     assert torch.equal(twin.bottom.weight.grad, model.bottom.weight.grad)
     assert torch.equal(twin.fork.last_gram, model.fork.last_gram)
-    torch.amp.GradScaler("cpu", init_scale=1024.0).scale(sum(twin(x))).backward()  # copies hear of the scale too
+    torch.amp.GradScaler("cpu", init_scale=1024.0).scale(
+        sum(twin(x))
+    ).backward()  # copies hear of the scale too
     torch.testing.assert_close(twin.fork.last_gram, model.fork.last_gram)

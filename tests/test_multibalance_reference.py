@@ -118,7 +118,7 @@ def feed(fork, kind: str, rows: list, dtype: torch.dtype) -> np.ndarray | None:
 
 
 def plain_steps(generator: np.random.Generator, M: int, size: int, decades: float):
-    """Every task always present; its scale is its own, anywhere in ± `decades`, and wanders by half a decade."""
+    """Every task always present; its scale, anywhere in ± `decades`, wanders by half a decade."""
     scales = 10.0 ** generator.uniform(-decades, decades, M)
     common = generator.standard_normal(size)  # so that the cosines are not all near zero
     mixing = generator.uniform(-1, 1, M)
@@ -131,7 +131,7 @@ def plain_steps(generator: np.random.Generator, M: int, size: int, decades: floa
 
 
 def interrupted_steps(generator: np.random.Generator, M: int, size: int, decades: float):
-    """As `plain_steps`; a task's loss is missing, or its gradient zero or not finite, in a third of its steps."""
+    """As `plain_steps`; in a third of its steps a task's loss is missing, or its gradient 0 or not finite."""
     for rows in plain_steps(generator, M, size, decades):
         for m in range(M):
             match generator.integers(9):
@@ -145,7 +145,7 @@ def interrupted_steps(generator: np.random.Generator, M: int, size: int, decades
 
 
 def relative(found: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:
-    """Norm of the difference over the norm (at least `least`) of the finite entries; the others must be equal."""
+    """Norm of the difference over the norm, at least `least`, of the finite entries; the others are equal."""
     finite = np.isfinite(expected)
     assert np.isfinite(found[finite]).all(), (found, expected)
     np.testing.assert_array_equal(found[~finite], expected[~finite])
@@ -170,12 +170,12 @@ def largest_errors(
     reference = Reference(M, **options)
     size = sum(math.prod(shape) for shape in shapes_of(kind))
     worst = {"gradient": 0.0, "magnitudes": 0.0, "balance": 0.0}
-    # Only a task whose λ is 0 may be present. There a λ that differs by one rounding (its simplex is as wide as 1)
-    # changes everything, so the gradient is measured against a hundredth of what λ = 1 would give.
+    # It may be that only a task with λ = 0 is present. There one rounding of λ (its simplex has width 1)
+    # decides all, so the gradient is measured against at least a hundredth of what λ = 1 would give.
     share = 0.01 * M if steps is interrupted_steps else 0.0
-    for rows in steps(np.random.default_rng(seed), M, size, decades):
+    for drawn in steps(np.random.default_rng(seed), M, size, decades):
         # Both sides see the same, already rounded, numbers.
-        rows = [None if row is None else torch.tensor(row, dtype=dtype).double().numpy() for row in rows]
+        rows = [None if row is None else torch.tensor(row, dtype=dtype).double().numpy() for row in drawn]
         expected, found = reference.step(rows), feed(fork, kind, rows, dtype)
         if expected is None:
             assert found is None
@@ -201,14 +201,13 @@ def test_float32_agrees_with_the_equations_over_fifty_steps(magnitude, direction
     assert max(worst.values()) < 1e-4, worst
 
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
 @pytest.mark.parametrize(("magnitude", "direction"), MODES)
-def test_task_weights_and_interrupted_tasks_agree_with_the_equations(magnitude, direction, kind):
+def test_task_weights_and_interrupted_tasks_agree_with_the_equations(magnitude, direction):
     worst = largest_errors(
         interrupted_steps,
-        kind=kind,
+        kind="dict",
         dtype=torch.float32,
-        seed=len(kind),
+        seed=6,
         magnitude=magnitude,
         direction=direction,
         task_weights=[1.0, 4.0, 0.5, 2.0],

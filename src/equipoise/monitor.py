@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,11 +18,12 @@ __all__ = ["Monitor", "Reading"]
 
 @runtime_checkable
 class _Balancing(Protocol):
-    """An optimizer that weighs the tasks' updates, such as PUB; None before its first step."""
+    """An optimizer that weighs the tasks' updates, such as PUB; it may not know its tasks before its first step."""
 
-    last_gram: Tensor | None
-    last_weights: Tensor | None
-    last_present: Tensor | None
+    tasks: tuple[str, ...]
+    last_gram: Tensor
+    last_weights: Tensor
+    last_present: Tensor
 
 
 class _ScalarWriter(Protocol):
@@ -81,7 +82,6 @@ class Monitor:
     Args:
         model: a module that holds forks, itself one, or wrapped by DDP or ``torch.compile``.
         optimizer: the training's optimizer; watched if it balances updates.
-        tasks: the names of the losses that the optimizer gets, in their order; numbered from 0 if None.
 
     Raises:
         ValueError: there is nothing to watch.
@@ -96,16 +96,13 @@ class Monitor:
         (['fork/1/cosine/click/like', 'fork/1/norm/click'], 1.0)
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: object | None = None, *, tasks: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: object | None = None) -> None:
         self._forks = [
             (f"fork/{_plain_name(name)}", module)
             for name, module in model.named_modules()
             if isinstance(module, Fork)
         ]
         self._optimizer = optimizer if isinstance(optimizer, _Balancing) else None
-        self._tasks = tasks
         if not self._forks and self._optimizer is None:
             raise ValueError(
                 "A monitor needs something to watch: found no Fork in the model and no balancing optimizer "
@@ -114,25 +111,20 @@ class Monitor:
 
     def read(self) -> Reading:
         """The last step's values; copies a few M×M tensors on the device and does not wait for it."""
-        records = [
-            _Record(
-                prefix,
-                fork.tasks,
-                fork.last_gram.clone(),
-                fork.last_present.clone(),
-                {"weight": fork.last_weights.clone(), **fork.monitored()},
-            )
-            for prefix, fork in self._forks
-        ]
-        watched = self._optimizer
-        if watched is not None and watched.last_gram is not None:
-            gram, weights, present = watched.last_gram, watched.last_weights, watched.last_present
-            assert weights is not None and present is not None
-            names = self._tasks or [str(task) for task in range(gram.shape[0])]
-            records.append(
-                _Record("pub", tuple(names), gram.clone(), present.clone(), {"weight": weights.clone()})
-            )
+        records = [_record(prefix, fork, fork.monitored()) for prefix, fork in self._forks]
+        if self._optimizer is not None and self._optimizer.tasks:
+            records.append(_record("pub", self._optimizer, {}))
         return Reading(records)
+
+
+def _record(prefix: str, watched: Fork | _Balancing, further: Mapping[str, Tensor]) -> _Record:
+    return _Record(
+        prefix,
+        watched.tasks,
+        watched.last_gram.clone(),
+        watched.last_present.clone(),
+        {"weight": watched.last_weights.clone(), **further},
+    )
 
 
 def _scalars(record: _Record) -> dict[str, float]:

@@ -38,7 +38,7 @@ def test_the_ratio_is_the_median_of_interleaved_pairs(monkeypatch: pytest.Monkey
     fast, slow = learner(), learner()
     order, seconds = [], {id(fast): iter(range(1, 100)), id(slow): iter(range(3, 300, 3))}
 
-    def clock(timed: Learner, batches, steps: int) -> float:
+    def clock(timed: Learner, _: object, steps: int) -> float:
         order.append("fast" if timed is fast else "slow")
         assert steps == 4
         return next(seconds[id(timed)])
@@ -69,7 +69,9 @@ def test_peak_memory_counts_weights_gradients_and_adams_state_and_repeats() -> N
     build = partial(learner, width=width)
     measured = peak_memory(build, batch())
     layer = 51 * width * 4
-    assert 4 * layer < measured < 4.6 * layer  # weight, gradient, two moments; activations 8 × width
+    assert (
+        4 * layer < measured < 6.5 * layer
+    )  # weight, gradient, two moments, and what Adam takes for its step
     assert peak_memory(build, batch()) == measured
 
 

@@ -44,12 +44,13 @@ def test_a_schema_of_ids_alone_gives_embeddings_alone() -> None:
     assert embedding(torch.zeros(5, 3, dtype=torch.int64), torch.empty(5, 0)).shape == (5, 9)
 
 
-def test_rows_start_normal_with_standard_deviation_one_hundredth() -> None:
+@pytest.mark.parametrize("dim", [4, 16])
+def test_rows_start_normal_with_a_mean_squared_norm_of_one(dim: int) -> None:
     torch.manual_seed(0)
-    table = FeatureEmbedding(Schema([Categorical("user", 20_000)], [], MIXED.tasks), 8).table.weight
-    assert table.mean().item() == pytest.approx(0, abs=2e-4)
-    assert table.std().item() == pytest.approx(0.01, rel=0.02)
-    assert (table.abs() < 0.02).double().mean().item() == pytest.approx(0.9545, abs=0.005)
+    table = FeatureEmbedding(Schema([Categorical("user", 40_000)], [], MIXED.tasks), dim).table.weight
+    assert table.square().sum(1).mean().item() == pytest.approx(1, rel=0.02)
+    assert table.mean().item() == pytest.approx(0, abs=0.005)
+    assert (table.abs() < 2 * dim**-0.5).double().mean().item() == pytest.approx(0.9545, abs=0.005)
 
 
 def test_sparse_gradients_hold_the_rows_that_were_read_and_equal_the_dense_ones() -> None:

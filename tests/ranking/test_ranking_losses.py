@@ -6,13 +6,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from equipoise.ranking.losses import task_losses
 
 NAN = float("nan")
+# The same examples every time, and no failure because the machine is busy.
+steady = settings(deadline=None, derandomize=True)
 
 
 def batch(seed: int, rows: int, tasks: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -23,6 +25,7 @@ def batch(seed: int, rows: int, tasks: int) -> tuple[tuple[torch.Tensor, ...], t
     return tuple(column.clone().requires_grad_() for column in logits.unbind(1)), labels
 
 
+@steady
 @given(seed=st.integers(0, 2**31), rows=st.integers(0, 12), tasks=st.integers(1, 4))
 def test_each_loss_and_its_gradient_are_the_mean_over_the_labelled_rows(
     seed: int, rows: int, tasks: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,7 @@ from equipoise.training.methods import parse_scalar
 __all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
 
 Scalar = bool | int | float | str
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PlanError(SettingError):
@@ -72,9 +73,9 @@ class Plan(BaseModel):
     batch_size: int = Field(ge=1)
     tune: bool = False
     tune_seeds: int = Field(default=1, ge=1)
-    grid: list[float] = Field(default=list(GRID), min_length=1)
-    rates: dict[str, float] = Field(default_factory=dict)
-    loss_scale: dict[str, float] = Field(default_factory=dict)
+    grid: list[Positive] = Field(default=list(GRID), min_length=1)
+    rates: dict[str, Positive] = Field(default_factory=dict)
+    loss_scale: dict[str, Positive] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Path | None = None, /, **settings: Any) -> Self:

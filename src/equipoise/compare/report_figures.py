@@ -158,9 +158,12 @@ def _gain_point(entry: MethodResult) -> dict[str, Any]:
     mean = found.mean if found else None
     verdict = found.verdict if found else "untested"
     colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
+    symbol = "diamond" if entry.is_single_task else "circle"
+    if verdict in {"above", "below"} and entry.ne_gain and not entry.ne_gain.firm:
+        symbol += "-open"
     trace: dict[str, Any] = {
         "type": "scatter", "mode": "markers", "x": [_short(mean)], "y": [text(entry.method.label)],
-        "marker": {"size": 11, "color": colour, "symbol": "diamond" if entry.is_single_task else "circle"},
+        "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"width": 2}},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }  # fmt: skip
     if found and mean is not None and found.low is not None and found.high is not None:

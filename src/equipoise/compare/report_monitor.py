@@ -28,9 +28,10 @@ def monitor_chart(results: Results) -> Chart | None:
         panels = []
         for method in results.plan.methods:
             runs = _ok_runs(results, method.name)
-            for place in _places(runs, quantity, tasks):
+            places = _places(runs, quantity, tasks)
+            for place in places:
                 series = {task: _mean_reading(runs, f"{place}/{quantity}/{task}") for task in tasks}
-                panels.append(Panel(_panel_title(method.label, place), _lines(series)))
+                panels.append(Panel(_title(method.label, place, places), _lines(series)))
         if panels:
             sets[title] = panels
     if not sets:
@@ -46,7 +47,8 @@ def cosine_chart(results: Results) -> Chart | None:
     panels: list[list[Panel]] = []
     for method in results.plan.methods:
         runs = _ok_runs(results, method.name)
-        for place in _places(runs, "cosine", [f"{a}/{b}" for a in tasks for b in tasks]):
+        places = _places(runs, "cosine", [f"{a}/{b}" for a in tasks for b in tasks])
+        for place in places:
             series = _cosines(runs, place, tasks)
             steps = _thinned(sorted({step for values in series.values() for step in values}))
             if not steps:
@@ -54,7 +56,7 @@ def cosine_chart(results: Results) -> Chart | None:
             mean = _matrix(tasks, {pair: _mean(values.values()) for pair, values in series.items()})
             frames = [_matrix(tasks, {pair: at.get(step) for pair, at in series.items()}) for step in steps]
             reach = _reach([mean, *frames])
-            options.append(_panel_title(method.label, place))
+            options.append(_title(method.label, place, places))
             panels.append(
                 [
                     Panel("Mean over training", _heat_map(tasks, mean, reach)),
@@ -75,9 +77,9 @@ def _places(runs: Sequence[Run], quantity: str, names: Sequence[str]) -> list[st
     return sorted({key[: key.rindex(f"/{quantity}/")] for key in found})
 
 
-def _panel_title(label: str, place: str) -> str:
-    """The method, and which fork where it is not the only one by name."""
-    return label if place in {"fork/shared", "fork", "pub"} else f"{label}, {place}"
+def _title(label: str, place: str, places: Sequence[str]) -> str:
+    """The method, and which fork where it has several."""
+    return label if len(places) == 1 else f"{label}, {place}"
 
 
 def _mean_reading(runs: Sequence[Run], key: str) -> dict[int, float]:

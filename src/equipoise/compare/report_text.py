@@ -35,6 +35,7 @@ def summary(results: Results, analysis: Analysis) -> list[str]:
         _winner(best, equal, tasks),
         *_by_task(best if best.ne_gain else None),
         *_others(analysis, best),
+        *_alone(analysis, best),
         *_costs(best),
     ]
 
@@ -61,13 +62,17 @@ def transfer_summary(analysis: Analysis) -> list[str]:
     if suffering:
         said = _listed([f"{task} ({percent(gains[task].mean, 1)})" for task in suffering])
         sentences.append(
-            f"Under equal weights {said} {_are(suffering)} worse in NE than alone: negative transfer."
+            f"Under equal weights {said} {_are(suffering)} worse in NE than when trained alone, beyond the "
+            f"95{PERCENT} interval over seeds: negative transfer."
         )
     else:
-        sentences.append("Under equal weights no task is clearly worse in NE than when trained alone.")
+        sentences.append(
+            f"Under equal weights no task is worse in NE than when trained alone, beyond the 95{PERCENT} "
+            "interval over seeds."
+        )
     if gaining:
         said = _listed([f"{task} ({percent(gains[task].mean, 1)})" for task in gaining])
-        sentences.append(f"{said} {'gains' if len(gaining) == 1 else 'gain'} from being trained together.")
+        sentences.append(f"Trained together, {said} {'gains' if len(gaining) == 1 else 'gain'}.")
     sentences += [_remedy(analysis, task) for task in suffering]
     return sentences
 
@@ -81,6 +86,8 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
             f"Not finished: {finished} of {results.planned} runs are in; this page shows what there is. "
             "Run the same command again to go on."
         )
+    elif not results.throughput:
+        found.append("Speed and memory have not been measured: run the same command again to go on.")
     if len(plan.seeds) == 1:
         found.append("One seed only: differences have no interval and no test, and may be chance.")
     elif len(plan.seeds) < 3:
@@ -170,7 +177,7 @@ def _by_task(best: MethodResult | None) -> list[str]:
 
 
 def _others(analysis: Analysis, best: MethodResult) -> list[str]:
-    """Every other joint method, by whether it is clearly better or worse than equal weights, or neither."""
+    """Every other joint method: better or worse than equal weights after Holm's adjustment, or neither."""
     better: list[str] = []
     worse: list[str] = []
     unclear: list[str] = []
@@ -180,8 +187,12 @@ def _others(analysis: Analysis, best: MethodResult) -> list[str]:
         if entry is best or gain is None or gain.mean is None:
             continue
         said = f"{entry.method.label} ({percent(gain.mean, 2)})"
-        by_verdict = {"above": better, "below": worse, "unclear": unclear, "untested": untested}
-        by_verdict[gain.over_seeds.verdict].append(said)
+        if gain.over_seeds.verdict == "untested":
+            untested.append(said)
+        elif gain.firm:
+            (better if gain.better else worse).append(said)
+        else:
+            unclear.append(said)
     sentences = []
     if better:
         sentences.append(f"Also clearly better than equal weights: {_listed(better)}.")
@@ -192,6 +203,16 @@ def _others(analysis: Analysis, best: MethodResult) -> list[str]:
     if untested:
         sentences.append(f"Not tested, with so few seeds: {_listed(untested)}.")
     return sentences
+
+
+def _alone(analysis: Analysis, best: MethodResult) -> list[str]:
+    alone = analysis.method(SINGLE_TASK)
+    if alone is None or alone.ne is None or best.ne is None or alone.ne >= best.ne:
+        return []
+    return [
+        f"One model per task does better still, mean NE {number(alone.ne, 4)}, at the price of "
+        f"{len(analysis.tasks)} models."
+    ]
 
 
 def _costs(best: MethodResult) -> list[str]:
@@ -207,30 +228,23 @@ def _costs(best: MethodResult) -> list[str]:
 
 
 def _remedy(analysis: Analysis, task: str) -> str:
-    """How a suffering task fares under the other joint methods."""
-    cured, helped, left = [], [], []
-    equal = analysis.method(EQUAL_WEIGHTS)
-    before = equal.tasks[task].ne_transfer if equal else None
+    """Which of the other joint methods help a suffering task, and how far."""
+    cured, helped = [], []
     for entry in analysis.joint:
-        gain = entry.tasks[task].ne_transfer
-        if entry.is_reference or gain is None or gain.mean is None or before is None or before.mean is None:
+        gain, over_equal = entry.tasks[task].ne_transfer, entry.tasks[task].ne_gain
+        if gain is None or gain.mean is None or over_equal is None:
             continue
         said = f"{entry.method.label} ({percent(gain.mean, 1)})"
-        over_equal = entry.tasks[task].ne_gain
         if not gain.worse:
             cured.append(said)
-        elif over_equal is not None and over_equal.better:
+        elif over_equal.better:
             helped.append(said)
-        else:
-            left.append(said)
     parts = []
     if cured:
-        parts.append(f"no longer clearly worse than alone with {_listed(cured)}")
+        parts.append(f"no longer worse than alone beyond the interval with {_listed(cured)}")
     if helped:
-        parts.append(f"less so with {_listed(helped)}")
-    if left:
-        parts.append(f"not helped by {_listed(left)}")
-    return f"{task}: {'; '.join(parts)}." if parts else f"{task}: no other joint method has a result."
+        parts.append(f"worse than alone, but less so, with {_listed(helped)}")
+    return f"{task}: {'; '.join(parts)}." if parts else f"{task}: no other method helps."
 
 
 def _doubt(gain: Gain) -> str:

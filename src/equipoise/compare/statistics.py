@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 __all__ = [
     "CONFIDENCE",
@@ -88,14 +88,17 @@ def interval(differences: Sequence[float], *, unpaired: int = 0) -> PairedCompar
         return PairedComparison(0, unpaired, None, None, None, None)
     mean = float(np.mean(differences))
     count = len(differences)
+    if count == 1:
+        return PairedComparison(1, unpaired, mean, None, None, None)
     largest = max(abs(value) for value in differences)
-    if count == 1 or max(differences) - min(differences) <= _SAME * largest:
-        if count > 1 and largest == 0:
-            return PairedComparison(count, unpaired, 0.0, 0.0, 0.0, 1.0)
+    standard_error = float(np.std(differences, ddof=1)) / math.sqrt(count)
+    if largest == 0:
+        return PairedComparison(count, unpaired, 0.0, 0.0, 0.0, 1.0)
+    if standard_error <= _SAME * largest:
         return PairedComparison(count, unpaired, mean, None, None, None)
-    test = stats.ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return PairedComparison(count, unpaired, mean, float(low), float(high), float(test.pvalue))
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * standard_error
+    p = 2 * float(special.stdtr(count - 1, -abs(mean) / standard_error))
+    return PairedComparison(count, unpaired, mean, mean - half, mean + half, p)
 
 
 def paired_comparison(values: Mapping[int, float], reference: Mapping[int, float], /) -> PairedComparison:

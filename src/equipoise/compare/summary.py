@@ -53,7 +53,10 @@ def summary_table(folder: Path) -> Table:
     for title in _SHOWN.values():
         table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
     for row in result_rows(folder):
-        table.add_row(*(row[column].replace(" (", "\n(") for column in _SHOWN))
+        cells = {title: row[column] for column, title in _SHOWN.items()}
+        cells["NE gain"] = cells["NE gain"].replace(" (", "\n(")
+        cells["speed"] = cells["speed"].partition(" (")[0]
+        table.add_row(*cells.values())
     return table
 
 

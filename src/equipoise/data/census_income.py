@@ -177,7 +177,7 @@ def _read_nominal(folder: Path) -> _Table:
 
     path, vocabulary_path = (folder / name for name in _NOMINAL_FILES)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         vocabulary = json.loads(vocabulary_path.read_text(encoding="utf-8"))
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -333,8 +333,10 @@ def _expect_all(
 def _dataset(
     name: str, table: _Table, numeric: Sequence[str], *, seed: int, validation: float, notes: Sequence[str]
 ) -> Dataset:
-    if not 0 < validation < 1:
-        raise DataError(f"The validation share must lie between 0 and 1, found {validation}.")
+    if not isinstance(validation, float) or not 0 < validation < 1:
+        raise DataError(f"{name}: validation should be a share between 0 and 1, found {validation!r}.")
+    if not isinstance(seed, int):
+        raise DataError(f"{name}: seed should be a whole number, found {seed!r}.")
     order = torch.randperm(len(table.codes), generator=torch.Generator().manual_seed(seed))
     if table.is_test is None:
         notes = [*notes, _ONE_FILE_NOTE]
@@ -346,8 +348,8 @@ def _dataset(
         carved, train = (rows.sort().values for rows in rest.tensor_split([round(validation * len(rest))]))
 
     ids, cardinalities = _ids(table, train)
-    known = table.numeric[train]
-    numbers = (table.numeric - known.mean(0)) / known.std(0, correction=0).clamp_min(1e-6)
+    numbers = table.numeric - table.numeric[train].mean(0)
+    numbers = numbers / numbers[train].square().mean(0).sqrt().clamp_min(1e-6)
     weight = table.weight / table.weight.mean()
 
     def split(rows: Tensor) -> Split:

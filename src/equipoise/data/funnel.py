@@ -109,8 +109,8 @@ class Funnel:
         DataError: a value is of another type or outside its range.
 
     Example:
-        >>> Funnel(loss_imbalance=8).rates
-        (0.08, 0.01253..., 0.02198..., 0.00086...)
+        >>> [round(rate, 4) for rate in Funnel(loss_imbalance=8).rates]
+        [0.08, 0.0125, 0.022, 0.0009]
     """
 
     rows: int = 600_000

@@ -98,7 +98,7 @@ def entry_of(
         # Every task begins with what the optimizer knows already.
         kept = {name: value.repeat(own.count, *[1] * value.dim()) for name, value in kept.items()}
     # SGD keeps no count and needs none but for its first step.
-    count = _count(kept["step"], own) if "step" in kept else 1.0 if first else 2.0
+    count = _count(kept["step"], own, p.device) if "step" in kept else 1.0 if first else 2.0
     theta, state, touched = p.detach(), {name: kept[name] for name in names}, None
     if any(g is not None and g.is_sparse for g in gradients):
         touched, gradients = _touched_rows(p, gradients)
@@ -120,14 +120,14 @@ def entry_of(
     )
 
 
-def _count(step: Tensor, own: OwnState | None) -> Count:
+def _count(step: Tensor, own: OwnState | None, device: torch.device) -> Count:
     """The number of the step under way from the state's count; never asks an accelerator."""
     if own is not None:
         step = own.of_step(step).unsqueeze(1)
     if step.device.type != "cpu":
-        return step + 1
+        return step.double() + 1
     counts = set(step.flatten().tolist())
-    return counts.pop() + 1 if len(counts) == 1 else step + 1
+    return counts.pop() + 1 if len(counts) == 1 else (step.double() + 1).to(device)
 
 
 def _touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:

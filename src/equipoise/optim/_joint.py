@@ -161,6 +161,7 @@ class JointStep:
         return self._states[name]
 
     def _in_common_units(self, updates: Tensor, block: Block) -> Tensor:
+        updates = updates.to(self._dtype)  # counts that differ by row are float64
         rate = block.options["lr"]
         return updates if rate == self._lead else updates * (rate / self._lead)
 

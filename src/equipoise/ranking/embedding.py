@@ -11,17 +11,18 @@ from equipoise.ranking.schema import Schema
 
 __all__ = ["FeatureEmbedding"]
 
-_INITIAL_STD = 0.01
-
 
 class FeatureEmbedding(nn.Module):
     """Looks up every categorical feature in one table and sets the numeric features beside the result.
 
     All fields lie in one ``nn.Embedding``, one after the other, so that a batch is one lookup whatever the
-    number of features. Its rows start normal with standard deviation 0.01: small, so that an id that training
-    never meets stays close to saying nothing. Ids must lie within their feature's cardinality; that is for
-    the data to ensure, since a check would cost a host sync in every step (an id too large reads the next
-    feature's rows).
+    number of features. Its rows start normal with standard deviation 1 / sqrt(dim), that is with a norm near
+    1, as in TensorFlow's ``embedding_column``. Smaller is not safer here: on Census-Income (two epochs of
+    Adam at 1e-3, one seed, validation rows) 0.01 ended at a mean normalized entropy of 0.69 where this ended
+    at 0.59; at 3e-3 both came to 0.58 to 0.59.
+
+    Ids must lie within their feature's cardinality; that is for the data to ensure, since a check would cost
+    a host sync in every step (an id too large reads the next feature's rows).
 
     Args:
         schema: names the features and their cardinalities.
@@ -57,7 +58,7 @@ class FeatureEmbedding(nn.Module):
         # gradient.
         self.table = nn.Embedding(sum(rows), dim, sparse=sparse) if rows else None
         if self.table is not None:
-            nn.init.normal_(self.table.weight, std=_INITIAL_STD)
+            nn.init.normal_(self.table.weight, std=dim**-0.5)
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
         """Embeds a batch.

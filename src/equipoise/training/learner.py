@@ -47,7 +47,8 @@ class Learner:
         loss_scale: task -> factor on its loss; 1 for tasks that are not named.
 
     Raises:
-        SettingError: the model, one of its options or a task in ``loss_scale`` is not known or out of range.
+        SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, or a
+            number is out of range.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Learner:
             raise SettingError(f"The learning rate must be above 0, found {lr}.")
         self.schema = schema
         self.method = method
-        self.device = torch.device(device)
+        self.device = _device(device)
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
         options = _checked(model, model_options or {})
@@ -79,7 +80,7 @@ class Learner:
                     raise SettingError(f"Model {model!r}: {error}") from error
             built.to(self.device)
             base = torch.optim.Adam(built.parameters(), lr=lr)
-            optimizer = method.optimizer(base, shared=list(built.shared_parameters()))
+            optimizer = method.optimizer(base, shared=list(built.shared_parameters()), tasks=group)
             self._members.append(
                 _Member(
                     built, optimizer, [schema.task_names.index(task) for task in group],
@@ -137,6 +138,18 @@ class Learner:
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # not known; not built in or not there
+        raise SettingError(
+            f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}"
+        ) from error
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

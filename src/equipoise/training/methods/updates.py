@@ -1,0 +1,97 @@
+"""Methods that balance or bound the tasks' updates: wrappers around the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Adam, Optimizer
+
+from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.training.methods.method import Method, keyword_options
+
+__all__ = ["AdaTaskMethod", "ClippyMethod", "PubMethod"]
+
+_FAMILY = "updates"
+
+
+def _built(method: Method, tasks: Sequence[str]) -> str:
+    """The optimizer that the method builds, on one line and without what does not depend on the method."""
+    parameter = Parameter(torch.zeros(1))
+    optimizer = method.optimizer(Adam([parameter]), shared=[parameter], tasks=tasks)
+    return repr(optimizer).replace(repr(Adam([parameter])), "Adam")
+
+
+@dataclass(frozen=True)
+class ClippyMethod(Method):
+    """The plain sum of losses with bounded updates; options are those of :class:`equipoise.Clippy`."""
+
+    family: ClassVar[str] = _FAMILY
+
+    def known_options(self) -> tuple[str, ...]:
+        """The keyword-only parameters of Clippy."""
+        return keyword_options(Clippy)
+
+    def settings(self, tasks: Sequence[str]) -> str:
+        """The optimizer, spelled out."""
+        return _built(self, tasks)
+
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
+        """Clippy around ``base``."""
+        return Clippy(base, **self.options)
+
+
+@dataclass(frozen=True)
+class AdaTaskMethod(Method):
+    """Every task with its own optimizer state on the shared parameters."""
+
+    family: ClassVar[str] = _FAMILY
+
+    def settings(self, tasks: Sequence[str]) -> str:
+        """The optimizer, spelled out."""
+        return _built(self, tasks)
+
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
+        """AdaTask around ``base``."""
+        return AdaTask(base, shared=shared)
+
+    def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
+        """One backward pass per task, by the optimizer."""
+        assert isinstance(optimizer, AdaTask)
+        optimizer.backward(losses)
+
+
+@dataclass(frozen=True)
+class PubMethod(Method):
+    """PUB; options are those of :class:`equipoise.PUB`.
+
+    Attributes:
+        own_state: whether AdaTask stands between PUB and the optimizer.
+    """
+
+    own_state: bool = False
+
+    family: ClassVar[str] = _FAMILY
+    monitored: ClassVar[bool] = True
+
+    def known_options(self) -> tuple[str, ...]:
+        """The keyword-only parameters of PUB."""
+        return keyword_options(PUB)
+
+    def settings(self, tasks: Sequence[str]) -> str:
+        """The optimizer, spelled out."""
+        return _built(self, tasks)
+
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
+        """PUB around ``base``, or around AdaTask around it."""
+        inner = AdaTask(base, shared=shared) if self.own_state else base
+        return PUB(inner, shared=shared, tasks=list(tasks), **self.options)
+
+    def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
+        """As many backward passes as PUB needs."""
+        assert isinstance(optimizer, PUB)
+        optimizer.backward(losses)

@@ -1,0 +1,205 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from equipoise.compare import runner as runner_module
+from equipoise.compare.describe import FolderError
+from equipoise.compare.jobs import Job, Watch
+from equipoise.compare.plan import Plan
+from equipoise.compare.records import read_runs
+from equipoise.compare.runner import compare, train_into
+from equipoise.training import METHODS, Run, SettingError
+
+SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "batch_size": 256, "epochs": 1}
+METHODS_SHORT = ["equal", "multibalance"]
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Throughput has tests of its own; here it would only take time."""
+    measured = {"ratio": 1.0, "low": 0.9, "high": 1.1, "pairs": 3, "threads": 1}
+    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: dict(measured))
+    monkeypatch.setattr(runner_module, "peak_memory", lambda *_: 1000)
+
+
+def plan(**settings: object) -> Plan:
+    return Plan.of(**SMALL | {"methods": METHODS_SHORT, "seeds": 2} | settings)
+
+
+def results(file: Path) -> dict[tuple[str, int], dict]:
+    """What must not depend on where and when a run was made."""
+    runs = [json.loads(line) for line in file.read_text().splitlines()]
+    timing = {"seconds": 0, "examples_per_second": 0}
+    return {(run["method"], run["seed"]): run | timing for run in runs}
+
+
+class Recorder(Watch):
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int, int]] = []
+        self.trained: list[Job] = []
+
+    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
+        self.phases.append((title, parts, done))
+
+    def finish(self, job: Job, _: Run, /) -> None:
+        self.trained.append(job)
+
+
+class Interrupting(Recorder):
+    """Presses Ctrl-C in the middle of the second run."""
+
+    def step(self, _job: Job, _done: int, _total: int, /) -> None:
+        if self.trained:
+            raise KeyboardInterrupt
+
+
+def test_a_comparison_leaves_plan_runs_and_throughput(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    compare(plan(rates={"equal": 0.01}), folder, jobs=1)
+    written = json.loads((folder / "plan.json").read_text())
+    assert written["tasks"] == ["click", "like", "long_view", "conversion"]
+    assert written["seeds"] == [0, 1]
+    assert written["rates"] == {"equal": 0.01, "multibalance": 0.003}
+    assert written["grid"] is None
+    assert written["generated"] is True
+    assert set(written["best_ne"]) == set(written["tasks"])
+    assert written["rows"] == {"train": 1050, "validation": 150, "test": 300}
+    assert [method["name"] for method in written["methods"]] == METHODS_SHORT
+    assert 0 < written["label_rates"]["click"]["rate"] < 0.5
+    assert written["label_rates"]["click"]["labelled"] == 1
+    assert Plan.of(**written["options"]) == plan(rates={"equal": 0.01})
+    found = results(folder / "runs.jsonl")
+    assert list(found) == [("equal", 0), ("multibalance", 0), ("equal", 1), ("multibalance", 1)]
+    assert {run["lr"] for run in found.values()} == {0.01, 0.003}
+    assert {run["phase"] for run in found.values()} == {"run"}
+    assert json.loads((folder / "throughput.json").read_text())["equal"]["peak_memory"] == 1000
+    assert {file.name for file in folder.iterdir()} == {"plan.json", "runs.jsonl", "throughput.json"}
+
+
+def test_the_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    compare(plan(), tmp_path / "one", jobs=1)
+    compare(plan(), tmp_path / "two", jobs=2)
+    assert results(tmp_path / "one" / "runs.jsonl") == results(tmp_path / "two" / "runs.jsonl")
+    assert torch.get_num_threads() == threads
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
+    compare(plan(), tmp_path / "whole", jobs=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan(), tmp_path / "parts", jobs=1, watch=Interrupting())
+    assert len(read_runs(tmp_path / "parts" / "runs.jsonl")) == 1
+    recorder = Recorder()
+    compare(plan(), tmp_path / "parts", jobs=1, watch=recorder)
+    assert [(job.method, job.seed) for job in recorder.trained] == [
+        ("multibalance", 0), ("equal", 1), ("multibalance", 1),
+    ]  # fmt: skip
+    assert ("Training", 4, 1) in recorder.phases
+    assert results(tmp_path / "parts" / "runs.jsonl") == results(tmp_path / "whole" / "runs.jsonl")
+
+
+def test_an_interrupted_comparison_in_processes_ends_soon_and_keeps_what_is_done(tmp_path: Path) -> None:
+    long = plan(seeds=3, epochs=300)  # far longer than the test may take, if the workers did not stop
+
+    class AfterFirstStep(Watch):
+        def step(self, _job: Job, _done: int, _total: int, /) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(long, tmp_path, jobs=2, watch=AfterFirstStep())
+    assert read_runs(tmp_path / "runs.jsonl") == []
+    assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 300
+
+
+def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:
+    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+    recorder = Recorder()
+    compare(plan(), tmp_path, jobs=1, watch=recorder)
+    assert len(recorder.trained) == 3
+    assert set(json.loads((tmp_path / "throughput.json").read_text())) == set(METHODS_SHORT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 2}, "epochs: 1 there, 2 here"),
+        ({"data_options": {"rows": 1600}}, "data_options: .*1500.* there, .*1600.* here\n  rows: "),
+        ({"loss_scale": {"like": 23}}, "loss_scale"),
+        ({"model": "mmoe"}, "model: shared-bottom there, mmoe here"),
+    ],
+)
+def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, change: dict, message: str) -> None:
+    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(FolderError, match=message):
+        compare(plan(**change), tmp_path, jobs=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
+    monkeypatch.setitem(METHODS, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
+    with pytest.raises(FolderError, match=r"method multibalance: .* there, .*beta=0\.9.* here"):
+        compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[]")
+    with pytest.raises(FolderError, match="found something else"):
+        compare(plan(), tmp_path, jobs=1)
+
+
+def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {"equal": 1e-2, "multibalance": 1e-3}
+
+    def trained(_plan, _dataset, jobs, *_):
+        for job in jobs:
+            ne = abs(math.log10(job.lr / best[job.method])) + 0.1 * (job.seed % 2)
+            status = "diverged" if job.lr == 1e-2 and job.method == "multibalance" else "ok"
+            yield job, Run(job.method, job.seed, job.lr, status, validation={"click": {"ne": ne}})
+
+    monkeypatch.setattr(runner_module, "run_jobs", trained)
+    recorder = Recorder()
+    compare(plan(tune=True, tune_seeds=2), tmp_path, jobs=1, watch=recorder)
+    tuned = [job for job in recorder.trained if job.phase == "tune"]
+    assert len(tuned) == 2 * 3 * 2  # methods × rates × seeds: the same budget for each
+    assert {job.seed for job in tuned}.isdisjoint(job.seed for job in recorder.trained if job.phase == "run")
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["rates"] == best
+    assert written["grid"] == [1e-3, 3e-3, 1e-2]
+    assert {(run.method, run.lr) for run in read_runs(tmp_path / "runs.jsonl")} == set(best.items())
+    assert '"phase": "tune"' in (tmp_path / "tuning.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["pcgrad"]}, "Expected a method out of"),
+        ({"methods": ["equal", "equal"]}, "named once, found equal, equal"),
+        ({"model": "ple"}, "Expected a model out of"),
+        ({"model_options": {"experts": 3}}, "takes the options"),
+        ({"loss_scale": {"share": 2.0}}, "found share"),
+        ({"batch_size": 2000}, "at least one batch of 2000 rows, found 1050"),
+    ],
+)
+def test_what_cannot_be_run_writes_nothing(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        compare(plan(**change), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_once_leaves_checkpoint_and_run_and_can_be_resumed(tmp_path: Path) -> None:
+    once = plan(methods=["multibalance"], rates={"multibalance": 0.01})
+    run = train_into(tmp_path, once, seed=1)
+    assert json.loads((tmp_path / "run.json").read_text()) == json.loads(run.to_json())
+    assert (run.seed, run.lr) == (1, 0.01)
+    again = train_into(tmp_path, once, seed=1, resume=True)
+    assert again.to_json() == run.to_json()

@@ -1,0 +1,161 @@
+"""The cache gives back what was built, never half of it, and survives whatever lies in its folder."""
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from equipoise.data.cache import cache_folder, cached, read_dataset, replace_file, write_dataset
+from equipoise.data.dataset import Dataset, Split
+from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+
+
+def make_dataset(seed: int = 0) -> Dataset:
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(rows: int) -> Split:
+        labels = torch.randint(2, (rows, 2), generator=generator).float()
+        labels[0, 1] = torch.nan
+        return Split(
+            torch.randint(5, (rows, 2), generator=generator, dtype=torch.int32),
+            torch.randn(rows, 1, generator=generator),
+            labels,
+            torch.rand(rows, generator=generator),
+        )
+
+    schema = Schema(
+        (Categorical("user", 5), Categorical("ad", 5)),
+        (Numeric("age"),),
+        (Task("click", "clicked"), Task("like")),
+    )
+    return Dataset("toy", schema, split(7), split(3), split(4), notes=("a", "b°"), best_ne={"click": 0.5})
+
+
+def assert_same(one: Dataset, other: Dataset) -> None:
+    assert (one.name, one.schema, one.notes, one.best_ne) == (
+        other.name,
+        other.schema,
+        other.notes,
+        other.best_ne,
+    )
+    for name in ("train", "validation", "test"):
+        for part in ("categorical", "numeric", "labels", "weight"):
+            expected, found = getattr(getattr(one, name), part), getattr(getattr(other, name), part)
+            assert found.dtype == expected.dtype
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+class Builder:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> Dataset:
+        self.calls += 1
+        return make_dataset()
+
+
+def test_a_data_set_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    write_dataset(dataset, tmp_path / "new" / "set.parquet")
+    assert_same(dataset, read_dataset(tmp_path / "new" / "set.parquet"))
+
+
+def test_it_is_built_once_per_options_and_version(tmp_path: Path) -> None:
+    build = Builder()
+    first = cached("toy", {"rows": 5}, build, version="1", folder=tmp_path)
+    assert_same(first, cached("toy", {"rows": 5}, build, version="1", folder=tmp_path))
+    assert build.calls == 1
+    cached("toy", {"rows": 6}, build, version="1", folder=tmp_path)
+    cached("toy", {"rows": 5}, build, version="2", folder=tmp_path)
+    cached("toys", {"rows": 5}, build, version="1", folder=tmp_path)
+    assert build.calls == 4
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_other_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), path)
+
+
+def drop_a_column(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["age"]), path)
+
+
+def drop_rows(path: Path) -> None:
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, replace_by_other_parquet, drop_a_column, drop_rows])
+def test_a_broken_file_is_built_anew_with_a_warning(
+    damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = Builder()
+    cached("toy", {}, build, version="1", folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    with caplog.at_level(logging.WARNING):
+        assert_same(make_dataset(), cached("toy", {}, build, version="1", folder=tmp_path))
+    assert build.calls == 2
+    assert "building it anew" in caplog.text
+    cached("toy", {}, build, version="1", folder=tmp_path)
+    assert build.calls == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    dataset = cached("toy", {}, Builder(), version="1", folder=tmp_path / "file" / "cache")
+    assert_same(make_dataset(), dataset)
+    assert "EQUIPOISE_CACHE" in caplog.text
+
+
+def test_an_error_while_building_leaves_nothing(tmp_path: Path) -> None:
+    def build() -> Dataset:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cached("toy", {}, build, version="1", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_file_is_replaced_whole_or_not_at_all(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "answer"
+    path.write_text("old")
+
+    def write(text: str) -> None:
+        with replace_file(path) as temporary:
+            assert temporary.parent == path.parent
+            temporary.write_text(text)
+            if text == "half":
+                raise error
+            assert path.read_text() == "old"
+
+    with pytest.raises(error):
+        write("half")
+    assert path.read_text() == "old"
+    write("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_folder_is_the_given_one_then_the_variable_then_the_platforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "variable"))
+    assert cache_folder(tmp_path / "given") == tmp_path / "given"
+    assert cache_folder() == tmp_path / "variable"
+    monkeypatch.delenv("EQUIPOISE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert cache_folder().name == "equipoise"

@@ -1,0 +1,87 @@
+"""PUB, AdaTask and Clippy against an independent reimplementation of the equations over 50 steps, in every mode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pub_reference import Problem, Reference
+
+from equipoise.optim import PUB, AdaTask, Clippy
+
+STEPS = 50
+OPTIMIZERS = {
+    "adam": ("Adam", {"lr": 0.02}),
+    "adam-amsgrad-decay": ("Adam", {"lr": 0.02, "amsgrad": True, "weight_decay": 0.05, "betas": (0.8, 0.95), "eps": 1e-4}),
+    "adam-maximize": ("Adam", {"lr": 0.02, "maximize": True, "weight_decay": 0.01}),
+    "adamw": ("AdamW", {"lr": 0.02, "weight_decay": 0.1}),
+    "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.02, "weight_decay": 0.03, "initial_accumulator_value": 0.1}),
+    "rmsprop": ("RMSprop", {"lr": 0.01, "alpha": 0.9}),
+    "rmsprop-centered": ("RMSprop", {"lr": 0.003, "momentum": 0.8, "centered": True, "weight_decay": 0.02, "eps": 1e-3}),
+    "sgd": ("SGD", {"lr": 2e-3}),
+    "sgd-decay": ("SGD", {"lr": 2e-3, "weight_decay": 0.1}),
+    "sgd-momentum": ("SGD", {"lr": 5e-4, "momentum": 0.8, "weight_decay": 0.1}),
+    "sgd-nesterov": ("SGD", {"lr": 5e-4, "momentum": 0.8, "nesterov": True}),
+    "sgd-dampening": ("SGD", {"lr": 2e-3, "momentum": 0.8, "dampening": 0.5}),
+}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def run(reference: Reference, dtype: torch.dtype, make) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters after each of the steps, ours and the reference's, shape [steps, parameters]."""
+    problem = reference.problem
+    p = {name: torch.nn.Parameter(torch.tensor(value, dtype=dtype)) for name, value in problem.start().items()}
+    heads = [p[name] for name in p if name.startswith("h")]
+    options = dict(reference.options)
+    groups = [{"params": [p["a"], *heads]}, {"params": [p["b"]], "lr": reference.lr_b or options["lr"]}]
+    optimizer = make(getattr(torch.optim, reference.kind)(groups, **options), [p["a"], p["b"]])
+    history = []
+    for step in range(STEPS):
+        theta = torch.cat([p["a"].reshape(-1), p["b"]])
+        losses: list[torch.Tensor | None] = []
+        for m in range(problem.tasks):
+            B, y = (torch.tensor(part, dtype=dtype) for part in problem.data(step, m))
+            loss = (B @ theta + p[f"h{m}"] - y).square().sum() / 2
+            losses.append(None if m in reference.absent.get(step, set()) else loss)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        optimizer.step()
+        reference.step()
+        history.append(torch.cat([p[name].detach().reshape(-1) for name in sorted(p)]).double().numpy())
+    return np.array(history), np.array(reference.history)
+
+
+def check(reference: Reference, dtype: torch.dtype, make) -> None:
+    ours, theirs = run(reference, dtype, make)
+    errors = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert errors.max() < TOLERANCE[dtype], f"relative errors over the steps: {errors}"
+    moved = np.linalg.norm(theirs[-1] - theirs[0]) / np.linalg.norm(theirs[0])
+    assert moved > 0.01, "the problem hardly moves, so agreement says nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("step", ["authors", "match"])
+@pytest.mark.parametrize("utility", ["update", "gradient"])
+def test_pub_follows_the_equations(name, utility, step, dtype):
+    kind, options = OPTIMIZERS[name]
+    reference = Reference(Problem(3), kind, options, "pub", utility, step, update_every=4)
+    check(reference, dtype, lambda o, shared: PUB(o, shared=shared, update_every=4, utility=utility, step=step))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd-dampening"])
+@pytest.mark.parametrize("step", ["none", "authors", "match"])
+def test_adatask_alone_and_in_pub_follows_the_equations(name, step, dtype):
+    kind, options = OPTIMIZERS[name]
+    alone = step == "none"
+    method = "adatask" if alone else "pub"
+    reference = Reference(
+        Problem(3), kind, options, method, "update", step, update_every=4, own_state=True, absent={5: {0}, 6: {0, 2}, 9: {1}}
+    )
+
+    def make(optimizer, shared):
+        inner = AdaTask(optimizer, shared=shared)
+        return inner if alone else PUB(inner, shared=shared, update_every=4, step=step)
+
+    check(reference, dtype, make)

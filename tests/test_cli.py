@@ -1,0 +1,155 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from equipoise import cli
+from equipoise.cli import app
+from equipoise.compare import runner as runner_module
+from equipoise.training import METHODS
+
+FUNNEL = ["--data", "funnel", "--rows", "1500", "--batch-size", "256", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.console, "width", 60)
+    measured = {"ratio": 1.0, "low": 0.9, "high": 1.1, "pairs": 3, "threads": 1}
+    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: dict(measured))
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_compare_ends_with_a_table_and_where_the_report_lies(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, output = run("compare", *FUNNEL, "--methods", "equal,multibalance:beta=0.1,direction=gram",
+                       "--seeds", "2", "--rate", "equal=0.01", "--jobs", "1", "--out", str(out))  # fmt: skip
+    assert code == 0
+    assert "NE gain" in output
+    assert str(out / "report.html") in output.replace("\n", "")
+    assert (out / "report.html").stat().st_size > 100_000
+    written = json.loads((out / "plan.json").read_text())
+    assert [entry["name"] for entry in written["methods"]] == [
+        "equal",
+        "multibalance:beta=0.1,direction=gram",
+    ]
+    assert written["rates"]["equal"] == 0.01
+    table = [line for line in output.splitlines() if line.startswith(("┃", "│"))]
+    assert table
+    assert max(map(len, table)) <= 60
+
+    (out / "report.html").unlink()
+    code, output = run("report", str(out))
+    assert code == 0
+    assert (out / "report.html").is_file()
+
+
+def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
+    words = ["train", *FUNNEL, "--method", "equal", "--lr", "0.01", "--out", str(tmp_path)]
+    code, output = run(*words)
+    assert code == 0
+    assert "conversion" in output
+    first = json.loads((tmp_path / "run.json").read_text())
+    assert first["lr"] == 0.01
+    assert run(*words, "--resume")[0] == 0
+    assert json.loads((tmp_path / "run.json").read_text()) == first
+    code, output = run(*words, "--resume", "--seed", "1")
+    assert code == 2
+    assert "seed: 0 there, 1 here" in output
+
+
+def test_a_config_file_states_settings_and_options_win(tmp_path: Path) -> None:
+    config = tmp_path / "plan.toml"
+    config.write_text(
+        'data = "funnel"\nseeds = 4\nbatch_size = 256\nmethods = ["equal"]\n[data_options]\nrows = 1500\n'
+    )
+    code, _ = run(
+        "compare", "--config", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out")
+    )
+    assert code == 0
+    written = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert (written["seeds"], written["batch_size"], written["rows"]["train"]) == ([0], 256, 1050)
+
+
+def test_methods_are_listed_in_sixty_columns() -> None:
+    code, output = run("methods")
+    assert code == 0
+    for name, method in METHODS.items():
+        assert name in output
+        assert method.summary.split()[0] in output
+    assert "update_every" in output
+    assert max(map(len, output.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", *FUNNEL, "--methods", "equal,pcgrad"], "Expected a method out of .* found 'pcgrad'"),
+        (["compare", *FUNNEL, "--methods", "multibalance:beta=-1"], "beta must be finite|at least 0"),
+        (["compare", *FUNNEL, "--model", "ple"], "Expected a model out of shared-bottom, mmoe; found 'ple'"),
+        (["compare", "--data", "movielens"], "Expected a data set out of .* found 'movielens'"),
+        (["compare", *FUNNEL, "--loss-scale", "share=23"], "tasks out of click.* found share"),
+        (["compare", *FUNNEL, "--loss-scale", "like=much"], "loss_scale.like: .* found 'much'"),
+        (["compare", *FUNNEL, "--loss-scale", "like"], "expected KEY=VALUE, found 'like'"),
+        (["compare", *FUNNEL, "--data-option", "row=5"], "takes the options .* found row"),
+        (["compare", *FUNNEL, "--seeds", "0"], "Invalid value for .--seeds."),
+        (["compare", *FUNNEL, "--batch-size", "5000"], "at least one batch of 5000 rows, found 1050"),
+        (["compare", "--config", "absent.toml"], "Expected a TOML file at absent.toml"),
+        (["train", *FUNNEL, "--lr", "0"], "rates.multibalance: .* found 0"),
+        (["train", *FUNNEL, "--resume"], "Expected a checkpoint at .* found none"),
+        (["train", *FUNNEL, "--device", "abacus"], "Expected a device.* found 'abacus'"),
+        (["report", "nowhere"], "Expected the folder of a comparison"),
+        (["data", "fetch", "imagenet"], "imagenet"),
+    ],
+)  # fmt: skip
+def test_bad_input_gives_one_message_code_2_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run(*words)
+    assert code == 2
+    assert re.search(message, re.sub(r"\s*[│\n]\s*", " ", output)), output
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_type_in_a_config_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "plan.toml"
+    config.write_text('epochs = "two"\n')
+    code, output = run("compare", "--config", str(config), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "epochs: input should be a valid integer; found 'two'" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_square_brackets_in_a_message_are_shown(tmp_path: Path) -> None:
+    """They are markup to the console elsewhere."""
+    config = tmp_path / "plan.toml"
+    config.write_text('methods = "[equal]"\n')
+    assert "found '[equal]'" in run("compare", "--config", str(config))[1]
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_comparison", interrupted)
+    code, output = run("compare", *FUNNEL, "--out", str(tmp_path))
+    assert code == 130
+    assert f"Run the same command again to go on from {tmp_path}" in output.replace("\n", "")
+
+
+def test_python_m_equipoise_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "equipoise", "methods"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "multibalance" in done.stdout
