@@ -18,10 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchjd
 from torch import Tensor
 from torchjd.aggregation import MGDA, UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -219,7 +219,7 @@ def main() -> None:
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
             "threads": chosen.threads,
             "versions": {
-                "python": platform.python_version(), "torch": torch.__version__, "torchjd": torchjd_version(),
+                "python": platform.python_version(), "torch": torch.__version__, "torchjd": version("torchjd"),
             },
             "rows": rows,
         }  # fmt: skip
@@ -231,12 +231,6 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def torchjd_version() -> str:
-    from importlib.metadata import version
-
-    return version(torchjd.__name__)
 
 
 if __name__ == "__main__":

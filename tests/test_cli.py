@@ -72,9 +72,7 @@ def test_a_config_file_states_settings_and_options_win(tmp_path: Path) -> None:
     config.write_text(
         'data = "funnel"\nseeds = 4\nbatch_size = 256\nmethods = ["equal"]\n[data_options]\nrows = 1500\n'
     )
-    code, _ = run(
-        "compare", "--config", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out")
-    )
+    code, _ = run("compare", "--config", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out"))
     assert code == 0
     written = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert (written["seeds"], written["batch_size"], written["rows"]["train"]) == ([0], 256, 1050)

@@ -32,7 +32,7 @@ class Fixed(Fork):
 
 
 def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -45,9 +45,7 @@ def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = Non
     shared = torch.zeros_like(like, requires_grad=True) if shared is None else shared
     branches = fork(shared)
     sum(
-        (branch * gradient).sum()
-        for branch, gradient in zip(branches, gradients, strict=True)
-        if gradient is not None
+        (branch * gradient).sum() for branch, gradient in zip(branches, gradients, strict=True) if gradient is not None
     ).backward()
     return shared.grad
 
@@ -277,14 +275,27 @@ def test_gradients_in_any_memory_layout_count_in_full():
     torch.testing.assert_close(fork.last_gram[0], torch.tensor([24.0, second.sum().item()]))
 
 
-def test_large_gradients_agree_with_a_float64_gram_matrix():
-    gradients = [random(m, 70, 1000) for m in range(3)]
-    fork = Fixed([1.0, 1.0, 1.0])
-    feed(fork, gradients)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("M", [1, 3, 6, 18])
+@pytest.mark.parametrize("shape", [(3, 7), (64, 1024), (1, 400_003), ()])
+def test_the_gram_matrix_of_any_number_and_size_agrees_with_float64(M, shape, dtype):
+    gradients = [random(m, *shape).to(dtype) + m % 2 for m in range(M)]
+    fork = Fixed([1.0] * M)
+    found = feed(fork, gradients)
     flat = torch.stack([gradient.flatten().double() for gradient in gradients])
     exact = flat @ flat.T
     norms = exact.diagonal().sqrt()
     assert ((fork.last_gram - exact) / torch.outer(norms, norms)).abs().max() < 1e-5
+    torch.testing.assert_close(
+        found.flatten(), flat.sum(0).to(dtype), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("M", [1, 3, 6, 18])
+def test_an_empty_batch_has_no_present_task(M):
+    fork = Fixed([2.0] * M)
+    assert feed(fork, [torch.zeros(0, 4)] * M).shape == (0, 4)
+    assert not fork.last_present.any()
 
 
 # --- absent, zero and non-finite gradients --------------------------------------------------------------
@@ -486,7 +497,5 @@ def test_a_copy_trains_on_by_itself(how):
     sum(model(x)).backward()
     assert torch.equal(twin.bottom.weight.grad, model.bottom.weight.grad)
     assert torch.equal(twin.fork.last_gram, model.fork.last_gram)
-    torch.amp.GradScaler("cpu", init_scale=1024.0).scale(
-        sum(twin(x))
-    ).backward()  # copies hear of the scale too
+    torch.amp.GradScaler("cpu", init_scale=1024.0).scale(sum(twin(x))).backward()  # copies hear of the scale too
     torch.testing.assert_close(twin.fork.last_gram, model.fork.last_gram)

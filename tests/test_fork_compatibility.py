@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from equipoise.multibalance import MultiBalance
 
-# Torch's own: dynamo makes an instance of every autograd.Function it traces, inductor imports torch.jit.
+# Torch warns about itself while it compiles: deprecated torch.jit, instances of autograd.Function, …
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:torch"),
 ]
 
 LEARNING_RATE = 1e-4
@@ -169,9 +169,7 @@ def test_statistics_do_not_depend_on_where_autocast_ends():
     assert_same(inside, outside, rtol=1e-5, atol=1e-6)
 
 
-def train_scaled(
-    model: nn.Module, scaler: torch.amp.GradScaler, steps: list[Tensor], scale=None
-) -> list[float]:
+def train_scaled(model: nn.Module, scaler: torch.amp.GradScaler, steps: list[Tensor], scale=None) -> list[float]:
     """The usual loop with a GradScaler; the scales it went through."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     scales = []
@@ -354,9 +352,7 @@ def test_recurrent_bottoms_learn(kind):
     sum(model(x)).backward()
     weights = model.fork.last_weights
     plain = copy.deepcopy(model).eval()  # no fork: one backward per task gives the gradients to be weighed
-    separate = [
-        torch.autograd.grad(loss, plain.bottom.cell.weight_ih_l0)[0] for loss in (plain(x)[0], plain(x)[1])
-    ]
+    separate = [torch.autograd.grad(loss, plain.bottom.cell.weight_ih_l0)[0] for loss in (plain(x)[0], plain(x)[1])]
     torch.testing.assert_close(weight.grad, weights[0] * separate[0] + weights[1] * separate[1])
     before = weight.detach().clone()
     train(model)

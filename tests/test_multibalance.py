@@ -91,9 +91,7 @@ def test_the_order_of_the_tasks_does_not_matter(magnitude, direction):
     order = [2, 0, 3, 1]
     weights = [1.0, 2.0, 3.0, 4.0]
     one = MultiBalance(4, magnitude=magnitude, direction=direction, task_weights=weights)
-    other = MultiBalance(
-        4, magnitude=magnitude, direction=direction, task_weights=[weights[m] for m in order]
-    )
+    other = MultiBalance(4, magnitude=magnitude, direction=direction, task_weights=[weights[m] for m in order])
     for gradients in history(4):
         a, b = feed(one, gradients), feed(other, [gradients[m] for m in order])
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
@@ -213,9 +211,7 @@ def test_the_min_norm_point_of_two_tasks_in_closed_form(first, second, expected)
     for _ in range(300):
         found = feed(fork, gradients)
     torch.testing.assert_close(fork.balance, torch.tensor(expected), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        found, 2 * (expected[0] * gradients[0] + expected[1] * gradients[1]), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(found, 2 * (expected[0] * gradients[0] + expected[1] * gradients[1]), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("direction", ["cosine", "gram"])
@@ -451,9 +447,7 @@ def test_options_out_of_range_are_refused_with_what_was_found(options, message):
 
 
 def test_repr_reads_like_the_constructor():
-    fork = MultiBalance(
-        ["click", "like"], gamma=0.02, magnitude="own", direction="gram", task_weights=[1.0, 3.0]
-    )
+    fork = MultiBalance(["click", "like"], gamma=0.02, magnitude="own", direction="gram", task_weights=[1.0, 3.0])
     read = eval(repr(fork))
     assert repr(read) == repr(fork)
     assert read.tasks == fork.tasks

@@ -263,9 +263,7 @@ def test_any_number_of_tasks_agrees_with_the_equations(M, direction):
 
 @pytest.mark.parametrize(("state", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize(("magnitude", "direction"), MODES)
-def test_float64_gradients_agree_as_far_as_the_precision_of_the_state_goes(
-    magnitude, direction, state, bound
-):
+def test_float64_gradients_agree_as_far_as_the_precision_of_the_state_goes(magnitude, direction, state, bound):
     worst = largest_errors(
         interrupted_steps,
         kind="tuple",

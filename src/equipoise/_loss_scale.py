@@ -33,7 +33,7 @@ def follow(follower: _Follower) -> None:
 
 
 def _announce(scale: Tensor | float) -> None:
-    # Through ``.data``: a compiled graph may have saved the buffer, and this must not count as an in-place change of it.
+    # Through ``.data``: a compiled graph may have saved the buffer; this must not count as an in-place change.
     for follower in _followers:
         if isinstance(scale, Tensor):
             follower.loss_scale.data.copy_(scale, non_blocking=True)

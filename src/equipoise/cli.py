@@ -37,9 +37,7 @@ DataOptions = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
 ]
-Rows = Annotated[
-    int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")
-]
+Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
 Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.")]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
@@ -89,9 +87,7 @@ def train(
 @app.command()
 def compare(
     *,
-    methods: Annotated[
-        str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")] = None,
     data_name: DataName = None,
     data_option: DataOptions = None,
     rows: Rows = None,
@@ -104,17 +100,11 @@ def compare(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
     ] = False,
-    tune_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")
-    ] = None,
-    rate: Annotated[
-        list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")
-    ] = None,
+    tune_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")] = None,
+    rate: Annotated[list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
     config: Config = None,
-    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path(
-        "equipoise-compare"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
 ) -> None:
     """Compare methods: every method, every seed, then a report."""
     with _plainly(f"Run the same command again to go on from {out}."):
@@ -157,9 +147,7 @@ def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which."
 def build(
     name: Annotated[Literal["complete-journey"], typer.Argument(help="Which.")],
     rows: Rows = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="All 319 million exposures, streamed to --out.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="All 319 million exposures, streamed to --out.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
 ) -> None:
     """Build a data set that comes with a package, and keep it for the commands."""
@@ -173,9 +161,7 @@ def build(
         else:
             built = data.load(name, progress=bar.advance, **options)
             rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
-            console.print(
-                f"{built.name}:", ", ".join(f"{len(part)} {name}" for name, part in rows_of.items()), "rows"
-            )
+            console.print(f"{built.name}:", ", ".join(f"{len(part)} {name}" for name, part in rows_of.items()), "rows")
 
 
 def _plan(

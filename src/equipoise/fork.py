@@ -52,7 +52,7 @@ class Fork(nn.Module):
 
     Attributes:
         tasks: the tasks' names.
-        last_gram: Gram matrix of the last step in unscaled units, float32, shape [M, M]; rows of tasks not present are 0.
+        last_gram: Gram matrix of the last step in unscaled units, float32, shape [M, M]; 0 for tasks not present.
         last_weights: the weights of the last step, float32, shape [M].
         last_present: which tasks were present, bool, shape [M].
         loss_scale: the factor of the ``GradScaler`` whose backward is under way, else 1; float32, no shape.

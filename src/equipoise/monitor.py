@@ -42,7 +42,7 @@ class _Record:
 
 
 class Reading:
-    """What a :class:`Monitor` saw in one step, still on the device; nothing is computed or synced before it is asked for."""
+    """What a :class:`Monitor` saw in one step, still on the device; nothing is computed before it is asked for."""
 
     def __init__(self, records: list[_Record]) -> None:
         self._records = records

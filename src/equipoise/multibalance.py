@@ -20,7 +20,7 @@ Direction = Literal["cosine", "gram", "none"]
 
 
 class MultiBalance(Fork):
-    r"""Balances tasks at the shared representation: magnitudes by a moving average, direction by a weight on the simplex.
+    r"""Balances tasks at the shared representation: magnitudes by a moving average, direction by simplex weights.
 
     From `MultiBalance: Multi-Objective Gradient Balancing in Industrial-Scale Multi-Task Recommendation System
     <https://arxiv.org/abs/2411.11871>`_. One step, with ``n_m = ‖g_m‖`` over the whole global batch::

@@ -133,9 +133,7 @@ def _plan(made: Comparison) -> dict[str, Any]:
     return plan | (made.plan or {})
 
 
-def _run(
-    name: str, seed: int, lr: float, *, diverged: bool, natural: bool, detail: bool = True
-) -> dict[str, Any]:
+def _run(name: str, seed: int, lr: float, *, diverged: bool, natural: bool, detail: bool = True) -> dict[str, Any]:
     rng = np.random.default_rng([seed, sum(map(ord, name)), round(lr * 1e6)])
     common = np.random.default_rng(seed).normal(0, 0.004, len(TASKS))
     steps = 444
@@ -199,9 +197,7 @@ def _reading(name: str, step: int, rng: np.random.Generator) -> dict[str, float]
 
 
 def _speed(name: str) -> dict[str, float]:
-    ratio = {"equal": 1.0, "single-task": 0.24, "pub": 0.71, "pub-adatask": 0.3, "adatask": 0.32}.get(
-        name, 0.987
-    )
+    ratio = {"equal": 1.0, "single-task": 0.24, "pub": 0.71, "pub-adatask": 0.3, "adatask": 0.32}.get(name, 0.987)
     return {
         "ratio": ratio,
         "low": ratio * 0.985,

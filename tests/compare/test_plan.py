@@ -45,9 +45,7 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
         ("[model_options]\nbottom = [0.5]", "model_options.bottom"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_was_expected_and_found(
-    tmp_path: Path, line: str, message: str
-) -> None:
+def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(line)
     with pytest.raises(PlanError, match=message) as caught:
@@ -69,6 +67,7 @@ def test_pairs_of_the_command_line() -> None:
         "multibalance:beta=0.1": 0.01,
         "equal": 1e-3,
     }
+    assert parse_pairs(["bottom=128-64", "tower=16"], "--model-option") == {"bottom": [128, 64], "tower": 16}
     for wrong in ("like", "=3"):
         with pytest.raises(PlanError, match=f"--loss-scale: expected KEY=VALUE, found '{wrong}'"):
             parse_pairs([wrong], "--loss-scale")

@@ -26,9 +26,7 @@ def page_of(folder):
 
 
 def charts_of(page):
-    return [
-        json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', page)
-    ]
+    return [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', page)]
 
 
 def rename(folder, name, other):

@@ -63,12 +63,8 @@ def test_delta_m_averages_both_metrics_over_all_tasks(comparison):
 def test_holm_counts_every_test_of_its_table(comparison):
     analysis = analyse(read_results(comparison(methods=("equal", "multibalance", "pub", "clippy"))))
     raw = sorted(entry.ne_gain.over_seeds.p for entry in analysis.methods if entry.ne_gain)
-    assert min(entry.ne_gain.adjusted_p for entry in analysis.methods if entry.ne_gain) == pytest.approx(
-        3 * raw[0]
-    )
-    cells = [
-        entry.tasks[task].ne_gain for entry in analysis.methods if entry.ne_gain for task in analysis.tasks
-    ]
+    assert min(entry.ne_gain.adjusted_p for entry in analysis.methods if entry.ne_gain) == pytest.approx(3 * raw[0])
+    cells = [entry.tasks[task].ne_gain for entry in analysis.methods if entry.ne_gain for task in analysis.tasks]
     smallest = min(cells, key=lambda cell: cell.over_seeds.p)
     assert smallest.adjusted_p == pytest.approx(15 * smallest.over_seeds.p)
 

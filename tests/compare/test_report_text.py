@@ -51,7 +51,7 @@ def test_every_other_joint_method_is_put_in_its_place(comparison):
 
 def test_it_says_so_when_nothing_beats_equal_weights(comparison):
     said = told(comparison(methods=("equal", "adatask", "single-task")))
-    assert said.startswith("No method beat equal weights")
+    assert said.startswith("No joint method beat equal weights")
     assert "Clearly worse than equal weights: AdaTask" in said
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_an_interrupted_comparison_in_processes_ends_soon_and_keeps_what_is_done
     assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 300
 
 
+def test_a_worker_that_dies_is_explained_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+
+    class Killing(Watch):
+        def step(self, _job: Job, _done: int, _total: int, /) -> None:
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(SettingError, match="fewer jobs than 2"):
+        compare(plan(seeds=40), tmp_path, jobs=2, watch=Killing())
+    assert len(read_runs(tmp_path / "runs.jsonl")) >= 1
+
+
 def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:
     compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
     recorder = Recorder()
@@ -140,9 +153,7 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, change: dict, me
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
     monkeypatch.setitem(METHODS, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
     with pytest.raises(FolderError, match=r"method multibalance: .* there, .*beta=0\.9.* here"):

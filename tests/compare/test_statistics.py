@@ -54,9 +54,7 @@ def test_the_interval_excludes_zero_exactly_when_p_is_below_five_per_cent():
 
 def test_pairing_cancels_what_a_seed_does_to_both_sides():
     seed_effect = {0: 5.0, 1: -3.0, 2: 40.0}
-    paired = paired_comparison(
-        {seed: shift + 1 + 0.01 * seed for seed, shift in seed_effect.items()}, seed_effect
-    )
+    paired = paired_comparison({seed: shift + 1 + 0.01 * seed for seed, shift in seed_effect.items()}, seed_effect)
     assert paired.verdict == "above"
     assert paired.mean == pytest.approx(1.01)
 

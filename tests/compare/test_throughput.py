@@ -69,9 +69,7 @@ def test_peak_memory_counts_weights_gradients_and_adams_state_and_repeats() -> N
     build = partial(learner, width=width)
     measured = peak_memory(build, batch())
     layer = 51 * width * 4
-    assert (
-        4 * layer < measured < 6.5 * layer
-    )  # weight, gradient, two moments, and what Adam takes for its step
+    assert 4 * layer < measured < 6.5 * layer  # weight, gradient, two moments, and what Adam takes for its step
     assert peak_memory(build, batch()) == measured
 
 

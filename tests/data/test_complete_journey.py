@@ -16,7 +16,7 @@ from equipoise.data.complete_journey.encoding import FEWEST, Encoding
 from equipoise.data.complete_journey.examples import TASKS, Examples
 from equipoise.data.complete_journey.exposures import Exposures, Week
 from equipoise.data.complete_journey.history import History
-from equipoise.data.complete_journey.sampling import ROWS, WEEKS, Sample
+from equipoise.data.complete_journey.sampling import ROWS, WEEKS, Sample, bernoulli
 from equipoise.data.complete_journey.tables import Tables
 from equipoise.data.dataset import Dataset
 from equipoise.data.errors import DataError
@@ -161,6 +161,23 @@ def test_labels_agree_with_brute_force(
         assert label.tolist() == [of_category, bought, here["quantity"].sum() >= 2, coupon, bought and again]
 
 
+def test_what_was_bought_in_another_store_is_no_purchase_here(tables: Tables, examples: Examples) -> None:
+    bought = tables.purchases
+    week = Week(tables, 20, np.arange(0, tables.households, 5))
+    exposures = week.rows(np.arange(len(week)))
+    now = bought.week == 20
+    anywhere = np.unique(bought.household[now] * tables.products + bought.product[now])
+    pair = exposures.household * tables.products + exposures.product
+    exposures = exposures[np.isin(pair, anywhere)]
+    here = set(zip(bought.household[now], bought.store[now], bought.product[now], strict=True))
+    visited = zip(exposures.household, exposures.store, exposures.product, strict=True)
+    expected = np.array([triple in here for triple in visited])
+    assert 0 < expected.sum() < len(expected)
+    category, purchase = examples.labels(exposures)[:, :2].T
+    np.testing.assert_array_equal(purchase, expected)
+    assert category.all()
+
+
 def test_numbers_agree_with_brute_force(
     examples: Examples, sample: Sample, transactions: pl.DataFrame
 ) -> None:
@@ -234,7 +251,7 @@ def brute_force_numbers(row: dict[str, int], past: pl.DataFrame) -> dict[str, fl
 
 
 def poisoned_from(tables: Tables, week: int) -> Tables:
-    """The same past; from ``week`` on other products, amounts and coupons, and campaigns for other households."""
+    """The same past; from ``week`` on other products, amounts, coupons and campaigns."""
     generator = np.random.default_rng(week)
     bought, future = tables.purchases, tables.purchases.week >= week
     product = bought.product.copy()
@@ -329,6 +346,16 @@ def test_the_default_keeps_every_purchase_and_states_the_rate_of_the_others(
     sampled_per_week = np.bincount(sample.exposures.week[~purchased], minlength=50)[9:]
     expected = np.array([(len(week) - len(week.purchased)) * sample.rate for week in span])
     assert (np.abs(sampled_per_week - expected) < 5 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.01, 1.0])
+def test_gaps_make_every_number_equally_likely(rate: float) -> None:
+    kept = bernoulli(200_000, rate, np.random.Generator(np.random.PCG64(5)))
+    assert (np.diff(kept) > 0).all()
+    assert kept.min() >= 0
+    assert kept.max() < 200_000
+    for part in np.histogram(kept, bins=8, range=(0, 200_000))[0]:
+        assert abs(part - 25_000 * rate) <= 5 * np.sqrt(25_000 * rate * (1 - rate))
 
 
 def test_fewer_rows_are_fewer_households_with_all_their_purchases(tables: Tables, sample: Sample) -> None:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from equipoise.data import Dataset, Split
 from equipoise.ranking.metrics import auc, normalized_entropy
+from equipoise.ranking.schema import Batch
 from equipoise.training import METHODS, CheckpointError, Learner, Run, SettingError, count_steps, train
 from equipoise.training import loop as loop_module
 
@@ -47,6 +48,42 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: Dataset
     assert runs[0].test != runs[2].test
 
 
+def test_the_seed_decides_both_weights_and_batches(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    step = Learner.step
+
+    def spy(learner: Learner, batch: Batch) -> torch.Tensor:
+        seen.append((learner.state_dict()["models"][0]["bottom.0.weight"].clone(), batch.numeric))
+        return step(learner, batch)
+
+    monkeypatch.setattr(Learner, "step", spy)
+    for seed in (5, 6):
+        train(tiny, METHODS["equal"], batch_size=700, seed=seed)
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_losses_are_the_mean_over_the_steps_since_the_evaluation_point_before(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", lambda learner, batch: (losses.append(step(learner, batch)), losses[-1])[1])
+    run = train(tiny, METHODS["equal"], batch_size=64, evaluations=2)
+    for point, window in zip(run.curve, (losses[:5], losses[5:]), strict=True):
+        assert list(point["train_loss"].values()) == pytest.approx(torch.stack(window).mean(0).tolist())
+
+
+def test_before_the_first_step_every_method_has_the_same_losses(tiny: Dataset) -> None:
+    batch = next(tiny.train.batches(64))
+    found = {
+        name: Learner(tiny.schema, method, model="shared-bottom", lr=1e-2, seed=0).step(batch)
+        for name, method in METHODS.items()
+    }
+    for losses in found.values():
+        torch.testing.assert_close(losses, found["equal"])
+
+
 def test_training_leaves_the_global_random_state_alone(tiny: Dataset) -> None:
     before = torch.get_rng_state()
     train(tiny, METHODS["multibalance"], **SETTINGS)
@@ -59,7 +96,7 @@ def test_every_method_sees_the_same_batches_from_the_same_weights(
     seen: dict[str, list] = {}
     step = Learner.step
 
-    def spy(learner: Learner, batch) -> torch.Tensor:
+    def spy(learner: Learner, batch: Batch) -> torch.Tensor:
         record = seen.setdefault(learner.method.name, [])
         if not record:
             record.append([value.clone() for value in learner.state_dict()["models"][0].values()])
@@ -81,9 +118,7 @@ def test_every_method_sees_the_same_batches_from_the_same_weights(
 def test_two_epochs_have_different_orders(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     step = Learner.step
-    monkeypatch.setattr(
-        Learner, "step", lambda learner, batch: (seen.append(batch.numeric), step(learner, batch))[1]
-    )
+    monkeypatch.setattr(Learner, "step", lambda learner, batch: (seen.append(batch.numeric), step(learner, batch))[1])
     train(tiny, METHODS["equal"], epochs=2, batch_size=64)
     assert not torch.equal(seen[0], seen[10])
 
@@ -121,9 +156,7 @@ def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
     assert plain.curve[0]["train_loss"] == scaled.curve[0]["train_loss"]
 
 
-def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(
-    tiny: Dataset, tmp_path
-) -> None:
+def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint.pt"
     run = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
     learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=9)
@@ -162,9 +195,7 @@ class _InterruptedError(Exception):
 
 @pytest.mark.parametrize("name", list(METHODS))
 @pytest.mark.parametrize("at", [9, 17])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
-    tiny: Dataset, tmp_path, name: str, at: int
-) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_path, name: str, at: int) -> None:
     def interrupt(done: int, total: int) -> None:
         assert total == 30
         if done == at:
@@ -217,6 +248,18 @@ def test_impossible_settings_are_named(tiny: Dataset) -> None:
         train(tiny, METHODS["equal"], batch_size=64, model="ple")
     with pytest.raises(SettingError, match=r"takes the options embedding_dim.*found dropout"):
         train(tiny, METHODS["equal"], batch_size=64, model_options={"dropout": 0.1})
+
+
+def test_model_options_are_checked_against_the_kind_of_their_defaults(tiny: Dataset) -> None:
+    run = train(tiny, METHODS["equal"], batch_size=64, model_options={"bottom": [8, 4], "tower": 3})
+    assert run.status == "ok"
+    for wrong in ("wide", [0.5], True):
+        with pytest.raises(SettingError, match="bottom: expected whole numbers such as 128-64"):
+            train(tiny, METHODS["equal"], batch_size=64, model_options={"bottom": wrong})
+    with pytest.raises(SettingError, match=r"embedding_dim: expected a value like 8, found 0\.5"):
+        train(tiny, METHODS["equal"], batch_size=64, model_options={"embedding_dim": 0.5})
+    with pytest.raises(SettingError, match="embedding dimension must be at least 1, found 0"):
+        train(tiny, METHODS["equal"], batch_size=64, model_options={"embedding_dim": 0})
 
 
 def test_steps_leave_out_the_last_short_batch_of_each_epoch(tiny: Dataset) -> None:

@@ -71,9 +71,7 @@ def check_folder(folder: Path, description: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text())
         before, settings = found["options"], {entry["name"]: entry["settings"] for entry in found["methods"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise FolderError(
-            f"Expected the plan of a comparison in {path}, found something else: remove it."
-        ) from error
+        raise FolderError(f"Expected the plan of a comparison in {path}, found something else: remove it.") from error
     now = description["options"]
     differing = [
         f"{name}: {before.get(name)} there, {now[name]} here"

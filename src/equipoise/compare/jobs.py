@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ import torch
 from equipoise import data
 from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
-from equipoise.training import Run, train
+from equipoise.training import Run, SettingError, train
 from equipoise.training.methods import parse_method
 
 __all__ = ["Job", "Watch", "cores", "run_jobs"]
@@ -61,7 +62,7 @@ def cores() -> int:
 
 def run_jobs(
     plan: Plan, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch
-) -> Iterator[tuple[Job, Run]]:
+) -> Generator[tuple[Job, Run], None, None]:
     """Results as they come, from this process or from ``workers`` others.
 
     Every run uses one thread wherever it runs, since the order in which threads add up changes the last bits.
@@ -118,9 +119,16 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -
                     running[pool.submit(_work, job)] = job
                 finished, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 while not messages.empty():
-                    watch.step(*messages.get())
+                    job, done, total = messages.get()
+                    if job in running.values():  # a message may come after the result
+                        watch.step(job, done, total)
                 for future in finished:
                     yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise SettingError(
+                "A worker process ended unexpectedly, most often for want of memory; what is done is kept. "
+                f"Run the same command again with fewer jobs than {workers}."
+            ) from error
         finally:
             stop.set()
 
@@ -145,9 +153,9 @@ def _start_worker(plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]]
 
 def _work(job: Job) -> Run:
     def on_progress(done: int, total: int) -> None:
+        if _worker.stop.is_set():
+            raise _StoppedError
         if done % _REPORT_EVERY == 0 or done == total:
-            if _worker.stop.is_set():
-                raise _StoppedError
             _worker.messages.put((job, done, total))
 
     return _run(_worker.plan, _worker.dataset, job, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,8 +121,11 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar]:
-    """``KEY=VALUE`` words of the command line as a mapping.
+_WIDTHS = re.compile(r"\d+(-\d+)+")
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[int]]:
+    """``KEY=VALUE`` words of the command line as a mapping; ``128-64`` is a list of numbers.
 
     Raises:
         PlanError: a word has another form.
@@ -129,13 +133,15 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar]:
     Example:
         >>> parse_pairs(["click=23", "like=0.5"], "--loss-scale")
         {'click': 23, 'like': 0.5}
+        >>> parse_pairs(["bottom=128-64"], "--model-option")
+        {'bottom': [128, 64]}
     """
-    found = {}
+    found: dict[str, Scalar | list[int]] = {}
     for pair in pairs:
         key, equals, value = pair.rpartition("=")  # a method's name may hold an equals sign of its own
         if not equals or not key:
             raise PlanError(f"{option}: expected KEY=VALUE, found {pair!r}.")
-        found[key] = parse_scalar(value)
+        found[key] = [int(n) for n in value.split("-")] if _WIDTHS.fullmatch(value) else parse_scalar(value)
     return found
 
 

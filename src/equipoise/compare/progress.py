@@ -25,12 +25,12 @@ _NAME_WIDTH = 30
 
 
 class Display(Watch):
-    """One bar for the phase, one for every run in progress; gone when the block ends."""
+    """One bar for the phase, one for every run in progress, gone when the block ends; lines in a log."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=console, transient=True,
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._phase: TaskID | None = None
         self._bars: dict[Job, TaskID] = {}
@@ -61,10 +61,12 @@ class Display(Watch):
         """Take a run's bar away; say so if the run diverged."""
         if job in self._bars:
             self._progress.remove_task(self._bars.pop(job))
+        console = self._progress.console
+        name = f"{job.method}, seed {job.seed}, rate {job.lr:g}"
         if run.status == "diverged":
-            self._progress.console.print(
-                f"[yellow]{job.method}, seed {job.seed}, rate {job.lr:g}: diverged at step {run.steps}[/]"
-            )
+            console.print(f"{name}: diverged at step {run.steps}", style="yellow", soft_wrap=True)
+        elif not console.is_terminal:  # a log shows lines instead of bars
+            console.print(f"{name}: mean validation NE {run.mean_validation_ne:.4f}, {run.seconds:.0f} s")
         self.advance()
 
     def advance(self) -> None:
@@ -79,7 +81,7 @@ class DataBar:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
-            TimeElapsedColumn(), console=console, transient=True,
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._bar = self._progress.add_task("", total=1.0)
 

@@ -213,9 +213,7 @@ def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return (
-        f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
-    )
+    return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
 
 
 def _command(options: Mapping[str, Any]) -> str:

@@ -229,9 +229,7 @@ def _value(run: Run, view: View, task: str, metric: str) -> float:
 def _per_seed(runs: Sequence[Run], view: View, tasks: Sequence[str], metric: str) -> dict[int, float]:
     """Seed to the mean over ``tasks``; a seed that lacks one of them is left out."""
     values = {
-        run.seed: math.fsum(_value(run, view, task, metric) for task in tasks) / len(tasks)
-        for run in runs
-        if tasks
+        run.seed: math.fsum(_value(run, view, task, metric) for task in tasks) / len(tasks) for run in runs if tasks
     }
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
@@ -267,9 +265,7 @@ def _adjusted(methods: Sequence[MethodResult], tasks: Sequence[str]) -> list[Met
     cells = [entry.tasks[task] for entry in methods for task in tasks]
     adjusted_cells = iter(
         [
-            replace(
-                cell, ne_gain=ne_gain, auc_gain=auc_gain, ne_transfer=ne_transfer, auc_transfer=auc_transfer
-            )
+            replace(cell, ne_gain=ne_gain, auc_gain=auc_gain, ne_transfer=ne_transfer, auc_transfer=auc_transfer)
             for cell, ne_gain, auc_gain, ne_transfer, auc_transfer in zip(
                 cells,
                 _holm([cell.ne_gain for cell in cells]),
@@ -281,9 +277,7 @@ def _adjusted(methods: Sequence[MethodResult], tasks: Sequence[str]) -> list[Met
         ]
     )
     return [
-        replace(
-            entry, ne_gain=ne_gain, auc_gain=auc_gain, tasks={task: next(adjusted_cells) for task in tasks}
-        )
+        replace(entry, ne_gain=ne_gain, auc_gain=auc_gain, tasks={task: next(adjusted_cells) for task in tasks})
         for entry, ne_gain, auc_gain in zip(
             methods,
             _holm([entry.ne_gain for entry in methods]),
@@ -295,6 +289,4 @@ def _adjusted(methods: Sequence[MethodResult], tasks: Sequence[str]) -> list[Met
 
 def _holm(gains: Sequence[Gain | None]) -> list[Gain | None]:
     adjusted = holm([gain.over_seeds.p if gain is not None else None for gain in gains])
-    return [
-        gain if gain is None else replace(gain, adjusted_p=p) for gain, p in zip(gains, adjusted, strict=True)
-    ]
+    return [gain if gain is None else replace(gain, adjusted_p=p) for gain, p in zip(gains, adjusted, strict=True)]

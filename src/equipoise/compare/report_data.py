@@ -141,9 +141,7 @@ def read_results(folder: Path) -> Results:
         # a folder that was tuned again also holds runs at the rates before
         if run.method in names and run.seed in plan.seeds and run.lr == plan.rates.get(run.method, run.lr)
     }
-    return Results(
-        plan, tuple(last.values()), tuple(_read_runs(folder / "tuning.jsonl")), _read_throughput(folder)
-    )
+    return Results(plan, tuple(last.values()), tuple(_read_runs(folder / "tuning.jsonl")), _read_throughput(folder))
 
 
 def _read_runs(file: Path) -> list[Run]:

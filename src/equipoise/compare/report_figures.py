@@ -106,9 +106,7 @@ def tuning_chart(results: Results) -> Chart | None:
     data = []
     for method in results.plan.methods:
         points = {
-            lr: _mean(
-                run.mean_validation_ne for run in results.tuning if (run.method, run.lr) == (method.name, lr)
-            )
+            lr: _mean(run.mean_validation_ne for run in results.tuning if (run.method, run.lr) == (method.name, lr))
             for lr in rates
         }
         known = {lr: mean for lr, mean in points.items() if mean is not None}
@@ -163,7 +161,7 @@ def _gain_point(entry: MethodResult) -> dict[str, Any]:
         symbol += "-open"
     trace: dict[str, Any] = {
         "type": "scatter", "mode": "markers", "x": [_short(mean)], "y": [text(entry.method.label)],
-        "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"width": 2}},
+        "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"color": colour, "width": 2}},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }  # fmt: skip
     if found and mean is not None and found.low is not None and found.high is not None:
@@ -189,9 +187,7 @@ def _curves(results: Results, task: str, measure: str) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _mean_curve(
-    runs: Sequence[Run], tasks: Sequence[str], metric: str
-) -> tuple[list[int], list[float | None]]:
+def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple[list[int], list[float | None]]:
     """Over the seeds, at the points that all of them have; tasks that cannot be scored are in no mean."""
     points: dict[int, list[float]] = {}
     for run in runs:

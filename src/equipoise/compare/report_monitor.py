@@ -106,15 +106,13 @@ def _lines(series: Mapping[str, Mapping[int, float]]) -> Figure:
     layout["margin"] |= {"l": 44, "r": 8, "t": 8, "b": 40}
     known = [value for values in series.values() for value in values.values()]
     if known and min(known) > 0 and max(known) / min(known) > _WIDE:
-        layout["yaxis"] |= {"type": "log", "dtick": 1}
+        layout["yaxis"] |= {"type": "log", "dtick": "D2" if max(known) / min(known) < 300 else 1}
     else:
         layout["yaxis"]["rangemode"] = "tozero"
     return {"data": data, "layout": layout}
 
 
-def _cosines(
-    runs: Sequence[Run], place: str, tasks: Sequence[str]
-) -> dict[tuple[str, str], Mapping[int, float]]:
+def _cosines(runs: Sequence[Run], place: str, tasks: Sequence[str]) -> dict[tuple[str, str], Mapping[int, float]]:
     """Step to cosine for every ordered pair of tasks; the monitor may hold one order of each pair only."""
     found = {(a, b): _mean_reading(runs, f"{place}/cosine/{a}/{b}") for a in tasks for b in tasks if a != b}
     return {(a, b): values or found[b, a] for (a, b), values in found.items()}
@@ -164,9 +162,7 @@ def _thinned(steps: Sequence[int]) -> list[int]:
 
 def _reach(matrices: Iterable[Matrix]) -> float:
     """The colours' range: symmetric about zero, and no wider than the cosines need."""
-    largest = max(
-        (abs(cell) for matrix in matrices for row in matrix for cell in row if cell is not None), default=1
-    )
+    largest = max((abs(cell) for matrix in matrices for row in matrix for cell in row if cell is not None), default=1)
     return min(1.0, max(0.1, math.ceil(10 * largest) / 10))
 
 

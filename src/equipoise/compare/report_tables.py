@@ -183,12 +183,8 @@ def main_table(analysis: Analysis) -> Table:
             "NE gain over equal weights",
             "100 × (NE of equal weights − NE) / NE of equal weights, seed by seed. Below: 95 % interval.",
         ),
-        Column(
-            "p", "Two-sided paired t-test of the gain over seeds. Below: adjusted for several methods (Holm)."
-        ),
-        Column(
-            "Δm", "Mean relative change of AUC and NE over all tasks against one model per task; + is better."
-        ),
+        Column("p", "Two-sided paired t-test of the gain over seeds. Below: adjusted for several methods (Holm)."),
+        Column("Δm", "Mean relative change of AUC and NE over all tasks against one model per task; + is better."),
         Column(
             "Speed",
             "Training examples per second over those of equal weights (QPS ratio). Below: 95 % interval.",
@@ -300,9 +296,7 @@ def tuning_table(results: Results) -> Table:
             text = "diverged" if mean is not None and math.isinf(mean) else number(mean, 4)
             cells.append(Cell(text, tone="best" if lr == chosen else ""))
         at_edge = len(grid) > 1 and chosen in {grid[0], grid[-1]}
-        cells.append(
-            Cell(rate(chosen) if chosen is not None else NONE, "edge of the grid" if at_edge else "")
-        )
+        cells.append(Cell(rate(chosen) if chosen is not None else NONE, "edge of the grid" if at_edge else ""))
         rows.append(Row(cells))
     return Table(columns, rows)
 

@@ -50,11 +50,7 @@ def transfer_summary(analysis: Analysis) -> list[str]:
     gains = {task: found.ne_transfer for task, found in equal.tasks.items() if found.ne_transfer}
     if all(gain.over_seeds.verdict == "untested" for gain in gains.values()):
         lower = [f"{task} ({percent(gain.mean, 1)})" for task, gain in gains.items() if (gain.mean or 0) < 0]
-        seen = (
-            f"Worse than alone in the seeds at hand: {_listed(lower)}."
-            if lower
-            else "No task is worse than alone."
-        )
+        seen = f"Worse than alone in the seeds at hand: {_listed(lower)}." if lower else "No task is worse than alone."
         return [f"With so few seeds no task can be tested for negative transfer under equal weights. {seen}"]
     sentences = []
     suffering = [task for task, gain in gains.items() if gain.worse]
@@ -95,9 +91,7 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
     diverged = [entry for entry in analysis.methods if entry.diverged]
     if diverged:
         said = _listed([f"{entry.method.label} ({_count(entry.diverged, 'seed')})" for entry in diverged])
-        found.append(
-            f"Diverged: {said}. These seeds are left out of means and comparisons, which flatters the method."
-        )
+        found.append(f"Diverged: {said}. These seeds are left out of means and comparisons, which flatters the method.")
     if analysis.unscored:
         found.append(
             f"Not scored: {_listed(list(analysis.unscored))}. The test rows hold one class only, so that "
@@ -110,9 +104,7 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
         if len(rates) > 1 and plan.rates.get(method.name) in {rates[0], rates[-1]}
     ]
     if edge:
-        found.append(
-            f"Learning rate at the edge of the grid: {_listed(edge)}. A better rate may lie outside the grid."
-        )
+        found.append(f"Learning rate at the edge of the grid: {_listed(edge)}. A better rate may lie outside the grid.")
     if plan.grid is None and len(set(plan.rates.values())) == 1 and len(plan.methods) > 1:
         found.append(
             "Every method ran at the same learning rate. Methods differ in the step size that suits them: "
@@ -124,8 +116,8 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
 def _winner(best: MethodResult, equal: MethodResult, tasks: str) -> str:
     if best.is_reference:
         return (
-            f"No method beat equal weights: ordinary training on the plain sum of losses has the lowest mean "
-            f"normalized entropy (NE, lower is better) over {tasks}, {number(equal.ne, 4)}."
+            "No joint method beat equal weights: ordinary training on the plain sum of losses has the lowest "
+            f"mean normalized entropy (NE, lower is better) over {tasks}, {number(equal.ne, 4)}."
         )
     gain = best.ne_gain
     start = (
@@ -220,9 +212,7 @@ def _costs(best: MethodResult) -> list[str]:
         return []
     change = 100 * (best.speed.ratio - 1)
     pace = (
-        "as fast as"
-        if abs(change) < 0.5
-        else f"{abs(change):.1f}{PERCENT} {'faster' if change > 0 else 'slower'} than"
+        "as fast as" if abs(change) < 0.5 else f"{abs(change):.1f}{PERCENT} {'faster' if change > 0 else 'slower'} than"
     )
     return [f"{best.method.label} trains {pace} equal weights."]
 

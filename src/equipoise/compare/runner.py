@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -93,10 +94,11 @@ class _Comparison:
         done = {job: known[key] for job in todo if (key := (job.method, job.seed, job.lr)) in known}
         left = [job for job in todo if job not in done]
         self.watch.phase(title, len(todo), len(done))
-        for job, run in run_jobs(self.plan, self.dataset, left, self.workers, self.watch):
-            append_run(path, run, phase=job.phase)
-            done[job] = run
-            self.watch.finish(job, run)
+        with closing(run_jobs(self.plan, self.dataset, left, self.workers, self.watch)) as results:
+            for job, run in results:
+                append_run(path, run, phase=job.phase)
+                done[job] = run
+                self.watch.finish(job, run)
         return done
 
     def _measure_throughput(self) -> None:

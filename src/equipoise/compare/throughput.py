@@ -21,7 +21,7 @@ _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradi
 
 
 def throughput_ratio(
-    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 15, steps: int = 10
+    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 9, steps: int = 10
 ) -> dict[str, float]:
     """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
     process.
@@ -68,7 +68,7 @@ def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> 
     """
     ordered, count = sorted(values), len(values)
     rank, tail = 0, 0.5**count
-    while rank + 1 < count / 2 and 2 * (tail + comb(count, rank + 1) * 0.5**count) <= 1 - confidence:
+    while 2 * (tail + comb(count, rank + 1) * 0.5**count) <= 1 - confidence:
         rank += 1
         tail += comb(count, rank) * 0.5**count
     return ordered[rank], ordered[count - 1 - rank]

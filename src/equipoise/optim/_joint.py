@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class JointStep:
         self._thetas = [entry.theta for entry in self._entries]
         self._states: dict[str, Sequence[Tensor]] = {}
         self._by_row = [[entry.gradients[row] for entry in self._entries] for row in range(self._rows)]
+        places = [(entry.options, entry.count, entry.theta.numel()) for entry in self._entries]
+        # Where the parameters fit one block, what gram() has gathered serves move() too.
+        self._held: tuple[Block | None, Tensor] = (None, shared[0])
+        self._blocks = list(blocks(places, self._rows + 2, self._device))  # 2: move() adds up to two sums as rows
 
     def gram(self, *, momentum: bool) -> Tensor:
         """Inner products of the R updates, float64, shape [R, R].
@@ -63,7 +67,7 @@ class JointStep:
         With ``momentum=False`` those of the gradients scaled as the optimizer would, see :meth:`Rule.precondition`.
         """
         total = torch.zeros(self._rows, self._rows, dtype=torch.float64, device=self._device)
-        for block in self._blocks(self._rows):
+        for block in self._blocks:
             g, state = self._gradients(block), self._state(block)
             if momentum:
                 updates, _ = self._rule.advance(g, self._theta(block), state, block.count, block.options)
@@ -77,34 +81,36 @@ class JointStep:
         """``(p, Σ_m weights[m] g_m)`` for every parameter p that has a gradient; sparse where the gradients are."""
         targets = [torch.empty_like(entry.theta) for entry in self._entries]
         mix = weights.to(self._dtype).unsqueeze(0)
-        for block in self._blocks(self._rows):
+        for block in self._blocks:
             for part, place in block.pair(mix @ self._gradients(block), targets):
                 place.copy_(part)
         return [
             (entry.p, entry.as_gradient(target)) for entry, target in zip(self._entries, targets, strict=True)
         ]
 
-    def move(self, weights: Tensor, plain: Tensor | None = None) -> None:
+    def move(self, weights: Tensor, *, joint: Tensor, plain: Tensor | None = None) -> None:
         """Subtracts ``lr · Σ_m weights[m] u_m`` from the parameters and advances the state.
 
-        A shared state advances with ``Σ_m weights[m] g_m``, own states each with their gradient. Decoupled weight
-        decay comes once.
+        A shared state advances with ``Σ_m joint[m] g_m``, own states each with their gradient. Decoupled weight decay
+        comes once.
 
         Args:
             weights: shape [R].
-            plain: shape [R]; given to rescale the step to the norm of the optimizer's own step, which is that for the
-                gradient ``Σ_m plain[m] g_m`` with a shared state, and ``Σ_m plain[m] u_m`` with own states.
+            joint: shape [R].
+            plain: shape [R]; given to rescale the step to the norm of the optimizer's own, which is that for the gradient
+                ``Σ_m plain[m] g_m`` with a shared state, and ``Σ_m plain[m] u_m`` with own states.
         """
         if not self._entries:
             return
         mix = (weights.unsqueeze(0) if plain is None else torch.stack((weights, plain))).to(self._dtype)
+        sums = (joint.unsqueeze(0) if plain is None else torch.stack((joint, plain))).to(self._dtype)
         steps: list[Tensor] = []
         places: list[Tensor] = []
         references: list[Tensor] = []
-        for block in self._blocks(self._rows + (0 if self._own else len(mix))):
+        for block in self._blocks:
             g = self._gradients(block)
             if self._own is None:
-                g = torch.cat((g, mix @ g))
+                g = torch.cat((g, sums @ g))
             updates, after = self._rule.advance(
                 g, self._theta(block), self._state(block), block.count, block.options
             )
@@ -127,15 +133,14 @@ class JointStep:
             self._optimizer.state[entry.p] = entry.kept
             entry.close(self._own)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
-        places = [(entry.options, entry.count, entry.theta.numel()) for entry in self._entries]
-        return blocks(places, rows, self._device)
-
     def _theta(self, block: Block) -> Tensor:
         return block.take(self._thetas).to(self._dtype)
 
     def _gradients(self, block: Block) -> Tensor:
-        return torch.cat([block.take(row) for row in self._by_row]).to(self._dtype).nan_to_num_(0.0, 0.0, 0.0)
+        if block is not self._held[0]:
+            g = torch.cat([block.take(row) for row in self._by_row])
+            self._held = block, g.to(self._dtype).nan_to_num_(0.0, 0.0, 0.0)
+        return self._held[1]
 
     def _state(self, block: Block) -> State:
         found = {}

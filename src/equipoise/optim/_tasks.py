@@ -153,6 +153,8 @@ class TaskOptimizer(Wrapper):
 
     def _step_heads(self) -> None:
         """The wrapped optimizer's own step of all parameters that are not shared."""
+        if not self._heads():
+            return
         kept = _take(self.shared)
         self.torch_optimizer.step()
         for p, grad in zip(self.shared, kept, strict=True):

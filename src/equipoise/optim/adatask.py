@@ -75,4 +75,4 @@ class AdaTask(TaskOptimizer):
             gradients = [pending.of_task[task] for task in tasks]
             own = OwnState(len(pending.present), tasks)
             weights = torch.ones(len(tasks), dtype=torch.float64, device=self.shared[0].device)
-            JointStep(self.torch_optimizer, self.shared, gradients, own).move(weights)
+            JointStep(self.torch_optimizer, self.shared, gradients, own).move(weights, joint=weights)

@@ -40,8 +40,12 @@ class PUB(TaskOptimizer):
 
     - ``"authors"``: α is multiplied by ``√‖G‖_F``. With a shared state this comes near M times the optimizer's step.
     - ``"match"`` (ours): for updates, ``Σ α_m u_m`` is rescaled in every step to the norm of the optimizer's own step,
-      that on ``Σ g_m`` (with :class:`AdaTask` inside, ``Σ u_m``), so that a learning rate keeps its meaning; the state
-      sees α as it is. For gradients, α is rescaled to the mean 1.
+      that on ``Σ g_m`` (with :class:`AdaTask` inside, ``Σ u_m``), so that a learning rate keeps its meaning; a weighted
+      state sees α as it is. For gradients, α is rescaled to the mean 1.
+
+    ``state`` says what advances a shared state where updates are weighed: ``"weighted"`` (the paper) ``Σ α_m g_m``; ``"sum"``
+    (ours) ``Σ g_m``, so that it stays what the optimizer's own would be. Where tasks are nearly opposed α is large and
+    wavers, which the weighted state remembers: on the paper's toy the path is chaotic with it, and hardly with the sum.
 
     Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or whose norm
     overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and move nothing. Entries of
@@ -59,6 +63,7 @@ class PUB(TaskOptimizer):
         update_every: K, at least 1.
         utility: ``"update"`` or ``"gradient"``.
         step: ``"authors"`` or ``"match"``.
+        state: ``"weighted"`` or ``"sum"``; of no effect with AdaTask or ``utility="gradient"``.
         tasks: the tasks' names for the monitor; "0", "1", … if not given.
 
     Attributes:
@@ -92,12 +97,14 @@ class PUB(TaskOptimizer):
         update_every: int = 10,
         utility: Literal["update", "gradient"] = "update",
         step: Literal["authors", "match"] = "authors",
+        state: Literal["sum", "weighted"] = "sum",
         tasks: Sequence[str] | None = None,
     ) -> None:
         super().__init__(optimizer, shared)
         for name, value, allowed in (
             ("utility", utility, ("update", "gradient")),
             ("step", step, ("authors", "match")),
+            ("state", state, ("sum", "weighted")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}.")
@@ -119,6 +126,7 @@ class PUB(TaskOptimizer):
         self.update_every = update_every
         self.utility = utility
         self.step_form = step
+        self.state_form = state
         self.tasks: tuple[str, ...] = ()
         self._steps = 0
         self._solved = False
@@ -164,7 +172,11 @@ class PUB(TaskOptimizer):
         return self._due() or not (self._weighs_gradients() or (self._rule.affine and not self._own))
 
     def _needs_total(self) -> bool:
-        return self._solved and not self._weighs_gradients() and self.step_form == "match"
+        return (
+            self._solved
+            and not self._weighs_gradients()
+            and (self.step_form == "match" or self.state_form == "sum")
+        )
 
     def _weights(self, tasks: list[int]) -> list[Tensor] | None:
         if not self._solved:
@@ -195,35 +207,39 @@ class PUB(TaskOptimizer):
             self.torch_optimizer.step()
         else:
             self._step_heads()
-            joint.move(weights, torch.ones_like(weights) if self.step_form == "match" else None)
+            self._balanced_move(joint, weights, torch.ones_like(weights))
 
     def _move_mean(self, pending: Pending, tasks: list[int]) -> None:
         """The step from ``Σ α_m g_m`` alone: Σ α_m u(g_m) = s u(Σ α_m g_m / s) with s = Σ α_m, because u is affine."""
         size = self._of(tasks).sum()
         mean = [None if p.grad is None else p.grad / size.to(p.dtype) for p in self.shared]
         gradients, weights = [mean], size.unsqueeze(0)
-        plain = (
-            weights if self.step_form == "match" else None
-        )  # before the first solve α = 1: the sum is the plain one
+        plain = weights  # before the first solve α = 1, and the weighted sum is the plain one
         if pending.total:
             gradients = [mean, pending.total]
             weights = torch.stack((size, torch.zeros_like(size)))
             plain = torch.stack((torch.zeros_like(size), torch.ones_like(size)))
         self._step_heads()
-        JointStep(self.torch_optimizer, self.shared, gradients).move(weights, plain)
+        self._balanced_move(JointStep(self.torch_optimizer, self.shared, gradients), weights, plain)
+
+    def _balanced_move(self, joint: JointStep, weights: Tensor, plain: Tensor) -> None:
+        joint.move(
+            weights,
+            joint=weights if self.state_form == "weighted" else plain,
+            plain=plain if self.step_form == "match" else None,
+        )
 
     def _solve(self, joint: JointStep, tasks: list[int]) -> None:
         gram = joint.gram(momentum=self.utility == "update")
         solved = bargaining_weights(gram)
-        balanced = solved > 0
         if self.utility == "gradient" and self.step_form == "match":
-            solved = solved * (balanced.sum() / solved.sum())
+            solved = solved * ((solved > 0).sum() / solved.sum())
         else:
-            solved = solved * torch.where(balanced & balanced[:, None], gram, 0.0).norm().sqrt()
-        alpha = torch.where(balanced & solved.isfinite(), solved, self._of(tasks))
+            solved = solved * gram.norm().sqrt()
+        alpha = torch.where((solved > 0) & (solved < torch.inf), solved, self._of(tasks))
         if len(tasks) == len(self.tasks):
             self._alpha, self.last_gram = alpha, gram
-            self.last_present = torch.ones_like(balanced)
+            self.last_present = torch.ones_like(self.last_present)
         else:
             here = torch.tensor(tasks, device=alpha.device)
             self._alpha = self._alpha.index_copy(0, here, alpha)

@@ -60,7 +60,8 @@ class Schema:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("A schema needs at least one task, found none.")
-        names = [column.name for column in (*self.categorical, *self.numeric, *self.tasks)]
+        columns: list[Categorical | Numeric | Task] = [*self.categorical, *self.numeric, *self.tasks]
+        names = [column.name for column in columns]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"Names in a schema must differ, found twice: {', '.join(twice)}.")

@@ -33,12 +33,11 @@ def bargaining_weights(gram: Tensor, /, present: Tensor | None = None, *, ridge:
         tensor([0.5000, 2.0000])
     """
     squared = gram.diagonal().double()
-    usable = squared.isfinite() & (squared > 0)
+    usable = (squared > 0) & (squared < torch.inf)
     if present is not None:
         usable = usable & present
     inverse = torch.where(usable, squared, 1.0).rsqrt()
-    pairs = usable & usable[:, None] & gram.isfinite()
-    cosines = torch.where(pairs, gram.double() * inverse * inverse[:, None], 0.0)
+    cosines = torch.where(usable & usable[:, None], gram.double() * inverse * inverse[:, None], 0.0)
     count = gram.shape[0]
     if count == 2:
         solution = torch.rsqrt(1 + ridge + cosines[0, 1])

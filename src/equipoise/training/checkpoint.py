@@ -47,9 +47,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         ) from error
     differing = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
     if differing:
-        details = "; ".join(
-            f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in differing
-        )
+        details = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in differing)
         raise CheckpointError(
             f"The checkpoint at {path} belongs to a run with other settings ({details}): "
             "use the same settings, or another file."

@@ -147,17 +147,13 @@ def _device(name: torch.device | str) -> torch.device:
         RuntimeError,
         AssertionError,
     ) as error:  # not known; not built in or not there
-        raise SettingError(
-            f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}"
-        ) from error
+        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:
     unknown = sorted(stated.keys() - set(tasks))
     if unknown:
-        raise SettingError(
-            f"Loss scales: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}."
-        )
+        raise SettingError(f"Loss scales: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}.")
     wrong = [f"{task}={factor}" for task, factor in stated.items() if not 0 < factor < float("inf")]
     if wrong:
         raise SettingError(f"Loss scales must be positive and finite, found {', '.join(wrong)}.")
@@ -167,10 +163,21 @@ def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:
 def _checked(model: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     if model not in MODELS:
         raise SettingError(f"Expected a model out of {', '.join(MODELS)}; found {model!r}.")
-    known = [name for name in inspect.signature(MODELS[model]).parameters if name not in {"schema", "fork"}]
+    parameters = inspect.signature(MODELS[model]).parameters
+    known = [name for name in parameters if name not in {"schema", "fork"}]
     unknown = sorted(stated.keys() - set(known))
     if unknown:
-        raise SettingError(
-            f"Model {model!r} takes the options {', '.join(known)}; found {', '.join(unknown)}."
-        )
-    return dict(stated)
+        raise SettingError(f"Model {model!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")
+    return {name: _like(parameters[name].default, value, f"Model {model!r}, {name}") for name, value in stated.items()}
+
+
+def _like(default: object, value: object, what: str) -> object:
+    """The value, if it is of the default's kind; one width may stand for a sequence of one."""
+    if isinstance(default, tuple):
+        widths = [value] if isinstance(value, int) else value
+        if isinstance(widths, Sequence) and all(type(width) is int for width in widths):
+            return tuple(widths)
+        raise SettingError(f"{what}: expected whole numbers such as 128-64, found {value!r}.")
+    if type(value) is not type(default):
+        raise SettingError(f"{what}: expected a value like {default!r}, found {value!r}.")
+    return value

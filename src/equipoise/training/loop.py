@@ -80,6 +80,8 @@ def train(
         schema, method, model=model, lr=lr, seed=seed, device=device,
         model_options=model_options, loss_scale=loss_scale,
     )  # fmt: skip
+    if learner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(learner.device)
     run = Run(method.name, seed, lr)
     identity = {
         "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
@@ -162,9 +164,7 @@ class _Window:
         return losses
 
 
-def _stream(
-    train: Split, batch_size: int, seed: int, epochs: int, *, done: int
-) -> Iterator[tuple[int, Batch]]:
+def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
     """The batches of all epochs, numbered from one, without the first ``done`` of them."""
     per_epoch = len(train) // batch_size
     for epoch in range(done // per_epoch, epochs):
@@ -188,17 +188,12 @@ def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
     return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
 
 
-def _measure(
-    schema: Schema, split: Split, logits: list[Tensor] | None, weight: Tensor | None = None
-) -> Metrics:
+def _measure(schema: Schema, split: Split, logits: list[Tensor] | None, weight: Tensor | None = None) -> Metrics:
     if logits is None:
         return {}
     metrics = TaskMetrics(schema)
     metrics.update(logits, split.labels, weight)
-    return {
-        task: {name: float(value) for name, value in found.items()}
-        for task, found in metrics.compute().items()
-    }
+    return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
 
 
 def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Run:
@@ -220,9 +215,7 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     return run
 
 
-def _point(
-    schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics
-) -> dict[str, Any]:
+def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> dict[str, Any]:
     return {
         "step": step,
         "examples": step * batch_size,

@@ -8,9 +8,9 @@
     const spec = JSON.parse(chart.querySelector("script").textContent);
     const stage = chart.querySelector(".panels");
     const hidden = new Set();
-    for (const drawn of stage.querySelectorAll(".plot")) {
+    for (const drawn of stage.querySelectorAll(".figure")) {
       for (const trace of drawn.data) if (trace.visible === "legendonly") hidden.add(trace.name);
-      Plotly.purge(drawn);
+      drawn.ready.then(() => Plotly.purge(drawn));
     }
     let index = 0;
     chart.querySelectorAll("select").forEach((select) => {
@@ -24,7 +24,7 @@
       const box = document.createElement("div");
       if (panel.title) box.appendChild(document.createElement("h4")).textContent = panel.title;
       const plot = box.appendChild(document.createElement("div"));
-      plot.className = "plot";
+      plot.className = "figure";
       stage.appendChild(box);
       return plot;
     });
@@ -34,7 +34,7 @@
       // A finger that drags means to scroll; a legend below needs a row of its own for each name.
       if (touch) layout.dragmode = false;
       if (layout.showlegend !== false && stage.clientWidth < 560) layout.height += 22 * data.length;
-      Plotly.newPlot(boxes[at], data, layout, config);
+      boxes[at].ready = Plotly.newPlot(boxes[at], data, layout, config);
     });
     chart.dataset.drawn = "yes";
   }
@@ -45,24 +45,24 @@
     }
   }
 
-  function choose(view) {
-    for (const block of document.querySelectorAll(".view")) block.hidden = block.dataset.view !== view;
+  const radios = [...document.querySelectorAll("input[name=view]")];
+  function choose() {
+    const chosen = radios.find((radio) => radio.checked);
+    for (const block of document.querySelectorAll(".view")) {
+      block.hidden = chosen !== undefined && block.dataset.view !== chosen.value;
+    }
     showVisible();
   }
 
   for (const chart of document.querySelectorAll("[data-chart]")) {
     chart.addEventListener("change", () => show(chart));
   }
-  const radios = [...document.querySelectorAll("input[name=view]")];
-  for (const radio of radios) radio.addEventListener("change", () => choose(radio.value));
-  if (radios.length) choose(radios.find((radio) => radio.checked).value);
-  showVisible();
+  for (const radio of radios) radio.addEventListener("change", choose);
+  choose();
   // Both views go to paper, with their charts.
   addEventListener("beforeprint", () => {
     for (const block of document.querySelectorAll(".view")) block.hidden = false;
     showVisible();
   });
-  addEventListener("afterprint", () => {
-    if (radios.length) choose(radios.find((radio) => radio.checked).value);
-  });
+  addEventListener("afterprint", choose);
 })();

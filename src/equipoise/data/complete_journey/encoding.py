@@ -26,8 +26,8 @@ class Encoding:
         scales: name → mean and standard deviation of log(1 + number).
 
     Example:
-        >>> ids, numbers = {"store": np.array([4, 2, 2, -1])}, {"price": np.array([1.0, 3.0, np.nan, 1.0])}
-        >>> encoding = Encoding.fit(ids, numbers, train=np.array([True, True, True, True]), fewest=1)
+        >>> ids, numbers = {"store": np.array([4, 2, -1, 9])}, {"price": np.array([1.0, 3.0, np.nan, 7.0])}
+        >>> encoding = Encoding.fit(ids, numbers, train=np.array([True, True, True, False]), fewest=1)
         >>> encoding.categorical({"store": np.array([2, 3, 4, 9, -1])})[:, 0].tolist()
         [1, 0, 2, 0, 0]
         >>> encoding.numeric({"price": np.array([1.0, np.nan], np.float32)})[:, 0].tolist()

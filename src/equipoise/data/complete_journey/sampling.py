@@ -13,7 +13,7 @@ from equipoise.data.complete_journey.exposures import Exposures, Week
 from equipoise.data.complete_journey.tables import Codes, Tables
 from equipoise.data.errors import DataError
 
-__all__ = ["ROWS", "WEEKS", "Sample", "check_options"]
+__all__ = ["ROWS", "WEEKS", "Sample", "bernoulli", "check_options"]
 
 WEEKS: Final = {"train": range(9, 41), "validation": range(41, 45), "test": range(45, 50)}
 """The weeks of each split. Weeks 1–8 are history only; after week 49 ``repeat`` is not known."""
@@ -71,7 +71,7 @@ class Sample:
         parts = []
         for number, week in weeks.items():
             # a stream of its own for every week: what one week draws does not depend on the others
-            drawn = _bernoulli(len(week), rate, _generator(seed, number))
+            drawn = bernoulli(len(week), rate, _generator(seed, number))
             parts.append(week.rows(np.union1d(drawn, week.purchased)))
         exposures = Exposures.concatenate(parts)
         labels = examples.labels(exposures)
@@ -88,7 +88,7 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, stream])))
 
 
-def _bernoulli(count: int, rate: float, generator: np.random.Generator) -> Codes:
+def bernoulli(count: int, rate: float, generator: np.random.Generator) -> Codes:
     """The numbers out of 0 … count − 1 that are kept, each with probability ``rate``, ascending.
 
     Draws the gaps between kept numbers, so that it costs as much as is kept. Gaps come from uniform floats by

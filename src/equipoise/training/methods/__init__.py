@@ -34,7 +34,7 @@ _METHODS: Final[tuple[Method, ...]] = (
     PubMethod("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults."),
     PubMethod(
         "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.",
-        {"utility": "update", "step": "authors"},
+        {"utility": "update", "step": "authors", "state": "weighted", "update_every": 10},
     ),
     PubMethod(
         "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",
@@ -68,9 +68,7 @@ def parse_method(text: str, /) -> Method:
     for pair in stated.split(",") if colon else ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise MethodError(
-                f"Method {name!r}: expected options as key=value with commas between; found {pair!r}."
-            )
+            raise MethodError(f"Method {name!r}: expected options as key=value with commas between; found {pair!r}.")
         options[key] = parse_scalar(value)
     return METHODS[name].with_options(**options)
 
