@@ -37,9 +37,10 @@ FORKS = (
 UPDATES = (
     "pub:utility=gradient,step=match",
     "pub:utility=gradient,step=match,update_every=1",
-    "pub:utility=gradient,step=authors",
-    "pub:utility=update,step=match",
-    "pub:utility=update,step=authors",
+    "pub:utility=update,step=match,state=sum",
+    "pub:utility=update,step=match,state=weighted",
+    "pub:utility=update,step=authors,state=sum",
+    "pub:utility=update,step=authors,state=weighted",
     "pub-adatask:step=match",
     "pub-adatask:step=authors",
 )

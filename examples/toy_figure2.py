@@ -1,8 +1,7 @@
 """Figure 2 of the PUB paper: two parameters, two losses, five starts; PUB beside plain Adam and MultiBalance.
 
-Run ``python examples/toy_figure2.py`` to draw docs/toy_figure2.png again (some minutes; needs matplotlib). Losses and starts
-are those of arXiv 2410.05806, which took them from CAGrad (arXiv 2110.14048). The best that both losses can have at once,
-in equal parts, is (−15.09, −15.09).
+``python examples/toy_figure2.py`` draws docs/toy_figure2.png again (some minutes; needs matplotlib). Losses and
+starts are those of arXiv 2410.05806. The middle of the Pareto set, where both losses are equal, is (−15.09, −15.09).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def losses(x: Tensor) -> Tensor:
 
 def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor:
     """The points that ``method`` ("Adam", "MultiBalance" or "PUB") passes from ``start``, shape [steps + 1, 2]."""
-    x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    x = nn.Parameter(torch.tensor(start))
     adam = torch.optim.Adam([x], lr=LEARNING_RATE)
     points = [x.detach().clone()]
     if method == "PUB":
@@ -58,3 +57,60 @@ def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor
         adam.step()
         points.append(x.detach().clone())
     return torch.stack(points)
+
+
+def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
+    """One panel per method: its paths over the contours of the mean loss."""
+    import matplotlib as mpl  # noqa: PLC0415 - only the picture needs it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    axis = torch.linspace(-11, 11, 400)
+    heights = losses(torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)).mean(-1)
+    figure, panels = plt.subplots(1, len(paths), figsize=(4.4 * len(paths), 6.8), sharey=True)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.88, bottom=0.28, wspace=0.04)
+    for panel, (method, runs) in zip(panels, paths.items(), strict=True):
+        panel.contourf(
+            axis, axis, heights, levels=torch.linspace(-15.2, 10, 22), cmap="Blues_r", alpha=0.5, extend="both"
+        )
+        panel.plot([-7, 7], [-8.3, -8.3], color="gold", linewidth=9, solid_capstyle="round", label="Pareto set")
+        for number, run in enumerate(runs):
+            color = f"C{number + 1}"
+            first, second = losses(run[-1]).tolist()
+            label = f"ends at losses ({first:.1f}, {second:.1f})".replace("-", "−")
+            panel.plot(run[:, 0], run[:, 1], color=color, linewidth=1.8, label=label)
+            panel.plot(*run[0], marker="o", color=color, markersize=7, markeredgecolor="white")
+        for number, run in enumerate(runs):  # on top of all paths
+            panel.plot(*run[-1], marker="*", color=f"C{number + 1}", markersize=15, markeredgecolor="black")
+        panel.set(title=method, xlabel="x₁", xlim=(-11, 11), ylim=(-11, 11), aspect="equal")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=10, frameon=False)
+    panels[0].set_ylabel("x₂")
+    figure.suptitle(
+        f"Two losses, {STEPS} steps with Adam at learning rate {LEARNING_RATE}, from dot to star, over the mean loss.\n"
+        f"In the middle of the Pareto set both losses are {BALANCED[0]}.".replace("-", "−"),
+        fontsize=11,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Runs all methods from all starts and draws them."""
+    default = Path(__file__).resolve().parent.parent / "docs" / "toy_figure2.png"
+    parser = argparse.ArgumentParser(description="Draw figure 2 of the PUB paper with this package's methods.")
+    parser.add_argument("--out", type=Path, default=default, help="the picture (default: docs/toy_figure2.png)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # two parameters: more threads only get in each other's way
+    paths: dict[str, list[Tensor]] = {}
+    for method in ("Adam", "MultiBalance", "PUB"):
+        paths[method] = [train(method, start) for start in STARTS]
+        for start, path in zip(STARTS, paths[method], strict=True):
+            first, second = losses(path[-1]).tolist()
+            print(f"{method:12} from {start}: losses {first:7.2f} {second:7.2f}")
+    draw(paths, arguments.out)
+    print(f"drawn: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,14 +21,15 @@ _BLOCK_ELSEWHERE = 1 << 27  # on an accelerator: bounds the extra memory to 512 
 _STRIP = 2048
 
 
-def gram_matrix(gradients: Sequence[Sequence[Tensor]], /) -> Tensor:
+def gram_matrix(gradients: Sequence[Sequence[Tensor]], divisor: Tensor | None = None, /) -> Tensor:
     """Inner products of M gradients that are given in the same pieces, shape [M, M].
 
-    Half precision is multiplied and summed in float32, float64 in float64.
+    Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
+    by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
     total: Tensor | None = None
     for pieces in zip(*gradients, strict=True):
-        gram = _gram_of_vectors([piece.reshape(-1) for piece in pieces])
+        gram = _gram_of_vectors([piece.reshape(-1) for piece in pieces], divisor)
         total = gram if total is None else total + gram
     assert total is not None, "a fork hands at least one tensor to its tasks"
     return total
@@ -48,36 +49,39 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[Tensor], /) -> T
     return total.to(first.dtype)
 
 
-def _gram_of_vectors(vectors: Sequence[Tensor]) -> Tensor:
+def _gram_of_vectors(vectors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
     count, on_cpu = len(vectors), vectors[0].device.type == "cpu"
     if torch.compiler.is_compiling():
-        return _product(torch.stack(list(vectors)))
+        return _product(_rows(vectors, divisor))
     wide = _wide(vectors[0].dtype)
-    if on_cpu and count <= _BY_DOTS and vectors[0].dtype == wide:
+    if on_cpu and count <= _BY_DOTS and vectors[0].dtype == wide and divisor is None:
         return _by_dots(vectors)
     columns = (_BLOCK if on_cpu else _BLOCK_ELSEWHERE) // count // _STRIP * _STRIP or _STRIP
     total = torch.zeros(count, count, dtype=wide, device=vectors[0].device)
     for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
-        rows = torch.stack(parts)
+        rows = _rows(parts, divisor)
         if on_cpu and count <= _IN_STRIPS and rows.shape[1] % _STRIP == 0:
-            strips = rows.to(wide).view(count, -1, _STRIP).transpose(0, 1)
+            strips = rows.view(count, -1, _STRIP).transpose(0, 1)
             total += torch.bmm(strips, strips.transpose(1, 2)).sum(0)
         else:
             total += _product(rows)
     return total
 
 
-def _product(rows: Tensor) -> Tensor:
+def _rows(vectors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
+    rows = torch.stack(list(vectors))
     rows = rows.to(_wide(rows.dtype))
+    return rows if divisor is None else rows / divisor
+
+
+def _product(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
 def _by_dots(vectors: Sequence[Tensor]) -> Tensor:
     count = len(vectors)
     dots = {
-        (row, column): torch.dot(vectors[row], vectors[column])
-        for row in range(count)
-        for column in range(row + 1)
+        (row, column): torch.dot(vectors[row], vectors[column]) for row in range(count) for column in range(row + 1)
     }
     return torch.stack(
         [dots[max(row, column), min(row, column)] for row in range(count) for column in range(count)]

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-__all__ = ["follow"]
+__all__ = ["follow", "scaled_backward"]
 
 
 class _Follower(Protocol):
@@ -24,12 +24,19 @@ class _Follower(Protocol):
 
 
 _followers: WeakSet[_Follower] = WeakSet()
+_no_backward = -1  # the engine's own number for "none"
+_scaled = _no_backward  # the engine's number of the scaled backward that was announced last
 
 
 def follow(follower: _Follower) -> None:
     """From now on ``follower.loss_scale`` holds the factor of the backward under way, 1 where there is none."""
     _watch_grad_scalers()
     _followers.add(follower)
+
+
+def scaled_backward() -> bool:
+    """Whether the backward under way started from scaled losses; one that broke off leaves nothing behind."""
+    return _scaled != _no_backward and _scaled == torch._C._current_graph_task_id()
 
 
 def _announce(scale: Tensor | float) -> None:
@@ -64,6 +71,8 @@ def _mark(loss: Tensor | Iterable[Any], factor: Tensor | None) -> None:
     elif loss.requires_grad and factor is not None:
 
         def at_start_of_backward(_: Tensor) -> None:
+            global _scaled  # noqa: PLW0603
+            _scaled = torch._C._current_graph_task_id()
             _announce(factor)
             torch.autograd.Variable._execution_engine.queue_callback(lambda: _announce(1.0))
 

@@ -7,8 +7,9 @@ their Gram matrix decides the weights with which they flow on into the shared la
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.distributed._functional_collectives import all_reduce
 from torch.utils import _pytree as pytree
 
 from equipoise._gram import gram_matrix, weighted_sum
-from equipoise._loss_scale import follow
+from equipoise._loss_scale import follow, scaled_backward
 
 __all__ = ["Fork"]
 
@@ -36,7 +37,8 @@ class Fork(nn.Module):
 
     Data parallel training: once ``torch.distributed`` is initialised, the Gram matrix is summed over the ranks of
     ``process_group`` (one all-reduce of M² numbers) and divided by their number squared, so that W ranks with batches
-    of B/W and mean losses weigh as one rank with a batch of B does.
+    of B/W and mean losses weigh as one rank with a batch of B does. So every rank must go through the fork's backward
+    in every step.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
 
@@ -44,7 +46,11 @@ class Fork(nn.Module):
     count, and its gradient is passed on with the weight 1, so that a ``GradScaler`` still sees an overflow.
 
     A second backward over the same graph (``retain_graph=True``) reuses the first one's weights and moves no state.
-    Derivatives of the balanced gradient (``create_graph=True``) take the weights as constants.
+    Under ``create_graph=True`` the weights are constants of the graph, and what a penalty on the balanced gradient
+    sends back crosses the fork as every gradient does. A compiled model keeps no record of its backwards: there a
+    second one counts as a new step, and losses that come one by one are not noticed.
+
+    The fork's state stays in float32 (or wider), also in a model that is brought to half precision.
 
     Args:
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
@@ -133,7 +139,12 @@ class Fork(nn.Module):
     @torch.no_grad()
     def _weigh_step(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
         """The weights for this step's gradients; ``by_task[m][p]`` is task m's gradient of piece p, None for zero."""
-        gram = self._gram(by_task, arrived)
+        device = next(piece.device.type for piece in by_task[arrived[0]] if piece is not None)
+        # A backward inside an autocast region must not multiply norms in half precision.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            return self._weigh_gram(self._gram(by_task, arrived).to(self.last_gram.dtype))
+
+    def _weigh_gram(self, gram: Tensor) -> Tensor:
         diagonal = gram.diagonal()
         present = (diagonal > 0) & (diagonal < math.inf)
         gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
@@ -146,25 +157,33 @@ class Fork(nn.Module):
     def _gram(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
         """The tasks' Gram matrix over all ranks, in units of the unscaled losses."""
         pieces = [
-            place
-            for place in range(len(by_task[0]))
-            if any(by_task[task][place] is not None for task in arrived)
+            place for place in range(len(by_task[0])) if any(by_task[task][place] is not None for task in arrived)
         ]
         filled = [[_or_zeros(by_task, task, place) for place in pieces] for task in arrived]
-        gram = gram_matrix(filled)
-        if len(arrived) < len(self.tasks):
-            places = torch.tensor(arrived, device=gram.device)
-            gram = gram.new_zeros(len(self.tasks), len(self.tasks)).index_put_(
-                (places.unsqueeze(1), places), gram
-            )
+        gram = gram_matrix(filled, self._factor())
+        for absent in sorted(set(range(len(self.tasks))) - set(arrived)):
+            gram = _with_zeros_at(_with_zeros_at(gram, absent, 0), absent, 1)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
             group = self.process_group or dist.distributed_c10d._get_default_group()
             gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
-        return gram / self.loss_scale.square()
+        return gram
+
+    def _factor(self) -> Tensor | None:
+        """What the losses of the backward under way were multiplied by; None where that is 1 for sure."""
+        return self.loss_scale if torch.compiler.is_compiling() or scaled_backward() else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype.itemsize < buffer.dtype.itemsize:
+                self._buffers[name] = buffer.to(after.device)
+        return self
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        return ", ".join(repr(task) for task in self.tasks)
+        return repr(list(self.tasks))
 
 
 class _Meeting(torch.autograd.Function):
@@ -196,9 +215,7 @@ class _Meeting(torch.autograd.Function):
         balanced: list[Tensor | None] = []
         for place in range(ctx.pieces):
             terms = [(piece, split[task]) for task in arrived if (piece := by_task[task][place]) is not None]
-            balanced.append(
-                weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None
-            )
+            balanced.append(weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None)
         return None, *balanced
 
 
@@ -213,25 +230,30 @@ def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) 
     )
 
 
+def _with_zeros_at(gram: Tensor, place: int, dim: int) -> Tensor:
+    # Not by an index tensor, which would have to be copied to the device.
+    rest = gram.shape[dim] - place
+    return torch.cat(
+        [gram.narrow(dim, 0, place), torch.zeros_like(gram.narrow(dim, 0, 1)), gram.narrow(dim, place, rest)], dim
+    )
+
+
 def _or_zeros(by_task: Sequence[Sequence[Tensor | None]], task: int, place: int) -> Tensor:
     found = by_task[task][place]
     if found is not None:
         return found
-    return torch.zeros_like(
-        next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None)
-    )
+    return torch.zeros_like(next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None))
 
 
 def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
     """Names of tasks from their number or from themselves."""
-    if isinstance(tasks, int):
+    if isinstance(tasks, int) and not isinstance(tasks, bool):
         names: tuple[str, ...] = tuple(str(task) for task in range(tasks))
-    elif isinstance(tasks, str):
-        raise ValueError(
-            f"tasks must be a number or a list of names, found the single string {tasks!r}: write [{tasks!r}]."
-        )
-    else:
+    elif isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes):
         names = tuple(tasks)
+    else:
+        hint = f": write [{tasks!r}]" if isinstance(tasks, str) else ""
+        raise ValueError(f"tasks must be a whole number or a list of names, found {tasks!r}{hint}.")
     if not names:
         raise ValueError(f"A fork needs at least one task, found tasks={tasks!r}.")
     if not all(isinstance(name, str) and name for name in names):

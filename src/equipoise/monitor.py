@@ -98,9 +98,7 @@ class Monitor:
 
     def __init__(self, model: nn.Module, optimizer: object | None = None) -> None:
         self._forks = [
-            (f"fork/{_plain_name(name)}", module)
-            for name, module in model.named_modules()
-            if isinstance(module, Fork)
+            (f"fork/{_plain_name(name)}", module) for name, module in model.named_modules() if isinstance(module, Fork)
         ]
         self._optimizer = optimizer if isinstance(optimizer, _Balancing) else None
         if not self._forks and self._optimizer is None:
@@ -134,9 +132,7 @@ def _scalars(record: _Record) -> dict[str, float]:
     cosines = gram / (norms * norms.unsqueeze(1))
     found = {f"{prefix}/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
     for quantity, values in record.per_task.items():
-        found |= {
-            f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)
-        }
+        found |= {f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)}
     found = {name: value for (name, value), here in zip(found.items(), itertools.cycle(present)) if here}
     rows = cosines.tolist()
     for first, second in itertools.combinations([place for place, here in enumerate(present) if here], 2):

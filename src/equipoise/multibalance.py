@@ -72,7 +72,7 @@ class MultiBalance(Fork):
         *,
         gamma: float = 0.01,
         rho: float = 0.1,
-        beta: float = 0.3,
+        beta: float = 0.1,
         magnitude: Magnitude = "equal",
         direction: Direction = "cosine",
         task_weights: Sequence[float] | None = None,
@@ -93,14 +93,18 @@ class MultiBalance(Fork):
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
         preferences = _preferences(task_weights, self.tasks)
-        self.register_buffer("preferences", preferences)
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        self.register_buffer("preferences", preferences, persistent=False)
         self.register_buffer("balance", preferences.clone())
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.zeros(2, len(self.tasks)))
 
     @property
     def magnitudes(self) -> Tensor:
-        """The bias-corrected moving averages û of the gradient norms, shape [M]; NaN before a task's first step."""
+        """The bias-corrected moving averages û of the gradient norms, shape [M].
+
+        NaN before a task's first step, and for ever with ``magnitude="none"``, which keeps no averages.
+        """
         return self.averages[0] / self.averages[1]
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
@@ -119,18 +123,20 @@ class MultiBalance(Fork):
             self._step_balance(gram, present, torch.where(present, norms.reciprocal(), 0.0))
         elif self.direction == "gram":
             self._step_balance(gram, present, scale)
-        return len(self.tasks) * self.balance * scale
+        # Divided by 1/M rather than multiplied by M, so that equal λ, themselves rounded, give exactly 1.
+        return self.balance / (1 / len(self.tasks)) * scale
 
     def monitored(self) -> dict[str, Tensor]:
-        """û and λ; see :class:`equipoise.Monitor`."""
-        return {"magnitude": self.magnitudes, "balance": self.balance.clone()}
+        """û, where there are averages, and λ; see :class:`equipoise.Monitor`."""
+        averages = {} if self.magnitude == "none" else {"magnitude": self.magnitudes}
+        return averages | {"balance": self.balance.clone()}
 
     def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
         point = torch.where(present, self.balance + self.rho * self.preferences, 0.0)
         slope = scale * torch.mv(gram, scale * point)
         if self.direction == "gram":
             slope = slope * present.sum() / (scale.square() * gram.diagonal()).sum()
-        free = torch.where(present, self.balance, 0.0).sum()
+        free = 1 - torch.where(present, 0.0, self.balance).sum()
         moved = project_simplex(self.balance - self.beta * slope, present=present, total=free)
         self.balance.copy_(torch.where(present, moved, self.balance))
 
@@ -138,15 +144,16 @@ class MultiBalance(Fork):
         """The constructor's arguments."""
         return (
             f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
-            f"magnitude={self.magnitude!r}, direction={self.direction!r}"
+            f"magnitude={self.magnitude!r}, direction={self.direction!r}, task_weights={self.task_weights!r}"
         )
 
 
 def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> Tensor:
-    weights = [1.0] * len(tasks) if task_weights is None else [float(weight) for weight in task_weights]
-    if len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
+    weights = [1.0] * len(tasks) if task_weights is None else task_weights
+    usable = isinstance(weights, Sequence) and all(isinstance(weight, int | float) for weight in weights)
+    if not usable or len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
-            f"task_weights must be {len(tasks)} positive finite numbers, one for each of {', '.join(tasks)}; "
-            f"found {task_weights!r}."
+            f"task_weights must be a list of {len(tasks)} positive finite numbers, one for each of "
+            f"{', '.join(tasks)}; found {task_weights!r}."
         )
-    return torch.tensor(weights) / math.fsum(weights)
+    return torch.tensor([float(weight) for weight in weights]) / math.fsum(weights)

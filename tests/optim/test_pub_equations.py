@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,17 +14,23 @@ from equipoise.optim import PUB, AdaTask, Clippy
 STEPS = 50
 OPTIMIZERS = {
     "adam": ("Adam", {"lr": 0.02}),
-    "adam-amsgrad-decay": ("Adam", {"lr": 0.02, "amsgrad": True, "weight_decay": 0.05, "betas": (0.8, 0.95), "eps": 1e-4}),
+    "adam-amsgrad-decay": (
+        "Adam",
+        {"lr": 0.02, "amsgrad": True, "weight_decay": 0.05, "betas": (0.8, 0.95), "eps": 1e-4},
+    ),
     "adam-maximize": ("Adam", {"lr": 0.02, "maximize": True, "weight_decay": 0.01}),
     "adamw": ("AdamW", {"lr": 0.02, "weight_decay": 0.1}),
     "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.02, "weight_decay": 0.03, "initial_accumulator_value": 0.1}),
     "rmsprop": ("RMSprop", {"lr": 0.01, "alpha": 0.9}),
-    "rmsprop-centered": ("RMSprop", {"lr": 0.003, "momentum": 0.8, "centered": True, "weight_decay": 0.02, "eps": 1e-3}),
-    "sgd": ("SGD", {"lr": 2e-3}),
-    "sgd-decay": ("SGD", {"lr": 2e-3, "weight_decay": 0.1}),
-    "sgd-momentum": ("SGD", {"lr": 5e-4, "momentum": 0.8, "weight_decay": 0.1}),
-    "sgd-nesterov": ("SGD", {"lr": 5e-4, "momentum": 0.8, "nesterov": True}),
-    "sgd-dampening": ("SGD", {"lr": 2e-3, "momentum": 0.8, "dampening": 0.5}),
+    "rmsprop-centered": (
+        "RMSprop",
+        {"lr": 0.003, "momentum": 0.8, "centered": True, "weight_decay": 0.02, "eps": 1e-3},
+    ),
+    "sgd": ("SGD", {"lr": 5e-4}),
+    "sgd-decay": ("SGD", {"lr": 5e-4, "weight_decay": 0.1}),
+    "sgd-momentum": ("SGD", {"lr": 2e-4, "momentum": 0.8, "weight_decay": 0.1}),
+    "sgd-nesterov": ("SGD", {"lr": 2e-4, "momentum": 0.8, "nesterov": True}),
+    "sgd-dampening": ("SGD", {"lr": 5e-4, "momentum": 0.8, "dampening": 0.5}),
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -59,29 +67,109 @@ def check(reference: Reference, dtype: torch.dtype, make) -> None:
     assert moved > 0.01, "the problem hardly moves, so agreement says nothing"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in OPTIMIZERS]
+    + [(name, torch.float32) for name in ("adam", "adamw", "adagrad", "rmsprop", "sgd-momentum")],
+)
 @pytest.mark.parametrize("step", ["authors", "match"])
 @pytest.mark.parametrize("utility", ["update", "gradient"])
 def test_pub_follows_the_equations(name, utility, step, dtype):
     kind, options = OPTIMIZERS[name]
     reference = Reference(Problem(3), kind, options, "pub", utility, step, update_every=4)
-    check(reference, dtype, lambda o, shared: PUB(o, shared=shared, update_every=4, utility=utility, step=step))
+    check(
+        reference,
+        dtype,
+        lambda o, shared: PUB(o, shared=shared, update_every=4, utility=utility, step=step, state="sum"),
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd-dampening"])
+@pytest.mark.parametrize("name", ["adam-amsgrad-decay", "adamw", "adagrad", "rmsprop-centered", "sgd-momentum"])
+@pytest.mark.parametrize("step", ["authors", "match"])
+def test_pub_with_the_papers_weighted_state_follows_the_equations(name, step):
+    kind, options = OPTIMIZERS[name]
+    reference = Reference(Problem(3), kind, options, "pub", "update", step, "weighted", update_every=4)
+
+    def make(optimizer, shared):
+        return PUB(optimizer, shared=shared, update_every=4, utility="update", step=step, state="weighted")
+
+    check(reference, torch.float64, make)
+
+
+@pytest.mark.parametrize("utility", ["update", "gradient"])
+@pytest.mark.parametrize("step", ["authors", "match"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "sgd-momentum"])
+def test_groups_with_different_learning_rates_and_absent_tasks(name, utility, step):
+    kind, options = OPTIMIZERS[name]
+    absent = {1: {0}, 2: {1, 2}, 5: {0, 1}, 8: {0, 1, 2}, 9: {2}, 13: {1}}
+    reference = Reference(
+        Problem(3), kind, options, "pub", utility, step, "weighted", 4, lr_b=options["lr"] / 3, absent=absent
+    )
+
+    def make(optimizer, shared):
+        return PUB(optimizer, shared=shared, update_every=4, utility=utility, step=step, state="weighted")
+
+    check(reference, torch.float64, make)
+
+
+@pytest.mark.parametrize("method", ["plain", "adatask", "pub", "pub-gradient", "pub-adatask"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd-momentum"])
+def test_clippy_shrinks_as_the_equations_say(name, method):
+    kind, options = OPTIMIZERS[name]
+    clip = (0.01, 0.002)
+    utility = "gradient" if method == "pub-gradient" else "update"
+    own = method in ("adatask", "pub-adatask")
+    reference = Reference(
+        Problem(3), kind, options, method.split("-")[0], utility, update_every=4, own_state=own, clip=clip
+    )
+
+    def make(optimizer, shared):
+        inner = Clippy(optimizer, relative=clip[0], absolute=clip[1])
+        if method == "plain":
+            return Plain(inner)
+        if own:
+            inner = AdaTask(inner, shared=shared)
+        if method == "adatask":
+            return inner
+        return PUB(inner, shared=shared, update_every=4, utility=utility, step="authors", state="sum")
+
+    check(reference, torch.float64, make)
+    unclipped = dataclasses.replace(reference, clip=None)
+    for _ in range(STEPS):
+        unclipped.step()
+    assert not np.allclose(unclipped.history[-1], reference.history[-1], rtol=1e-3), "the limits never held"
+
+
+class Plain:
+    """An ordinary optimizer in the loop of the others."""
+
+    def __init__(self, optimizer):
+        self.zero_grad, self.step = optimizer.zero_grad, optimizer.step
+
+    def backward(self, losses):
+        sum(losses).backward()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("sgd", "sgd-dampening")])
 @pytest.mark.parametrize("step", ["none", "authors", "match"])
-def test_adatask_alone_and_in_pub_follows_the_equations(name, step, dtype):
+def test_adatask_alone_and_in_pub_follows_the_equations(name, step):
     kind, options = OPTIMIZERS[name]
     alone = step == "none"
     method = "adatask" if alone else "pub"
     reference = Reference(
-        Problem(3), kind, options, method, "update", step, update_every=4, own_state=True, absent={5: {0}, 6: {0, 2}, 9: {1}}
+        Problem(3),
+        kind,
+        options,
+        method,
+        "update",
+        step,
+        update_every=4,
+        own_state=True,
+        absent={5: {0}, 6: {0, 2}, 9: {1}},
     )
 
     def make(optimizer, shared):
         inner = AdaTask(optimizer, shared=shared)
-        return inner if alone else PUB(inner, shared=shared, update_every=4, step=step)
+        return inner if alone else PUB(inner, shared=shared, update_every=4, utility="update", step=step)
 
-    check(reference, dtype, make)
+    check(reference, torch.float64, make)

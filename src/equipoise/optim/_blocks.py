@@ -1,7 +1,7 @@
 """Many parameters as a few matrices that fit the cache: rows are tasks, columns are elements of parameters.
 
-Update rules work element by element, so many small parameters can be treated as one, and a large one in parts: few
-operations for a model of many biases, and little memory traffic for an embedding table.
+Update rules work element by element, so many small parameters can be treated as one, and a large one in
+parts: few operations for a model of many biases, and little memory traffic for an embedding table.
 """
 
 from __future__ import annotations
@@ -31,19 +31,23 @@ class Block:
 
     def take(self, matrices: Sequence[Tensor]) -> Tensor:
         """The block's columns of matrices that are as wide as the parameters, one matrix per parameter."""
-        parts = [matrices[number][:, start:end] for number, start, end in self.pieces]
+        parts = [_columns(matrices[number], start, end) for number, start, end in self.pieces]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def pair(self, columns: Tensor, matrices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every part of ``columns``, a matrix of this block, with the place in ``matrices`` that it belongs to."""
+        """Every part of ``columns``, a matrix of this block, with the place in ``matrices`` that it belongs
+        to.
+        """
         offset = 0
         for number, start, end in self.pieces:
-            yield columns[:, offset : offset + end - start], matrices[number][:, start:end]
+            yield _columns(columns, offset, offset + end - start), _columns(matrices[number], start, end)
             offset += end - start
 
 
 def blocks(places: Sequence[tuple[Options, Count, int]], rows: int, device: torch.device) -> Iterator[Block]:
-    """Blocks of ``rows`` rows over parameters of which options, count of the step and number of elements are given."""
+    """Blocks of ``rows`` rows over parameters of which options, count of the step and number of elements
+    are given.
+    """
     width = max((_ELEMENTS_ON_CPU if device.type == "cpu" else _ELEMENTS_ON_ACCELERATOR) // rows, 1)
     block: Block | None = None
     room = 0
@@ -66,3 +70,8 @@ def _equal(one: Count, other: Count) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return one is other
     return one == other
+
+
+def _columns(matrix: Tensor, start: int, end: int) -> Tensor:
+    """A view of some columns; none is made where they are all, for it would take as long as the arithmetic."""
+    return matrix if end - start == matrix.shape[1] else matrix[:, start:end]

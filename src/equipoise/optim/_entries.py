@@ -1,4 +1,6 @@
-"""A shared parameter as a joint step sees it: the gradients, the values and the state as matrices of equal width."""
+"""A shared parameter as a joint step sees it: the gradients, the values and the state as matrices of equal
+width.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from equipoise.optim._rules import Count, Options, Rule, State
+from equipoise.optim._rules import Count, Options, State, rule_of
 
 __all__ = ["Entry", "OwnState", "entry_of"]
 
 
 @dataclass(frozen=True)
 class OwnState:
-    """Every task keeps its own state: the optimizer's state tensors have a leading dimension of ``count`` tasks.
+    """Every task keeps its own state: the optimizer's state tensors have a leading dimension of ``count``
+    tasks.
 
     ``tasks`` says to which of them the gradients of a step belong.
     """
@@ -41,8 +44,8 @@ class Entry:
         theta: the parameter's elements, shape [1, N].
         state: the rule's state tensors, shape [1, N], or [tasks, N] where every task has its own.
         gradients: one per row of the step, each of shape [1, N].
-        touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta`` and ``state``
-            are then copies of these rows.
+        touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta``
+            and ``state`` are then copies of these rows.
     """
 
     p: Tensor
@@ -78,9 +81,9 @@ class Entry:
 
 def entry_of(
     p: Tensor,
-    options: Options,
     gradients: Sequence[Tensor | None],
-    rule: Rule,
+    options: Options,
+    *,
     optimizer: Optimizer,
     own: OwnState | None,
 ) -> Entry:
@@ -89,6 +92,7 @@ def entry_of(
     Raises:
         ValueError: sparse gradients that the optimizer cannot take with these options.
     """
+    rule = rule_of(optimizer)
     kept: State = optimizer.state.get(p, {})
     names = rule.names(options)
     first = any(kept.get(name) is None for name in names)
@@ -113,9 +117,7 @@ def entry_of(
         count=count,
         theta=theta.view(1, size),
         state={name: value.view(own.count if own else 1, size) for name, value in state.items()},
-        gradients=[
-            theta.new_zeros(1, 1).expand(1, size) if g is None else g.reshape(1, size) for g in gradients
-        ],
+        gradients=[theta.new_zeros(1, 1).expand(1, size) if g is None else g.reshape(1, size) for g in gradients],
         touched=touched,
     )
 
@@ -133,7 +135,7 @@ def _count(step: Tensor, own: OwnState | None, device: torch.device) -> Count:
 def _touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
     """The rows of ``p`` that any gradient touches, and the gradients of these rows."""
     parts = [None if g is None else g.coalesce() if g.is_sparse else g.to_sparse(1) for g in gradients]
-    touched = torch.cat([part.indices()[0] for part in parts if part is not None]).unique()
+    touched = torch.unique(torch.cat([part.indices()[0] for part in parts if part is not None]))
     found: list[Tensor | None] = []
     for part in parts:
         if part is None:

@@ -49,7 +49,7 @@ class JointStep:
         options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._lead: float = max(options[id(p)]["lr"] for p in shared)
         self._entries = [
-            entry_of(p, options[id(p)], of_p, self._rule, optimizer, own)
+            entry_of(p, of_p, options[id(p)], optimizer=optimizer, own=own)
             for p, *of_p in zip(shared, *gradients, strict=True)
             if any(g is not None for g in of_p)
         ]
@@ -84,9 +84,7 @@ class JointStep:
         for block in self._blocks:
             for part, place in block.pair(mix @ self._gradients(block), targets):
                 place.copy_(part)
-        return [
-            (entry.p, entry.as_gradient(target)) for entry, target in zip(self._entries, targets, strict=True)
-        ]
+        return [(entry.p, entry.as_gradient(target)) for entry, target in zip(self._entries, targets, strict=True)]
 
     def move(self, weights: Tensor, *, joint: Tensor, plain: Tensor | None = None) -> None:
         """Subtracts ``lr · Σ_m weights[m] u_m`` from the parameters and advances the state.
@@ -97,8 +95,8 @@ class JointStep:
         Args:
             weights: shape [R].
             joint: shape [R].
-            plain: shape [R]; given to rescale the step to the norm of the optimizer's own, which is that for the gradient
-                ``Σ_m plain[m] g_m`` with a shared state, and ``Σ_m plain[m] u_m`` with own states.
+            plain: shape [R]; given to rescale the step to the norm of the optimizer's own, which is that for the
+                gradient ``Σ_m plain[m] g_m`` with a shared state, and ``Σ_m plain[m] u_m`` with own states.
         """
         if not self._entries:
             return
@@ -111,9 +109,7 @@ class JointStep:
             g = self._gradients(block)
             if self._own is None:
                 g = torch.cat((g, sums @ g))
-            updates, after = self._rule.advance(
-                g, self._theta(block), self._state(block), block.count, block.options
-            )
+            updates, after = self._rule.advance(g, self._theta(block), self._state(block), block.count, block.options)
             updates = self._in_common_units(updates, block)
             moves = mix @ updates[: self._rows]
             for part, place in block.pair(moves[:1], self._thetas):
@@ -171,7 +167,7 @@ class JointStep:
         return updates if rate == self._lead else updates * (rate / self._lead)
 
 
-def _ratio(references: Sequence[Tensor], steps: Sequence[Tensor]) -> Tensor:
+def _ratio(references: list[Tensor], steps: list[Tensor]) -> Tensor:
     """Norm of the reference step by that of the step; 0 where the latter is 0."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)), dtype=torch.float64)
     reference = torch.linalg.vector_norm(torch.stack(references))

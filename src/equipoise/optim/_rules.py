@@ -113,9 +113,7 @@ class _Adam(Rule):
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if options["amsgrad"] else 2]
 
     def decoupled_decay(self, options: Options, /) -> float:
-        decoupled = options.get(
-            "decoupled_weight_decay", self._decoupled
-        )  # an option of Adam since torch 2.7
+        decoupled = options.get("decoupled_weight_decay", self._decoupled)  # an option of Adam since torch 2.7
         return float(options["weight_decay"]) if decoupled else 0.0
 
     def advance(
@@ -174,7 +172,13 @@ class _RMSprop(Rule):
         return ("square_avg", *momentum, *centered)
 
     def advance(
-        self, g: Tensor, theta: Tensor, state: State, count: Count, options: Options, /
+        self,
+        g: Tensor,
+        theta: Tensor,
+        state: State,
+        count: Count,  # noqa: ARG002
+        options: Options,
+        /,
     ) -> tuple[Tensor, State]:
         g = _with_decay(g, theta, options)
         alpha = options["alpha"]
@@ -182,9 +186,7 @@ class _RMSprop(Rule):
         variance = after["square_avg"]
         if options["centered"]:
             mean = after["grad_avg"] = torch.lerp(state["grad_avg"], g, 1 - alpha)
-            variance = torch.addcmul(variance, mean, mean, value=-1).clamp_(
-                min=0
-            )  # rounding may leave it under 0
+            variance = torch.addcmul(variance, mean, mean, value=-1).clamp_(min=0)  # rounding may leave it under 0
         update = g / variance.sqrt().add_(options["eps"])
         if options["momentum"] > 0:
             update = after["momentum_buffer"] = state["momentum_buffer"] * options["momentum"] + update
@@ -194,9 +196,7 @@ class _RMSprop(Rule):
         alpha, variance = options["alpha"], state["square_avg"]
         if options["centered"]:
             variance = (variance - state["grad_avg"].square()).clamp_(min=0)
-        return g / torch.add(variance * alpha, g.square().sum(0), alpha=1 - alpha).sqrt_().add_(
-            options["eps"]
-        )
+        return g / torch.add(variance * alpha, g.square().sum(0), alpha=1 - alpha).sqrt_().add_(options["eps"])
 
 
 # By exact type: a subclass may step in another way.

@@ -46,13 +46,11 @@ class Pending:
 class TaskOptimizer(Wrapper):
     """An optimizer with ``backward(losses)``; a subclass says how the shared parameters move.
 
-    All other parameters get the ordinary gradient of the sum of the losses and the wrapped optimizer's own step. With one
-    task everything does.
+    All other parameters get the ordinary gradient of the sum of the losses and the wrapped optimizer's own step. With
+    one task everything does.
     """
 
-    _step_supports_amp_scaling = (
-        True  # GradScaler then hands its factor over instead of dividing every .grad by it
-    )
+    _step_supports_amp_scaling = True  # GradScaler then hands its factor over instead of dividing every .grad by it
 
     def __init__(self, optimizer: Optimizer, shared: Iterable[Parameter]) -> None:
         super().__init__(optimizer)
@@ -97,19 +95,19 @@ class TaskOptimizer(Wrapper):
         pending.marks = _marks(self.shared)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters, from what :meth:`backward` has found.
 
         Raises:
-            RuntimeError: there was no ``backward(losses)`` since the last step; or the ``grad`` of a shared parameter has
-                been changed meanwhile, be it by ``clip_grad_norm_`` or by ``GradScaler.unscale_``.
+            RuntimeError: there was no ``backward(losses)`` since the last step; or the ``grad`` of a shared parameter
+                has been changed meanwhile, be it by ``clip_grad_norm_`` or by ``GradScaler.unscale_``.
         """
         result = self._evaluate(closure)
         pending = self._pending
         if pending is None:
             raise RuntimeError(
-                f"{type(self).__name__}.step() needs the gradient of every task: expected a call of backward(losses) on "
-                "this optimizer since its last step, found none. Let it take the place of sum(losses).backward()."
+                f"{type(self).__name__}.step() needs the gradient of every task: expected a call of backward(losses) "
+                "on this optimizer since its last step, found none. Let it take the place of sum(losses).backward()."
             )
         if not self._overflown(pending):
             before = self._clippy.remember() if self._clippy else []
@@ -173,8 +171,8 @@ class TaskOptimizer(Wrapper):
             self._count = count
         elif count != self._count:
             raise ValueError(
-                f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a task "
-                "that is absent in this step."
+                f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a "
+                "task that is absent in this step."
             )
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise RuntimeError(
@@ -190,7 +188,8 @@ class TaskOptimizer(Wrapper):
                 + ("have been used in a step already. " if self._stepped else "did not come from it. ")
                 + "Call zero_grad() on this optimizer before, and do not call backward() on the losses yourself."
             )
-        each = [[None for _ in self.shared] for _ in range(count)] if self._needs_each() else []
+        tasks = range(count) if self._needs_each() else ()
+        each: list[list[Tensor | None]] = [[None for _ in self.shared] for _ in tasks]
         self._pending = Pending([False] * count, each)
         return self._pending
 
@@ -200,9 +199,7 @@ class TaskOptimizer(Wrapper):
         last = max(losses)
         for task, loss in losses.items():
             torch.autograd.backward(loss, retain_graph=task != last, inputs=inputs)
-            pending.of_task[task] = [
-                _sum(pair) for pair in zip(pending.of_task[task], _take(self.shared), strict=True)
-            ]
+            pending.of_task[task] = [_sum(pair) for pair in zip(pending.of_task[task], _take(self.shared), strict=True)]
         for p, *of_p in zip(self.shared, *pending.of_task, strict=True):
             p.grad = _sum(of_p)
 
@@ -223,9 +220,7 @@ class TaskOptimizer(Wrapper):
                 pending.total = [_sum(pair) for pair in zip(known, found, strict=True)]
             for p, grad in zip(self.shared, kept, strict=True):
                 p.grad = grad
-        scaled = [
-            weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, scalars, strict=True)
-        ]
+        scaled = [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, scalars, strict=True)]
         torch.autograd.backward(scalars, grad_tensors=scaled, inputs=shared)
 
     def _overflown(self, pending: Pending) -> bool:
@@ -235,12 +230,13 @@ class TaskOptimizer(Wrapper):
         if found_inf is None:
             if not single and not _alike(pending.marks, _marks(self.shared)):
                 raise RuntimeError(
-                    f"The gradients of shared parameters were changed between {type(self).__name__}.backward and step, "
-                    "but the step starts from those of the single tasks. Limit the step with Clippy instead of clipping "
-                    "gradients; with a GradScaler call scaler.step(optimizer) without scaler.unscale_(optimizer)."
+                    f"The gradients of shared parameters were changed between {type(self).__name__}.backward and "
+                    "step, but the step starts from those of the single tasks. Limit the step with Clippy instead "
+                    "of clipping gradients; with a GradScaler call scaler.step(optimizer) without "
+                    "scaler.unscale_(optimizer)."
                 )
             return False
-        scale: Tensor | None = self.grad_scale
+        scale: Tensor | None = getattr(self, "grad_scale", None)
         if scale is None and not single:
             raise RuntimeError(
                 f"{type(self).__name__} takes the scale out of its tasks' gradients itself: call "
@@ -276,9 +272,7 @@ def _scalars(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for task, loss in enumerate(losses):
         if loss is not None and not isinstance(loss, Tensor):
-            raise TypeError(
-                f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}."
-            )
+            raise TypeError(f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}.")
         if loss is not None and loss.numel() != 1:
             raise ValueError(
                 f"The loss of task {task} must be a scalar, found shape {tuple(loss.shape)}. Average it over the batch."
@@ -335,8 +329,8 @@ def _check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]])
             )
         if not p.is_floating_point() or not p.is_contiguous():
             raise ValueError(
-                f"Shared parameters must be real and contiguous, found one of shape {tuple(p.shape)}, dtype {p.dtype} and "
-                f"strides {p.stride()}."
+                f"Shared parameters must be real and contiguous, found one of shape {tuple(p.shape)}, dtype {p.dtype} "
+                f"and strides {p.stride()}."
             )
     if len({p.device for p in shared}) > 1:
         devices = ", ".join(sorted({str(p.device) for p in shared}))
@@ -350,8 +344,6 @@ def _check_groups(groups: Sequence[dict[str, Any]]) -> None:
                 continue
             tensors = [value] if isinstance(value, Tensor) else value if isinstance(value, tuple) else []
             if any(isinstance(part, Tensor) for part in tensors):
-                raise TypeError(
-                    f"{name} must be a number, found a tensor: its value would have to be waited for."
-                )
+                raise TypeError(f"{name} must be a number, found a tensor: its value would have to be waited for.")
         if group.get("capturable") or group.get("differentiable"):
             raise ValueError("capturable=True and differentiable=True are not supported, found one of them.")

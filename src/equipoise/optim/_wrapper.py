@@ -1,8 +1,10 @@
-"""A torch.optim.Optimizer that stands in front of another one and shows that one's groups and state as its own."""
+"""A torch.optim.Optimizer that stands in front of another one and shows that one's groups and state as its
+own.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +25,9 @@ _HOOKS = (
 class Wrapper(Optimizer):
     """Delegates everything but ``step`` to ``self.optimizer``, which may be a wrapper itself.
 
-    Learning rate schedulers, ``GradScaler`` and checkpoints read ``param_groups`` and ``state``; these are the wrapped
-    optimizer's own objects, also after ``load_state_dict`` has replaced them. A subclass keeps what it must remember
-    in ``_own_state`` and ``_load_own_state``, under ``_key`` in the state dict.
+    Learning rate schedulers, ``GradScaler`` and checkpoints read ``param_groups`` and ``state``; these are
+    the wrapped optimizer's own objects, also after ``load_state_dict`` has replaced them. A subclass keeps
+    what it must remember in ``_own_state`` and ``_load_own_state``, under ``_key`` in the state dict.
     """
 
     _key: str | None = None
@@ -36,8 +38,8 @@ class Wrapper(Optimizer):
         self._set_up_hooks()
 
     def _set_up_hooks(self) -> None:
-        self._optimizer_step_pre_hooks = {}
-        self._optimizer_step_post_hooks = {}
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
         for hooks in _HOOKS:  # those on state dicts run in the wrapped optimizer, which makes and reads them
             setattr(self, hooks, getattr(self.optimizer, hooks))
         self._patch_step_function()

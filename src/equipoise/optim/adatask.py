@@ -18,15 +18,18 @@ __all__ = ["AdaTask"]
 
 
 class AdaTask(TaskOptimizer):
-    """Keeps the optimizer's state on shared parameters per task (Yang et al., AAAI 2023), so that none drowns another.
+    """Keeps the optimizer's state on shared parameters per task (Yang et al., AAAI 2023), so that none
+    drowns another.
 
-    The update of task m comes from its own gradient and its own state, for Adam ``m_m ← β1 m_m + (1 − β1) g_m`` and
-    ``v_m`` likewise; the shared parameters move by the sum of the updates. All other parameters take the wrapped
-    optimizer's own step. One backward pass per task, and M times the state of the shared parameters.
+    The update of task m comes from its own gradient and its own state, for Adam ``m_m ← β1 m_m + (1 − β1)
+    g_m`` and ``v_m`` likewise; the shared parameters move by the sum of the updates. All other parameters
+    take the wrapped optimizer's own step. One backward pass per task, and M times the state of the shared
+    parameters.
 
-    The state is in the wrapped optimizer's, under torch's names with a leading dimension of M. An absent task's state
-    does not move. Weight decay that is part of the gradient is part of every task's, as each task has its optimizer;
-    decoupled decay (AdamW) comes once. With one task it is the wrapped optimizer to the last bit.
+    The state is in the wrapped optimizer's, under torch's names with a leading dimension of M. An absent
+    task's state does not move. Weight decay that is part of the gradient is part of every task's, as each
+    task has its optimizer; decoupled decay (AdamW) comes once. With one task it is the wrapped optimizer to
+    the last bit.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters, or
@@ -58,9 +61,7 @@ class AdaTask(TaskOptimizer):
         super().__init__(optimizer, shared)
         for group in self.param_groups:
             if group.get("dampening"):
-                raise ValueError(
-                    "AdaTask takes SGD without dampening only, because tasks differ in their first step."
-                )
+                raise ValueError("AdaTask takes SGD without dampening only, because tasks differ in their first step.")
 
     def _needs_each(self) -> bool:
         return self._count != 1

@@ -22,12 +22,13 @@ class Clippy(Wrapper):
 
         σ = min(1, min_j (relative · |w_j| + absolute) / |lr u_j|),    0/0 → 1.
 
-    Decoupled weight decay is not part of u and is not shrunk. The optimizer's state goes on as without it. The original
-    code, for Adagrad, has ``relative=0.1, absolute=1e-7``, which holds back a tensor that contains a single zero (a
-    fresh bias) almost entirely; the defaults are those that PUB's authors use with Adam.
+    Decoupled weight decay is not part of u and is not shrunk. The optimizer's state goes on as without it.
+    The original code, for Adagrad, has ``relative=0.1, absolute=1e-7``, which holds back a tensor that
+    contains a single zero (a fresh bias) almost entirely; the defaults are those that PUB's authors use
+    with Adam.
 
-    Alone it is an ordinary optimizer: ``loss.backward(); optimizer.step()``. Inside PUB or AdaTask it shrinks the
-    joint update, after balancing: ``PUB(Clippy(Adam(...)), shared=...)``.
+    Alone it is an ordinary optimizer: ``loss.backward(); optimizer.step()``. Inside PUB or AdaTask it
+    shrinks the joint update, after balancing: ``PUB(Clippy(Adam(...)), shared=...)``.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop.
@@ -57,7 +58,7 @@ class Clippy(Wrapper):
         self.absolute = absolute
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The wrapped optimizer's step, shrunk."""
         result = self._evaluate(closure)
         before = self.remember()

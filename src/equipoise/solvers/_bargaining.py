@@ -12,21 +12,25 @@ STEP_BOUND = 0.9  # the largest share of an entry of α that one step may take a
 
 
 def bargaining_weights(gram: Tensor, /, present: Tensor | None = None, *, ridge: float = 1e-6) -> Tensor:
-    """The α > 0 with ``G α = 1/α`` element by element (PUB, arXiv 2410.05806; Nash-MTL, arXiv 2202.01017, eq. 4).
+    """The α > 0 with ``G α = 1/α`` element by element (PUB, arXiv 2410.05806; Nash-MTL, arXiv 2202.01017,
+    eq. 4).
 
-    This is the stationarity condition of the strictly convex ``½ αᵀGα − Σ log α_m``. It is solved on the cosines,
-    ``(C + ridge·I) a = 1/a`` and ``α_m = a_m / ‖u_m‖``, so that the scales of the tasks do not matter. The ridge is
-    ours: without it there is no finite solution for opposed tasks. For two tasks ``α_m = 1/(‖u_m‖ √(1 + cos + ridge))``.
+    This is the stationarity condition of the strictly convex ``½ αᵀGα − Σ log α_m``. It is solved on the
+    cosines, ``(C + ridge·I) a = 1/a`` and ``α_m = a_m / ‖u_m‖``, so that the scales of the tasks do not
+    matter. The ridge is ours: without it there is no finite solution for opposed tasks. For two tasks ``α_m
+    = 1/(‖u_m‖ √(1 + cos + ridge))``.
 
     Args:
         gram: symmetric, positive semi-definite, shape [M, M].
         present: bool, shape [M].
-        ridge: added to the diagonal of the cosines, > 0; no task's ``α_m ‖u_m‖`` can exceed ``√(M / ridge)``. It must
-            stay above the rounding error of ``gram``, which the default does for one computed in float32.
+        ridge: added to the diagonal of the cosines, > 0; no task's ``α_m ‖u_m‖`` can exceed ``√(M /
+            ridge)``. It must stay above the rounding error of ``gram``, which the default does for one
+            computed in float32.
 
     Returns:
-        α, shape [M], in the dtype and on the device of ``gram``; found in float64 without a host sync. A task that is
-        absent, or whose norm is zero or not finite, takes no part: its α is 0, and the others are solved without it.
+        α, shape [M], in the dtype and on the device of ``gram``; found in float64 without a host sync. A
+        task that is absent, or whose norm is zero or not finite, takes no part: its α is 0, and the others
+        are solved without it.
 
     Example:
         >>> bargaining_weights(torch.tensor([[4.0, 0.0], [0.0, 0.25]]))

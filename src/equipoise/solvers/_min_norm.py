@@ -14,19 +14,22 @@ RIDGE = 1e-13  # keeps the factorisation alive where vectors are linearly depend
 
 
 def min_norm_weights(gram: Tensor, /, present: Tensor | None = None) -> Tensor:
-    """The weights λ on the simplex that minimise ``‖Σ λ_m v_m‖`` (MGDA's, Désidéri 2012), given ``G_ij = ⟨v_i, v_j⟩``.
+    """The weights λ on the simplex that minimise ``‖Σ λ_m v_m‖`` (MGDA's, Désidéri 2012), given ``G_ij =
+    ⟨v_i, v_j⟩``.
 
-    ``λᵀGλ`` is then the squared distance from Pareto stationarity. M = 2 has a closed form; above that a primal-dual
-    interior-point method runs a fixed number of iterations on the equivalent ``min ½ xᵀ(C + ssᵀ)x − sᵀx, x ≥ 0``,
-    where C holds the cosines and ``s_m = min_j ‖v_j‖ / ‖v_m‖``, so that the scales of the vectors do not matter.
+    ``λᵀGλ`` is then the squared distance from Pareto stationarity. M = 2 has a closed form; above that a
+    primal-dual interior-point method runs a fixed number of iterations on the equivalent ``min ½ xᵀ(C +
+    ssᵀ)x − sᵀx, x ≥ 0``, where C holds the cosines and ``s_m = min_j ‖v_j‖ / ‖v_m‖``, so that the scales of
+    the vectors do not matter.
 
     Args:
         gram: symmetric, positive semi-definite, shape [M, M].
-        present: bool, shape [M]; other tasks get the weight 0. A task with a non-finite norm counts as absent.
-            If no task is left, all weights are 0.
+        present: bool, shape [M]; other tasks get the weight 0. A task with a non-finite norm counts as
+            absent. If no task is left, all weights are 0.
 
     Returns:
-        The weights, shape [M], in the dtype and on the device of ``gram``; found in float64 without a host sync.
+        The weights, shape [M], in the dtype and on the device of ``gram``; found in float64 without a host
+        sync.
 
     Example:
         >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))

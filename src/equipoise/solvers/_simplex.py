@@ -1,4 +1,6 @@
-"""Euclidean projection onto the probability simplex, in few tensor operations because it runs in every step."""
+"""Euclidean projection onto the probability simplex, in few tensor operations because it runs in every
+step.
+"""
 
 from __future__ import annotations
 

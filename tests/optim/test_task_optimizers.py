@@ -1,0 +1,561 @@
+"""What every optimizer with backward(losses) promises: schedules, odd cases, resuming, keeping out of the way."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from equipoise.optim import PUB, AdaTask, Clippy
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "adam-amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, foreach=False),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+}
+
+
+def _pub(utility="update", step="authors", state="sum"):
+    options = {"update_every": 3, "utility": utility, "step": step, "state": state}
+    return lambda optimizer, shared: PUB(optimizer, shared=shared, **options)
+
+
+WRAPPERS = {
+    "pub": _pub(),
+    "pub-match": _pub(step="match"),
+    "pub-weighted": _pub(state="weighted"),
+    "pub-weighted-match": _pub(state="weighted", step="match"),
+    "pub-gradient": _pub(utility="gradient"),
+    "pub-gradient-match": _pub(utility="gradient", step="match"),
+    "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
+    "pub-adatask": lambda optimizer, shared: _pub()(AdaTask(optimizer, shared=shared), shared),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, tasks: int, *, sparse: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 3, sparse=sparse)
+        self.bottom = nn.Linear(6, 5)
+        self.towers = nn.ModuleList(nn.Linear(5, 1) for _ in range(tasks))
+
+    def shared(self) -> list[nn.Parameter]:
+        return [*self.table.parameters(), *self.bottom.parameters()]
+
+    def losses(self, step: int, absent: tuple[int, ...] = ()) -> list[torch.Tensor | None]:
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, 20, (8, 2), generator=generator)
+        targets = torch.randn(len(self.towers), 8, generator=generator)
+        z = torch.tanh(self.bottom(self.table(ids).flatten(1)))
+        found = [(tower(z).squeeze(1) - y).square().mean() for tower, y in zip(self.towers, targets, strict=True)]
+        return [None if task in absent else loss for task, loss in enumerate(found)]
+
+
+def train(net, optimizer, steps, absent=()):
+    for step in steps:
+        optimizer.zero_grad()
+        optimizer.backward(net.losses(step, absent))
+        optimizer.step()
+
+
+def values(net):
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def points(p):
+    """One task per column of ``p``'s gradient: losses whose gradients are those columns."""
+    return lambda *gradients: [(p * torch.tensor(g, dtype=p.dtype)).sum() for g in gradients]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_with_one_task_it_is_the_wrapped_optimizer_to_the_last_bit(kind, wrapper):
+    ours, plain = Net(1), Net(1)
+    optimizer = WRAPPERS[wrapper](OPTIMIZERS[kind](ours.parameters()), ours.shared())
+    reference = OPTIMIZERS[kind](plain.parameters())
+    for step in range(12):
+        train(ours, optimizer, [step])
+        reference.zero_grad()
+        plain.losses(step)[0].backward()
+        reference.step()
+        assert torch.equal(values(ours), values(plain))
+
+
+@pytest.mark.parametrize(("every", "solves"), [(1, range(12)), (3, (1, 4, 7, 10)), (10, (1, 11))])
+def test_alpha_is_solved_in_the_steps_1_plus_multiples_of_k(every, solves):
+    net = Net(2)
+    optimizer = PUB(torch.optim.Adam(net.parameters()), shared=net.shared(), update_every=every)
+    seen = []
+    before = torch.ones(2, dtype=torch.float64)
+    for step in range(12):
+        train(net, optimizer, [step])
+        if not torch.equal(optimizer.last_weights, before):
+            seen.append(step)
+        before = optimizer.last_weights.clone()
+    assert seen == list(solves)
+
+
+@pytest.mark.parametrize("utility", ["update", "gradient"])
+def test_identical_tasks_get_equal_weights_near_one(utility):
+    p = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    optimizer = PUB(torch.optim.Adam([p], lr=0.1), shared=[p], update_every=1, utility=utility)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(points(p)([1.0, 2, 3, 4], [1.0, 2, 3, 4], [1.0, 2, 3, 4]))
+        optimizer.step()
+        torch.testing.assert_close(optimizer.last_weights, torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("step", ["authors", "match"])
+@pytest.mark.parametrize("utility", ["update", "gradient"])
+def test_opposed_tasks_move_nothing_and_stay_finite(utility, step):
+    p = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, utility=utility, step=step)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(points(p)([1.0, 1, 1], [-1.0, -1, -1]))
+        optimizer.step()
+    assert torch.equal(p.data, torch.tensor([1.0, -2.0, 3.0]))
+    assert optimizer.last_weights.isfinite().all()
+    assert (optimizer.last_weights > 0).all()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_task_without_gradient_keeps_its_weight_and_the_others_go_on(kind, wrapper):
+    ours = Net(3)
+    optimizer = WRAPPERS[wrapper](OPTIMIZERS[kind](ours.parameters()), ours.shared())
+    train(ours, optimizer, range(3))
+    weights = optimizer.last_weights.clone() if isinstance(optimizer, PUB) else None
+    heads = [p.detach().clone() for p in ours.towers[1].parameters()]
+    train(ours, optimizer, range(3, 8), absent=(1,))
+    assert values(ours).isfinite().all()
+    if weights is not None:
+        assert optimizer.last_weights[1] == weights[1]
+        assert (optimizer.last_weights[[0, 2]] != weights[[0, 2]]).all()
+        assert optimizer.last_present.tolist() == [True, False, True]
+        assert (optimizer.last_gram[1] == 0).all()
+    for p, before in zip(ours.towers[1].parameters(), heads, strict=True):
+        assert torch.equal(p, before)
+
+
+def test_an_absent_tasks_own_state_does_not_move():
+    net = Net(2)
+    optimizer = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
+    train(net, optimizer, range(2))
+    state = optimizer.state[net.bottom.weight]
+    before = {name: value.clone() for name, value in state.items()}
+    train(net, optimizer, range(2, 5), absent=(0,))
+    for name, value in state.items():
+        assert torch.equal(value[0], before[name][0]), name
+        assert not torch.equal(value[1], before[name][1]), name
+
+
+@pytest.mark.parametrize("form", ["none", "detached", "zero"])
+def test_absent_tasks_may_be_none_or_constants_and_zero_losses_change_no_other(form):
+    net, other = Net(3), Net(3)
+    a, b = (PUB(torch.optim.SGD(n.parameters(), lr=0.1), shared=n.shared(), update_every=1) for n in (net, other))
+    for step in range(3):
+        for n, o in ((net, a), (other, b)):
+            losses = n.losses(step)
+            if n is net or form == "none":
+                losses[1] = None
+            else:
+                losses[1] = losses[1].detach() if form == "detached" else losses[1] * 0
+            o.zero_grad()
+            o.backward(losses)
+            o.step()
+    torch.testing.assert_close(values(net), values(other))
+    assert a.last_weights[1] == b.last_weights[1] == 1
+
+
+def test_a_step_without_any_task_moves_nothing():
+    net = Net(2)
+    optimizer = PUB(torch.optim.Adam(net.parameters()), shared=net.shared())
+    train(net, optimizer, range(3))
+    before = values(net)
+    train(net, optimizer, [3], absent=(0, 1))
+    assert torch.equal(values(net), before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_gradient_that_is_not_finite_spoils_no_shared_parameter_or_state(kind, wrapper, bad):
+    net = Net(2)
+    optimizer = WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared())
+    for step in range(8):
+        optimizer.zero_grad()
+        losses = net.losses(step)
+        if step in (2, 4):
+            losses[1] = losses[1] * bad
+        optimizer.backward(losses)
+        for p in net.towers[1].parameters():  # heads are the wrapped optimizer's own business
+            p.grad.nan_to_num_(0, 0, 0)
+        optimizer.step()
+    for p in net.shared():
+        assert p.isfinite().all()
+        assert all(value.isfinite().all() for value in optimizer.state[p].values())
+    if isinstance(optimizer, PUB):
+        assert optimizer.last_weights.isfinite().all()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_resuming_from_a_state_dict_is_exact(kind, wrapper):
+    def build():
+        net = Net(3)
+        return net, WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared())
+
+    net, optimizer = build()
+    train(net, optimizer, range(5))
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    train(net, optimizer, range(5, 12))
+    again, resumed = build()
+    again.load_state_dict(saved["net"])
+    resumed.load_state_dict(saved["optimizer"])
+    train(again, resumed, range(5, 12))
+    assert torch.equal(values(net), values(again))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_and_pickles_go_on_as_the_original(wrapper, copied):
+    net = Net(2)
+    optimizer = WRAPPERS[wrapper](OPTIMIZERS["adam"](net.parameters()), net.shared())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    train(net, optimizer, range(5))
+    other_net, other = copied((net, optimizer))
+    train(net, optimizer, range(5, 9))
+    train(other_net, other, range(5, 9))
+    assert torch.equal(values(net), values(other_net))
+
+
+def test_learning_rate_schedulers_and_hooks_work_as_on_the_wrapped_optimizer():
+    ours, plain = Net(1), Net(1)
+    optimizer = PUB(AdaTask(Clippy(OPTIMIZERS["adam"](ours.parameters())), shared=ours.shared()), shared=ours.shared())
+    reference = Clippy(OPTIMIZERS["adam"](plain.parameters()))
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=8) for o in (optimizer, reference)]
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append("step"))
+    optimizer.register_state_dict_post_hook(lambda *_: calls.append("state"))
+    for step in range(7):
+        train(ours, optimizer, [step])
+        reference.zero_grad()
+        plain.losses(step)[0].backward()
+        reference.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"]
+    optimizer.state_dict()
+    assert torch.equal(values(ours), values(plain))
+    assert calls == ["step"] * 7 + ["state"]
+
+
+def test_the_wrapped_optimizer_can_go_on_alone():
+    net = Net(2)
+    adam = OPTIMIZERS["adam-amsgrad"](net.parameters())
+    train(net, PUB(adam, shared=net.shared(), update_every=2), range(5))
+    adam.zero_grad()
+    sum(net.losses(5)).backward()
+    adam.step()
+    assert {float(state["step"]) for state in adam.state.values()} == {6.0}
+
+
+def test_a_group_added_later_is_trained_and_not_shared():
+    net, extra = Net(2), nn.Parameter(torch.ones(2))
+    optimizer = PUB(torch.optim.Adam(net.parameters(), lr=0.1), shared=net.shared(), update_every=1)
+    optimizer.add_param_group({"params": [extra], "lr": 0.5})
+    optimizer.zero_grad()
+    first, second = net.losses(0)
+    optimizer.backward([first + extra.sum(), second + extra.sum()])
+    optimizer.step()
+    torch.testing.assert_close(extra.data, torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_two_backwards_before_a_step_add_up(wrapper):
+    nets = [Net(2), Net(2)]
+    a, b = (WRAPPERS[wrapper](OPTIMIZERS["adam"](net.parameters()), net.shared()) for net in nets)
+    for step in range(8):
+        a.zero_grad()
+        a.backward([one + other for one, other in zip(nets[0].losses(step), nets[0].losses(step + 50), strict=True)])
+        a.step()
+        b.zero_grad()
+        b.backward(nets[1].losses(step))
+        b.backward(nets[1].losses(step + 50))
+        b.step()
+    torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad brings it about
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("lr_decay", [0.0, 0.1])
+def test_sparse_embedding_gradients_give_the_same_as_dense_ones(wrapper, lr_decay):
+    nets = [Net(2, sparse=True), Net(2)]
+    for build in (
+        lambda p: torch.optim.SGD(p, lr=0.05),
+        lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=lr_decay),
+    ):
+        for net in nets:
+            optimizer = WRAPPERS[wrapper](build(net.parameters()), net.shared())
+            for step in range(8):
+                train(net, optimizer, [step], absent=(0,) if step == 5 else ())
+            assert net.table.weight.grad.is_sparse == net.table.sparse
+        torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_sparse_gradient_that_the_optimizer_cannot_take_is_named():
+    net = Net(2, sparse=True)
+    optimizer = pub(net, utility="update")
+    with pytest.raises(ValueError, match=r"shape \(20, 3\) has sparse gradients, which Adam cannot take"):
+        train(net, optimizer, range(2))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_under_a_grad_scaler_steps_are_those_without_and_overflows_are_skipped(kind, wrapper):
+    nets = [Net(2), Net(2)]
+    a, b = (WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared()) for net in nets)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    for step in range(8):
+        train(nets[0], a, [step])
+        b.zero_grad()
+        b.backward([scaler.scale(loss) for loss in nets[1].losses(step)])
+        scaler.step(b)
+        scaler.update()
+        if step == 3:
+            before = values(nets[1])
+            b.zero_grad()
+            first, second = nets[1].losses(step)
+            b.backward([scaler.scale(first), scaler.scale(second) * float("inf")])
+            scaler.step(b)
+            scale = scaler.get_scale()
+            scaler.update()
+            assert scaler.get_scale() == scale / 2
+            assert torch.equal(values(nets[1]), before)
+    torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_parameters_are_balanced_in_float32():
+    net = Net(2).bfloat16()
+    optimizer = PUB(torch.optim.AdamW(net.parameters(), lr=0.01), shared=net.shared(), update_every=2)
+    for step in range(6):
+        optimizer.zero_grad()
+        z = torch.tanh(net.bottom(net.table(torch.tensor([[step, 3]])).flatten(1)))
+        optimizer.backward([tower(z).float().square().mean() for tower in net.towers])
+        optimizer.step()
+    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in net.parameters())
+    assert optimizer.state[net.bottom.weight]["exp_avg"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_step_never_waits_for_the_device(kind, wrapper):
+    net = Net(2)
+    optimizer = WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared())
+    reads = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                reads.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        train(net, optimizer, range(6))
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    hosted = {count.untyped_storage().data_ptr() for count in counts}  # torch keeps these on the host
+    assert all(read.untyped_storage().data_ptr() in hosted for read in reads)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def pub(net, **options):
+    return PUB(torch.optim.Adam(net.parameters()), shared=net.shared(), **options)
+
+
+def test_step_without_backward_says_what_to_call():
+    net = Net(2)
+    optimizer = pub(net)
+    with pytest.raises(RuntimeError, match=r"expected a call of backward\(losses\)"):
+        optimizer.step()
+    sum(net.losses(0)).backward()
+    with pytest.raises(RuntimeError, match=r"Let it take the place of sum\(losses\).backward\(\)"):
+        optimizer.step()
+    optimizer.zero_grad()
+    train(net, optimizer, [0])
+    with pytest.raises(RuntimeError, match="since its last step"):
+        optimizer.step()
+
+
+def test_a_backward_on_the_loss_itself_is_noticed():
+    net = Net(2)
+    optimizer = pub(net)
+    sum(net.losses(0)).backward()
+    with pytest.raises(RuntimeError, match="did not come from it"):
+        optimizer.backward(net.losses(0))
+
+
+def test_a_forgotten_zero_grad_is_noticed_and_the_models_own_will_do():
+    net = Net(2)
+    optimizer = pub(net)
+    train(net, optimizer, [0])
+    with pytest.raises(RuntimeError, match=r"used in a step already. Call zero_grad\(\)"):
+        optimizer.backward(net.losses(1))
+    net.zero_grad()
+    optimizer.backward(net.losses(1))
+    optimizer.step()
+
+
+def test_zeroed_instead_of_dropped_gradients_are_fine():
+    nets = Net(2), Net(2)
+    a, b = map(pub, nets)
+    train(nets[0], a, range(4))
+    for step in range(4):
+        b.zero_grad(set_to_none=False)
+        b.backward(nets[1].losses(step))
+        b.step()
+    assert torch.equal(values(nets[0]), values(nets[1]))
+
+
+@pytest.mark.parametrize("change", ["clip", "replace"])
+def test_changed_gradients_of_shared_parameters_are_noticed(change):
+    net = Net(2)
+    optimizer = pub(net)
+    optimizer.backward(net.losses(0))
+    if change == "clip":
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+    else:
+        net.bottom.bias.grad = torch.zeros(5)
+    with pytest.raises(RuntimeError, match="Limit the step with Clippy instead"):
+        optimizer.step()
+
+
+def test_unscaling_by_hand_is_noticed():
+    net = Net(2)
+    optimizer, scaler = pub(net), torch.amp.GradScaler("cpu")
+    optimizer.backward([scaler.scale(loss) for loss in net.losses(0)])
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match=r"call scaler.step\(optimizer\) without calling scaler.unscale_"):
+        scaler.step(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (lambda a, b: [a, b, a], ValueError, "expected 2 losses, as from the start, found 3"),
+        (lambda *_: [], ValueError, "one scalar per task, found none"),
+        (lambda a, _: [a, 0.5], TypeError, "loss of task 1 must be a tensor, or None; found float"),
+        (lambda a, b: [a, torch.stack((a, b))], ValueError, r"loss of task 1 must be a scalar, found shape \(2,\)"),
+        (lambda a, b: a + b, ValueError, r"found a tensor of shape \(\)"),
+        (lambda a, b: torch.stack((a, b)).detach(), ValueError, "does not require grad"),
+    ],
+)
+def test_wrong_losses_are_named(losses, error, message):
+    net = Net(2)
+    optimizer = pub(net)
+    train(net, optimizer, [0])
+    optimizer.zero_grad()
+    with pytest.raises(error, match=message):
+        optimizer.backward(losses(*net.losses(1)))
+
+
+def test_losses_may_come_as_one_tensor():
+    nets = Net(2), Net(2)
+    a, b = map(pub, nets)
+    for step in range(4):
+        train(nets[0], a, [step])
+        b.zero_grad()
+        b.backward(torch.stack(nets[1].losses(step)))
+        b.step()
+    torch.testing.assert_close(values(nets[0]), values(nets[1]))
+
+
+@pytest.mark.parametrize("make", [PUB, AdaTask])
+@pytest.mark.parametrize(
+    ("shared", "error", "message"),
+    [
+        (lambda _: [], ValueError, "must hold the parameters that all tasks use, found none"),
+        (lambda _: [nn.Parameter(torch.ones(7))], ValueError, r"a tensor of shape \(7,\) that is not"),
+        (lambda _: ["bottom.weight"], ValueError, "found str that is not"),
+        (lambda net: net.bottom.weight, TypeError, "put it into a list"),
+    ],
+)
+def test_wrong_shared_parameters_are_named(make, shared, error, message):
+    net = Net(2)
+    with pytest.raises(error, match=message):
+        make(torch.optim.Adam(net.parameters()), shared=shared(net))
+
+
+@pytest.mark.parametrize("make", [PUB, AdaTask])
+def test_optimizers_without_a_rule_are_named(make):
+    net = Net(2)
+    with pytest.raises(TypeError, match=r"one of torch.optim.SGD, .* found NAdam"):
+        make(torch.optim.NAdam(net.parameters()), shared=net.shared())
+    with pytest.raises(TypeError, match="found Clippy"):
+        Clippy(Clippy(torch.optim.Adam(net.parameters())))
+    inner = pub(net)
+    with pytest.raises(TypeError, match="found PUB"):
+        make(inner, shared=net.shared())
+
+
+def test_options_that_do_not_fit_are_named():
+    net = Net(2)
+    with pytest.raises(ValueError, match="utility must be one of 'update', 'gradient', found 'x'"):
+        pub(net, utility="x")
+    with pytest.raises(ValueError, match="step must be one of"):
+        pub(net, step="x")
+    with pytest.raises(ValueError, match="state must be one of"):
+        pub(net, state="x")
+    with pytest.raises(ValueError, match="update_every must be at least 1, found 0"):
+        pub(net, update_every=0)
+    with pytest.raises(ValueError, match="names that differ"):
+        pub(net, tasks=["a", "a"])
+    with pytest.raises(ValueError, match="capturable"):
+        PUB(torch.optim.Adam(net.parameters(), capturable=True), shared=net.shared())
+    with pytest.raises(TypeError, match="lr must be a number, found a tensor"):
+        PUB(torch.optim.Adam(net.parameters(), lr=torch.tensor(0.1)), shared=net.shared())
+    with pytest.raises(ValueError, match="SGD without dampening"):
+        AdaTask(torch.optim.SGD(net.parameters(), momentum=0.9, dampening=0.1), shared=net.shared())
+    inner = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
+    with pytest.raises(ValueError, match="must share the same parameters, found 1 in PUB and 3"):
+        PUB(inner, shared=[net.bottom.weight])
+    with pytest.raises(ValueError, match='Use utility="update"'):
+        PUB(inner, shared=net.shared(), utility="gradient")
+
+
+def test_a_state_dict_of_another_optimizer_is_refused():
+    net = Net(2)
+    with pytest.raises(ValueError, match=r"with the key 'pub'.*found the keys \['param_groups', 'state'\]"):
+        pub(net).load_state_dict(torch.optim.Adam(net.parameters()).state_dict())
+    three = pub(Net(2), tasks=["a", "b", "c"])
+    with pytest.raises(ValueError, match="Expected the state of 2 tasks, found 3"):
+        pub(net, tasks=["a", "b"]).load_state_dict(three.state_dict())
+
+
+def test_data_parallel_training_is_refused(monkeypatch):
+    net = Net(2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="does not average its tasks' gradients over ranks, found 2"):
+        pub(net).backward(net.losses(0))
+
+
+def test_it_reads_like_its_constructor():
+    optimizer = pub(Net(2), utility="update", step="match", state="sum")
+    assert repr(optimizer).startswith("PUB(Adam (")
+    assert "shared=[3 parameters], update_every=10, utility='gradient', step='authors', state='sum')" in repr(optimizer)

@@ -1,0 +1,78 @@
+"""The README keeps its word: its Python examples run, and its commands and names exist."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise import Fork, MultiBalance
+from equipoise.cli import app
+from equipoise.data import NAMES
+from equipoise.training.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+class Ranker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom = nn.Linear(4, 3)
+        self.fork = MultiBalance(["click", "conversion"])
+        self.towers = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.bottom.parameters())
+
+    def forward(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        return [tower(branch) for tower, branch in zip(self.towers, self.fork(self.bottom(batch)), strict=True)]
+
+
+def test_the_python_examples_run_one_after_the_other() -> None:
+    written: list[str] = []
+    names = {
+        "torch": torch,
+        "Fork": Fork,
+        # without the fork, whose second backward would be PUB's first: the README shows either, not both
+        "model": (model := Ranker()),
+        "loader": [torch.ones(2, 4)] * 3,
+        "losses": lambda model, batch: [
+            tower(model.bottom(batch)).square().mean() * weight for tower, weight in zip(model.towers, (1, 2), strict=True)
+        ],
+        "step": 1,
+        "summary_writer": SimpleNamespace(add_scalar=lambda name, _value, _step: written.append(name)),
+    }
+    assert len(BLOCKS) >= 3
+    sum(output.mean() for output in model(torch.ones(2, 4))).backward()
+    model.zero_grad()
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    assert "fork/fork/weight/click" in written
+    assert "pub/weight/0" in written
+
+
+def test_the_tables_list_every_method_and_data_set() -> None:
+    for name in (*METHODS, *NAMES):
+        assert f"`{name}`" in README, f"{name} is not in README.md"
+
+
+@pytest.mark.parametrize("target", ["compare", "test", "check"])
+def test_the_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert f"make {target}" in README
+
+
+def test_the_commands_that_the_readme_names_exist() -> None:
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if group.name}
+    named = set(re.findall(r"`equipoise (\w+)", README))
+    assert named <= known
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
