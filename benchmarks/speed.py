@@ -95,9 +95,7 @@ def plain(tasks: int, size: Size, device: str, fork: Fork | None = None, *, moni
 
 def pub(tasks: int, size: Size, device: str, **options: str | int) -> Step:
     net = model(tasks, size, device, None)
-    optimizer = PUB(
-        torch.optim.SGD(net.parameters(), lr=0.01), shared=list(net.shared_parameters()), **options
-    )
+    optimizer = PUB(torch.optim.SGD(net.parameters(), lr=0.01), shared=list(net.shared_parameters()), **options)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
@@ -129,9 +127,7 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "plain sum": lambda: plain(tasks, size, device),
         "plain sum again": lambda: plain(tasks, size, device),
         "MultiBalance": lambda: plain(tasks, size, device, MultiBalance(tasks)),
-        "MultiBalance, no direction": lambda: plain(
-            tasks, size, device, MultiBalance(tasks, direction="none")
-        ),
+        "MultiBalance, no direction": lambda: plain(tasks, size, device, MultiBalance(tasks, direction="none")),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, utility="update", step="authors"),
@@ -190,12 +186,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--device", choices=sorted(SIZES), default="cpu")
     arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument(
-        "--fork-pairs", type=int, default=400, help="rounds of plain sums and forks, M = 2, 8, 32"
-    )
-    arguments.add_argument(
-        "--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8"
-    )
+    arguments.add_argument("--fork-pairs", type=int, default=400, help="rounds of plain sums and forks, M = 2, 8, 32")
+    arguments.add_argument("--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8")
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from equipoise._gram import gram_matrix, weighted_sum
 
 # around the limits between single dot products, strips and one product

@@ -41,7 +41,8 @@ def test_the_python_examples_run_one_after_the_other() -> None:
         "model": (model := Ranker()),
         "loader": [torch.ones(2, 4)] * 3,
         "losses": lambda model, batch: [
-            tower(model.bottom(batch)).square().mean() * weight for tower, weight in zip(model.towers, (1, 2), strict=True)
+            tower(model.bottom(batch)).square().mean() * weight
+            for tower, weight in zip(model.towers, (1, 2), strict=True)
         ],
         "step": 1,
         "summary_writer": SimpleNamespace(add_scalar=lambda name, _value, _step: written.append(name)),
@@ -50,7 +51,7 @@ def test_the_python_examples_run_one_after_the_other() -> None:
     sum(output.mean() for output in model(torch.ones(2, 4))).backward()
     model.zero_grad()
     for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+        exec(compile(block, "README.md", "exec"), names)
     assert "fork/fork/weight/click" in written
     assert "pub/weight/0" in written
 

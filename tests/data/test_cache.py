@@ -96,9 +96,7 @@ def drop_rows(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, replace_by_other_parquet, drop_a_column, drop_rows])
-def test_a_broken_file_is_built_anew_with_a_warning(
-    damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_file_is_built_anew_with_a_warning(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build = Builder()
     cached("toy", {}, build, version="1", folder=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -111,9 +109,7 @@ def test_a_broken_file_is_built_anew_with_a_warning(
     assert build.calls == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_the_cache(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     dataset = cached("toy", {}, Builder(), version="1", folder=tmp_path / "file" / "cache")
     assert_same(make_dataset(), dataset)

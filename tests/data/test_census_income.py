@@ -70,8 +70,7 @@ def nominal(tmp_path: Path) -> Path:
     codes = rng.integers(-1, 2, (100, len(columns)), dtype=np.int16)
     codes[90:, columns.index("race")] = 2
     labels = {
-        name: rng.integers(0, 2, 100).astype(np.int8)
-        for name in ("income_50k", "never_married", "bachelor_plus")
+        name: rng.integers(0, 2, 100).astype(np.int8) for name in ("income_50k", "never_married", "bachelor_plus")
     }
     is_test = (np.arange(100) >= 90).astype(np.int8)
     np.savez(
@@ -199,12 +198,8 @@ def test_codes_are_shifted_so_that_minus_one_is_missing_and_a_question_mark_too(
     with np.load(nominal / "census_nominal_codes.npz") as file:
         codes, names = file["codes"][90:].astype(int), file["columns"].tolist()
     sex, own = column(dataset, "sex"), column(dataset, "own_or_self")
-    np.testing.assert_array_equal(
-        dataset.test.categorical[:, own].numpy(), codes[:, names.index("own_or_self")] + 1
-    )
-    np.testing.assert_array_equal(
-        dataset.test.categorical[:, sex].numpy(), codes[:, names.index("sex")].clip(0)
-    )
+    np.testing.assert_array_equal(dataset.test.categorical[:, own].numpy(), codes[:, names.index("own_or_self")] + 1)
+    np.testing.assert_array_equal(dataset.test.categorical[:, sex].numpy(), codes[:, names.index("sex")].clip(0))
 
 
 def test_the_nominal_form_says_that_it_is_not_comparable_and_has_no_numbers_and_no_weights(
@@ -218,9 +213,7 @@ def test_the_nominal_form_says_that_it_is_not_comparable_and_has_no_numbers_and_
 
 def test_no_files_means_a_message_with_the_place_and_the_way_to_get_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        DataError, match=r"should lie in .*found notes.txt. Run `equipoise data fetch census-income`"
-    ):
+    with pytest.raises(DataError, match=r"should lie in .*found notes.txt. Run `equipoise data fetch census-income`"):
         load_nominal(folder=tmp_path)
     with pytest.raises(DataError, match="found no such folder"):
         load_full(folder=tmp_path / "nowhere")
@@ -379,9 +372,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     served = Server()
-    served.body = archive(
-        {"census-income.names": b"words", "census-income.data": train, "census-income.test": test}
-    )
+    served.body = archive({"census-income.names": b"words", "census-income.data": train, "census-income.test": test})
     thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield served

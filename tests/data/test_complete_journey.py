@@ -86,9 +86,7 @@ def test_counts_are_the_published_ones(weeks: dict[int, Week], bought: Exposures
     np.testing.assert_array_equal(np.isnan(repeat), bought.week > 49)
 
 
-def test_repeats_are_the_published_ones(
-    bought: Exposures, examples: Examples, transactions: pl.DataFrame
-) -> None:
+def test_repeats_are_the_published_ones(bought: Exposures, examples: Examples, transactions: pl.DataFrame) -> None:
     triples = pl.DataFrame(
         {
             "household_id": np.unique(transactions["household_id"])[bought.household],
@@ -130,9 +128,7 @@ def test_exposures_are_the_join_of_visits_and_promotions(tables: Tables, transac
     week = Week(tables, 12, households)
     rows = week.rows(np.arange(len(week)))
     assert len(rows) == len(expected) > 1000
-    np.testing.assert_array_equal(
-        np.unique(transactions["household_id"])[rows.household], expected["household_id"]
-    )
+    np.testing.assert_array_equal(np.unique(transactions["household_id"])[rows.household], expected["household_id"])
     np.testing.assert_array_equal(np.unique(transactions["store_id"])[rows.store], expected["store_id"])
     np.testing.assert_array_equal(catalogue(transactions)[rows.product], expected["product_id"])
     np.testing.assert_array_equal(np.array(list("012345679A"))[rows.display], expected["display_location"])
@@ -142,9 +138,7 @@ def test_exposures_are_the_join_of_visits_and_promotions(tables: Tables, transac
 # Labels and numbers against brute force ----------------------------------------
 
 
-def test_labels_agree_with_brute_force(
-    examples: Examples, sample: Sample, transactions: pl.DataFrame
-) -> None:
+def test_labels_agree_with_brute_force(examples: Examples, sample: Sample, transactions: pl.DataFrame) -> None:
     purchased = sample.exposures[sample.labels[:, 1] == 1]
     exposures = Exposures.concatenate([some(purchased, 60), some(sample.exposures, 60)])
     found = examples.labels(exposures)
@@ -178,9 +172,7 @@ def test_what_was_bought_in_another_store_is_no_purchase_here(tables: Tables, ex
     assert category.all()
 
 
-def test_numbers_agree_with_brute_force(
-    examples: Examples, sample: Sample, transactions: pl.DataFrame
-) -> None:
+def test_numbers_agree_with_brute_force(examples: Examples, sample: Sample, transactions: pl.DataFrame) -> None:
     purchased = sample.exposures[sample.labels[:, 1] == 1]
     exposures = Exposures.concatenate([some(purchased, 30, 1), some(sample.exposures, 30, 1)])
     found = examples.numbers(exposures)
@@ -201,9 +193,7 @@ def rows_of(exposures: Exposures, transactions: pl.DataFrame) -> list[dict[str, 
             "product": int(products[p]),
             "week": int(w),
         }
-        for h, s, p, w in zip(
-            exposures.household, exposures.store, exposures.product, exposures.week, strict=True
-        )
+        for h, s, p, w in zip(exposures.household, exposures.store, exposures.product, exposures.week, strict=True)
     ]
 
 
@@ -275,9 +265,7 @@ def poisoned_from(tables: Tables, week: int) -> Tables:
 
 def assert_blind_to(week: int, tables: Tables, examples: Examples, exposures: Exposures) -> None:
     tampered = Examples(poisoned_from(tables, week))
-    assert (tampered.labels(exposures) != examples.labels(exposures)).any(axis=0).all(), (
-        "nothing was tampered with"
-    )
+    assert (tampered.labels(exposures) != examples.labels(exposures)).any(axis=0).all(), "nothing was tampered with"
     for before, after in (
         (examples.ids(exposures), tampered.ids(exposures)),
         (examples.numbers(exposures), tampered.numbers(exposures)),
@@ -310,9 +298,7 @@ def test_encodings_are_learned_from_train_rows_alone(examples: Examples, sample:
     train = sample.rows("train")
     expected = Encoding.fit(ids, numbers, train=train)
     generator = np.random.default_rng(0)
-    other_ids = {
-        name: np.where(train, codes, generator.permutation(codes) * 2) for name, codes in ids.items()
-    }
+    other_ids = {name: np.where(train, codes, generator.permutation(codes) * 2) for name, codes in ids.items()}
     other_numbers = {name: np.where(train, values, 99 * values) for name, values in numbers.items()}
     found = Encoding.fit(other_ids, other_numbers, train=train)
     assert found.scales == expected.scales
@@ -425,9 +411,7 @@ def test_features_tell_purchases(dataset: Dataset) -> None:
         assert roc_auc_score(label, dataset.test.numeric[:, names.index(name)]) > 0.7
 
 
-def test_a_second_load_reads_the_cache(
-    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_load_reads_the_cache(tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tables, "read", staticmethod(lambda: tables))
     told: list[float] = []
     first = load(rows=5_000, cache_dir=tmp_path, progress=lambda _, done: told.append(done))
@@ -441,9 +425,7 @@ def test_a_second_load_reads_the_cache(
     assert second.notes == first.notes
 
 
-@pytest.mark.parametrize(
-    "options", [{"rows": 10}, {"rows": 10**9}, {"rows": 1e5}, {"rows": True}, {"seed": -1}]
-)
+@pytest.mark.parametrize("options", [{"rows": 10}, {"rows": 10**9}, {"rows": 1e5}, {"rows": True}, {"seed": -1}])
 def test_options_out_of_range_are_refused(options: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Expected (rows|seed) to be a whole number"):
         load(**options, cache_dir=tmp_path)

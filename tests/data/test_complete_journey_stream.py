@@ -24,9 +24,7 @@ def tables() -> Tables:
     whole = Tables.read()
     chosen = whole.purchases.household % 60 == 7
     names = [field.name for field in dataclasses.fields(whole.purchases)]
-    few = dataclasses.replace(
-        whole.purchases, **{name: getattr(whole.purchases, name)[chosen] for name in names}
-    )
+    few = dataclasses.replace(whole.purchases, **{name: getattr(whole.purchases, name)[chosen] for name in names})
     return dataclasses.replace(whole, purchases=few)
 
 
@@ -49,9 +47,7 @@ def test_row_i_of_a_part_is_exposure_i_encoded_as_in_the_sample(tables: Tables, 
     )
     every = week.rows(np.arange(len(week)))
     features = [f.name for f in encoding.categorical_features]
-    np.testing.assert_array_equal(
-        found.select(features).to_numpy(), encoding.categorical(examples.ids(every))
-    )
+    np.testing.assert_array_equal(found.select(features).to_numpy(), encoding.categorical(examples.ids(every)))
     numbers = [f.name for f in encoding.numeric_features]
     np.testing.assert_array_equal(found.select(numbers).to_numpy(), encoding.numeric(examples.numbers(every)))
     np.testing.assert_array_equal(found[:, -5:].to_numpy(), examples.labels(every))
@@ -65,9 +61,7 @@ def test_repeat_is_missing_where_its_four_weeks_are_not_over(tmp_path: Path) -> 
     assert (found.filter(pl.col("purchase") == 0)["repeat"] == 0).all()
 
 
-def test_an_interrupted_call_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = stream_all(tmp_path, weeks=[20], rows=ROWS)
     written = first.stat().st_mtime_ns
     encode, calls = Encoding.categorical, []

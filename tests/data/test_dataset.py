@@ -10,9 +10,7 @@ from torch import Tensor
 from equipoise.data import DataError, Dataset, Split
 from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
 
-SCHEMA = Schema(
-    [Categorical("user", 50), Categorical("ad", 9)], [Numeric("age")], [Task("click"), Task("like")]
-)
+SCHEMA = Schema([Categorical("user", 50), Categorical("ad", 9)], [Numeric("age")], [Task("click"), Task("like")])
 
 
 def numbered_split(rows: int) -> Split:
@@ -73,9 +71,7 @@ def test_a_batch_that_is_kept_does_not_change_while_the_stream_goes_on() -> None
     torch.testing.assert_close((first.numeric, first.categorical), before)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "message"), [(0, "batch_size must be at least 1"), (11, "found 10: lower")]
-)
+@pytest.mark.parametrize(("batch_size", "message"), [(0, "batch_size must be at least 1"), (11, "found 10: lower")])
 def test_batches_that_cannot_be_had_are_refused(batch_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         next(numbered_split(10).batches(batch_size, generator=torch.Generator()))

@@ -119,9 +119,7 @@ def test_labels_are_as_frequent_as_asked(knobs: dict[str, float]) -> None:
     for task, rate, labels, p in zip(TASKS, funnel.rates, chunk.labels.T, chunk.probabilities.T, strict=True):
         assert p.mean(dtype=np.float64) == pytest.approx(rate, rel=0.05), task.name
         noise = math.sqrt(rate * (1 - rate) / funnel.rows)
-        assert labels.mean(dtype=np.float64) == pytest.approx(p.mean(dtype=np.float64), abs=5 * noise), (
-            task.name
-        )
+        assert labels.mean(dtype=np.float64) == pytest.approx(p.mean(dtype=np.float64), abs=5 * noise), task.name
 
 
 def test_labels_occur_with_the_true_probabilities() -> None:
@@ -206,9 +204,7 @@ def effect_of_ids(logits: NDArray[np.float64], ids: NDArray[np.int32]) -> NDArra
 
 
 @pytest.mark.parametrize(("drift", "low", "high"), [(0.0, 0.95, 1.0), (0.5, 0.5, 0.9), (1.0, -0.4, 0.4)])
-def test_drift_turns_what_ids_mean_from_the_first_rows_to_the_last(
-    drift: float, low: float, high: float
-) -> None:
+def test_drift_turns_what_ids_mean_from_the_first_rows_to_the_last(drift: float, low: float, high: float) -> None:
     chunk = whole(frequent(drift=drift))
     logits, ids = true_logits(chunk)[:, LIKE], chunk.categorical[:, 0]
     first, last = (effect_of_ids(logits[part], ids[part]) for part in (slice(20_000), slice(-20_000, None)))

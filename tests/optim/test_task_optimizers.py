@@ -556,6 +556,9 @@ def test_data_parallel_training_is_refused(monkeypatch):
 
 
 def test_it_reads_like_its_constructor():
-    optimizer = pub(Net(2), utility="update", step="match", state="sum")
+    optimizer = PUB(torch.optim.Adam((net := Net(2)).parameters()), shared=net.shared())
     assert repr(optimizer).startswith("PUB(Adam (")
-    assert "shared=[3 parameters], update_every=10, utility='gradient', step='authors', state='sum')" in repr(optimizer)
+    expected = "shared=[3 parameters], update_every=10, utility='gradient', step='match', state='sum')"
+    assert expected in repr(optimizer)
+    inner = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
+    assert "utility='update'" in repr(PUB(inner, shared=net.shared()))

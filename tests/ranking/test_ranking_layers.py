@@ -28,9 +28,7 @@ def test_tower_ends_in_one_unbounded_logit_per_row(widths: tuple[int, ...], rows
     net = tower(5, widths)
     x = torch.randn(rows, 5)
     hidden = mlp(5, widths)
-    hidden.load_state_dict(
-        {name: value for name, value in net.state_dict().items() if name in hidden.state_dict()}
-    )
+    hidden.load_state_dict({name: value for name, value in net.state_dict().items() if name in hidden.state_dict()})
     last = net[-2]
     assert net(x).shape == (rows,)
     torch.testing.assert_close(net(x), (hidden(x) @ last.weight.T + last.bias).squeeze(1))

@@ -11,9 +11,7 @@ from equipoise.ranking.metrics import TaskMetrics
 from equipoise.ranking.models import MODELS, build_model
 from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
 
-SCHEMA = Schema(
-    [Categorical("user", 40), Categorical("item", 60)], [Numeric("price")], [Task("click"), Task("buy")]
-)
+SCHEMA = Schema([Categorical("user", 40), Categorical("item", 60)], [Numeric("price")], [Task("click"), Task("buy")])
 
 
 def planted(rows: int) -> tuple[Batch, torch.Tensor]:
@@ -50,9 +48,7 @@ def test_a_planted_signal_is_learned_on_both_tasks(name: str, forked: bool) -> N
         for start in range(0, 10_000, 250):
             rows = slice(start, start + 250)
             optimizer.zero_grad()
-            sum(
-                task_losses(model(batch.categorical[rows], batch.numeric[rows]), batch.labels[rows])
-            ).backward()
+            sum(task_losses(model(batch.categorical[rows], batch.numeric[rows]), batch.labels[rows])).backward()
             optimizer.step()
     after = evaluate(trained)
     best.update(truth[held_out].unbind(1), batch.labels[held_out])

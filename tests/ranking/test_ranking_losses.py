@@ -27,9 +27,7 @@ def batch(seed: int, rows: int, tasks: int) -> tuple[tuple[torch.Tensor, ...], t
 
 @steady
 @given(seed=st.integers(0, 2**31), rows=st.integers(0, 12), tasks=st.integers(1, 4))
-def test_each_loss_and_its_gradient_are_the_mean_over_the_labelled_rows(
-    seed: int, rows: int, tasks: int
-) -> None:
+def test_each_loss_and_its_gradient_are_the_mean_over_the_labelled_rows(seed: int, rows: int, tasks: int) -> None:
     logits, labels = batch(seed, rows, tasks)
     losses = task_losses(logits, labels)
     sum(losses).backward()
@@ -90,7 +88,5 @@ def test_nothing_depends_on_values_so_no_step_waits_for_the_device() -> None:
     [([(4,)], (4, 2)), ([(4,), (4,)], (4,)), ([(4, 1), (4, 1)], (4, 2)), ([(4,), (3,)], (4, 2))],
 )
 def test_mismatched_shapes_are_named(shapes: list[tuple[int, ...]], labels: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"per task and labels of shape \[B, number of tasks\], found logits"
-    ):
+    with pytest.raises(ValueError, match=r"per task and labels of shape \[B, number of tasks\], found logits"):
         task_losses([torch.zeros(shape) for shape in shapes], torch.zeros(labels))

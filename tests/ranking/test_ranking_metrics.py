@@ -264,10 +264,7 @@ def test_bad_input_is_named(function: Callable[..., Tensor]) -> None:
 def expected_tasks(logits: Tensor, labels: Tensor, weight: Tensor) -> dict[str, dict[str, float]]:
     functions = {"auc": auc, "ne": normalized_entropy, "log_loss": log_loss, "calibration": calibration}
     return {
-        name: {
-            key: function(logits[:, task], labels[:, task], weight).item()
-            for key, function in functions.items()
-        }
+        name: {key: function(logits[:, task], labels[:, task], weight).item() for key, function in functions.items()}
         for task, name in enumerate(SCHEMA.task_names)
     }
 
@@ -300,9 +297,7 @@ def test_task_metrics_are_each_tasks_metrics_as_floats() -> None:
 
 def test_task_metrics_refuse_another_number_of_tasks() -> None:
     metrics = TaskMetrics(SCHEMA)
-    with pytest.raises(
-        ValueError, match=r"Expected 3 logit tensors .* click, buy, never; found 2 and \[4, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"Expected 3 logit tensors .* click, buy, never; found 2 and \[4, 3\]"):
         metrics.update((torch.zeros(4), torch.zeros(4)), torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"found 3 and \[4, 2\]"):
         metrics.update((torch.zeros(4),) * 3, torch.zeros(4, 2))
@@ -312,9 +307,7 @@ def test_task_metrics_refuse_another_number_of_tasks() -> None:
 
 def on_rank(rank: int, folder: str) -> None:
     """Rank 0 sees rows 0–99, rank 1 rows 100–139 in two batches; in a second round rank 1 sees nothing."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     logits, labels, weight = task_rows(140)
     parts = [slice(0, 100)] if rank == 0 else [slice(100, 130), slice(130, 140)]
     metrics, singles = TaskMetrics(SCHEMA), [kind() for kind in PAIRS]

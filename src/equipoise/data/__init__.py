@@ -65,6 +65,4 @@ def _check_options(name: str, signature: inspect.Signature, options: dict[str, o
     known = list(signature.parameters)
     unknown = sorted(options.keys() - set(known))
     if unknown:
-        raise DataError(
-            f"Data set {name!r} takes the options {', '.join(known)}; found {', '.join(unknown)}."
-        )
+        raise DataError(f"Data set {name!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")

@@ -60,9 +60,7 @@ TASKS: Final = (
 URL: Final = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
 """Where UCI publishes the data set (DOI 10.24432/C5N30T)."""
 
-_CATEGORICAL: Final = tuple(
-    name for name in COLUMNS if name not in (*NUMERIC, *LEAKS, "instance_weight", "income_50k")
-)
+_CATEGORICAL: Final = tuple(name for name in COLUMNS if name not in (*NUMERIC, *LEAKS, "instance_weight", "income_50k"))
 _DEGREES: Final = (
     "Bachelors degree(BA AB BS)",
     "Masters degree(MA MS MEng MEd MSW MBA)",
@@ -127,9 +125,7 @@ def load(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[st
     return _dataset("census-income", table, (), seed=seed, validation=validation, notes=[_NOMINAL_NOTE])
 
 
-def load_full(
-    *, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[str] | None = None
-) -> Dataset:
+def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[str] | None = None) -> Dataset:
     """Census-Income as published: the nominal features and the seven of :data:`NUMERIC`, three tasks.
 
     Amounts of money pass through log(1 + x); then each number is standardised by the mean and deviation of
@@ -189,9 +185,7 @@ def _read_nominal(folder: Path) -> _Table:
     columns = [str(name) for name in arrays["columns"]]
     _expect_all(path, "columns", _CATEGORICAL, columns)
     _expect_all(vocabulary_path, "columns", _CATEGORICAL, vocabulary)
-    codes = torch.from_numpy(
-        arrays["codes"][:, [columns.index(name) for name in _CATEGORICAL]].astype("int32")
-    )
+    codes = torch.from_numpy(arrays["codes"][:, [columns.index(name) for name in _CATEGORICAL]].astype("int32"))
     for name, column in zip(_CATEGORICAL, codes.unbind(1), strict=True):
         wrong = int(((column < -1) | (column >= len(vocabulary[name]))).sum())
         if wrong:
@@ -216,9 +210,7 @@ def _read_published(folder: Path) -> _Table:
 
     train, test = folder / _TRAIN_FILE, folder / _TEST_FILE
     if not test.is_file():
-        found = (
-            ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
-        )
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise DataError(
             f"Census-Income should lie in {folder} as {_TRAIN_FILE} and {_TEST_FILE} (its nominal form as "
             f"{' and '.join(_NOMINAL_FILES)}); found {found or 'an empty folder'}. Run `equipoise data fetch "
@@ -233,9 +225,7 @@ def _read_published(folder: Path) -> _Table:
         column.cast(pl.Enum(values)).to_physical().cast(pl.Int32).to_torch()
         for column, values in zip(categorical, vocabulary, strict=True)
     ]
-    numbers = rows.select(pl.col(name).log1p() if name in _MONEY else pl.col(name) for name in NUMERIC).cast(
-        pl.Float32
-    )
+    numbers = rows.select(pl.col(name).log1p() if name in _MONEY else pl.col(name) for name in NUMERIC).cast(pl.Float32)
     return _Table(
         torch.stack(codes, dim=1),
         vocabulary,
@@ -288,9 +278,7 @@ def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
         column = numbers.get_column(name)
         wrong = len(rows) - int((column.is_finite() & (column >= 0)).sum())
         if wrong:
-            raise DataError(
-                f"{path}: column {name!r} should hold numbers from 0 up, found {wrong} other values."
-            )
+            raise DataError(f"{path}: column {name!r} should hold numbers from 0 up, found {wrong} other values.")
     income = pl.col("income_50k")
     labels = rows.select(
         pl.when(income == "- 50000.").then(0.0).when(income == "50000+.").then(1.0).alias("income_50k"),
@@ -319,14 +307,11 @@ def _check_labels(path: Path | str, labels: Tensor) -> None:
             )
 
 
-def _expect_all(
-    path: Path, what: str, expected: Sequence[str], found: Mapping[str, Any] | Sequence[str]
-) -> None:
+def _expect_all(path: Path, what: str, expected: Sequence[str], found: Mapping[str, Any] | Sequence[str]) -> None:
     missing = [name for name in expected if name not in found]
     if missing:
         raise DataError(
-            f"{path} should hold the {what} {', '.join(expected)}; found no {', '.join(missing)}: "
-            "copy the file again."
+            f"{path} should hold the {what} {', '.join(expected)}; found no {', '.join(missing)}: copy the file again."
         )
 
 

@@ -84,9 +84,7 @@ class Split:
         if generator is None:
             for start in range(0, len(self), batch_size):
                 rows = slice(start, start + batch_size)
-                yield Batch(
-                    self.categorical[rows].long(), self.numeric[rows], self.labels[rows], self.weight[rows]
-                )
+                yield Batch(self.categorical[rows].long(), self.numeric[rows], self.labels[rows], self.weight[rows])
             return
         if len(self) < batch_size:
             raise ValueError(

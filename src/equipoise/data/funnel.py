@@ -285,9 +285,7 @@ class _Truth:
         self.intercepts = np.zeros(len(TASKS))
         logits = self._logits(phi.astype(np.float32), pilot.random(_PILOT, dtype=np.float32))
         for m, rate in enumerate(funnel.rates):
-            given = (
-                _sigmoid(logits[_CLICK] + np.float32(self.intercepts[_CLICK])) if m == _CONVERSION else None
-            )
+            given = _sigmoid(logits[_CLICK] + np.float32(self.intercepts[_CLICK])) if m == _CONVERSION else None
             self.intercepts[m] = _intercept(logits[m], given, rate)
 
     def rows(self, rng: np.random.Generator, time: Float32) -> Chunk:
@@ -385,9 +383,7 @@ def _weights(rng: np.random.Generator, conflict: float, latents: int) -> tuple[F
     sides = _SIDES if conflict > 0 else np.ones(tasks)
     common, own = math.sqrt(abs(conflict)) * sides, math.sqrt(1 - abs(conflict)) * np.eye(tasks)
     mix = np.concatenate([common[None], own])
-    return np.einsum("ij,jm->im", basis[:, : tasks + 1], mix), np.einsum(
-        "ij,jm->im", basis[:, tasks + 1 :], mix
-    )
+    return np.einsum("ij,jm->im", basis[:, : tasks + 1], mix), np.einsum("ij,jm->im", basis[:, tasks + 1 :], mix)
 
 
 def _intercept(logits: Float32, given: Float32 | None, rate: float) -> float:

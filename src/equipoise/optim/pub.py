@@ -50,6 +50,10 @@ class PUB(TaskOptimizer):
       and wavers, and this state remembers it: on the toy of the paper's figure 2 the path becomes chaotic (from all
       five starts to within 1.5 of the middle in 15 % of runs with starts shaken by 1e-7; 95 % with ``"sum"``).
 
+    The defaults are ours: on validation data ``utility="gradient"`` gains as much as any form does at its own learning
+    rate, for a fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``), and ``step="match"``
+    lets a learning rate keep its meaning. The paper's form is ``utility="update", step="authors", state="weighted"``.
+
     Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or
     whose norm overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and
     move nothing. Entries of a shared gradient that are not finite count as 0. Weight decay that is part of
@@ -66,8 +70,8 @@ class PUB(TaskOptimizer):
             of these, for updates from a state per task.
         shared: the parameters to balance.
         update_every: K, at least 1.
-        utility: ``"update"`` or ``"gradient"``.
-        step: ``"authors"`` or ``"match"``.
+        utility: ``"update"`` or ``"gradient"``; if None ``"gradient"``, but ``"update"`` around :class:`AdaTask`.
+        step: ``"match"`` or ``"authors"``.
         state: ``"sum"`` or ``"weighted"``; of no effect with AdaTask or ``utility="gradient"``.
         tasks: the tasks' names for the monitor; "0", "1", … if not given.
 

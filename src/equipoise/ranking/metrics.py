@@ -266,16 +266,13 @@ class TaskMetrics(_RowMetric):
         sums = _sums(logits, labels, weight)
         values = {
             "auc": [
-                _auc(*task, weight.squeeze(1)).item()
-                for task in zip(logits.unbind(1), labels.unbind(1), strict=True)
+                _auc(*task, weight.squeeze(1)).item() for task in zip(logits.unbind(1), labels.unbind(1), strict=True)
             ],
             "ne": _normalized_entropy(sums).tolist(),
             "log_loss": _log_loss(sums).tolist(),
             "calibration": _calibration(sums).tolist(),
         }
-        return {
-            name: {key: value[task] for key, value in values.items()} for task, name in enumerate(self._names)
-        }
+        return {name: {key: value[task] for key, value in values.items()} for task, name in enumerate(self._names)}
 
 
 def _columns(

@@ -37,9 +37,7 @@ def make(name: str, schema: Schema = SCHEMA, *, forked: bool = False, seed: int 
 
 def make_batch(schema: Schema = SCHEMA, rows: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    ids = [
-        torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical
-    ]
+    ids = [torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical]
     return Batch(
         categorical=torch.stack(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
         numeric=torch.randn(rows, len(schema.numeric), generator=generator),
@@ -54,12 +52,8 @@ def losses_of(model: nn.Module, batch: Batch) -> list[Tensor]:
 
 @every_model
 @every_fork
-@pytest.mark.parametrize(
-    "schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE, IDS_ALONE], ids=["mixed", "one", "num", "ids"]
-)
-def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(
-    name: str, forked: bool, schema: Schema
-) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE, IDS_ALONE], ids=["mixed", "one", "num", "ids"])
+def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(name: str, forked: bool, schema: Schema) -> None:
     batch = make_batch(schema)
     model = make(name, schema, forked=forked)
     logits = model(batch.categorical, batch.numeric)
@@ -86,17 +80,13 @@ def test_shared_and_task_parameters_partition_all_parameters(name: str, schema: 
 
 @every_model
 @every_fork
-def test_each_tasks_loss_reaches_the_shared_and_its_own_parameters_and_no_others(
-    name: str, forked: bool
-) -> None:
+def test_each_tasks_loss_reaches_the_shared_and_its_own_parameters_and_no_others(name: str, forked: bool) -> None:
     for task in range(len(SCHEMA.tasks)):
         model = make(name, forked=forked)
         losses_of(model, make_batch())[task].backward()
         reached = {id(parameter) for parameter in model.parameters() if parameter.grad is not None}
         moved = {
-            id(parameter)
-            for parameter in model.parameters()
-            if parameter.grad is not None and parameter.grad.any()
+            id(parameter) for parameter in model.parameters() if parameter.grad is not None and parameter.grad.any()
         }
         expected = {id(parameter) for parameter in (*model.shared_parameters(), *model.task_parameters(task))}
         assert reached == moved == expected
@@ -108,9 +98,7 @@ def test_what_the_fork_sees_is_upstream_of_every_shared_parameter_and_of_no_task
     batch = make_batch()
     shared = model.representation(batch.categorical, batch.numeric)
     pieces = [shared] if isinstance(shared, Tensor) else list(shared)
-    reached = torch.autograd.grad(
-        sum(piece.sum() for piece in pieces), list(model.parameters()), allow_unused=True
-    )
+    reached = torch.autograd.grad(sum(piece.sum() for piece in pieces), list(model.parameters()), allow_unused=True)
     shared_ids = {id(parameter) for parameter in model.shared_parameters()}
     assert [gradient is not None for gradient in reached] == [id(p) in shared_ids for p in model.parameters()]
 
@@ -143,9 +131,7 @@ def test_the_same_seed_gives_the_same_weights_logits_and_gradients_with_and_with
         assert name_plain == name_forked
         assert torch.equal(parameter, other)
         torch.testing.assert_close(parameter.grad, other.grad)
-    assert not all(
-        torch.equal(a, b) for a, b in zip(plain.parameters(), make(name, seed=1).parameters(), strict=True)
-    )
+    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), make(name, seed=1).parameters(), strict=True))
 
 
 @every_model
@@ -278,7 +264,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(name: str, task: str | i
 
 
 def test_models_are_found_by_name_and_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    assert MODELS == {"shared-bottom": SharedBottom, "mmoe": MMoE}
+    assert {"shared-bottom": SharedBottom, "mmoe": MMoE} == MODELS
     assert isinstance(build_model("mmoe", SCHEMA), MMoE)
     with pytest.raises(ValueError, match="Unknown model 'dlrm': expected one of 'shared-bottom', 'mmoe'"):
         build_model("dlrm", SCHEMA)

@@ -108,8 +108,7 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
         f"only; ids with fewer than {FEWEST} train rows are 0.",
         "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "
         "that of weeks 41–44 in test weeks: in production those labels would not be known yet.",
-        "The examples are of equipoise's own making: results are not comparable with other published "
-        "numbers.",
+        "The examples are of equipoise's own making: results are not comparable with other published numbers.",
     )
 
 

@@ -67,9 +67,7 @@ class Examples:
         coupon = self._by_visit.total("coupons", now) > 0
         of_category = self._by_category.span(self._household_category(e.household, e.product), week, week + 1)
         category = self._by_category.weeks(of_category) > 0
-        ahead = self._by_pair.span(
-            self._household_product(e.household, e.product), week + 1, week + 1 + REPEAT_WEEKS
-        )
+        ahead = self._by_pair.span(self._household_product(e.household, e.product), week + 1, week + 1 + REPEAT_WEEKS)
         repeat = (purchase & (self._by_pair.weeks(ahead) > 0)).astype(np.float32)
         repeat[purchase & (week + REPEAT_WEEKS > LAST_WEEK)] = np.nan
         return np.stack([category, purchase, multiple, coupon, repeat], axis=1, dtype=np.float32)

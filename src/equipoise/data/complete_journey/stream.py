@@ -94,20 +94,15 @@ def _is_complete(part: Path, identity: dict[str, object]) -> bool:
     try:
         found = (pq.read_schema(part).metadata or {}).get(_KEY, b"{}")
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"Expected {part} to be a part written before, found no Parquet: remove it."
-        ) from error
+        raise DataError(f"Expected {part} to be a part written before, found no Parquet: remove it.") from error
     if json.loads(found) != identity:
         raise DataError(
-            f"Expected {part} to be written with {identity}, found {json.loads(found)}: "
-            "choose an empty folder."
+            f"Expected {part} to be written with {identity}, found {json.loads(found)}: choose an empty folder."
         )
     return True
 
 
-def _write(
-    part: Path, exposures: Week, examples: Examples, encoding: Encoding, identity: dict[str, object]
-) -> None:
+def _write(part: Path, exposures: Week, examples: Examples, encoding: Encoding, identity: dict[str, object]) -> None:
     names = [feature.name for feature in encoding.categorical_features]
     numbers = [feature.name for feature in encoding.numeric_features]
     labels = [task.name for task in TASKS]

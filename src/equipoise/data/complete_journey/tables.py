@@ -221,14 +221,10 @@ def _table_of_codes(ids: Codes) -> Codes:
     return table
 
 
-def _attributes(
-    table: pl.LazyFrame, key: str, ids: pl.Series, columns: Sequence[str]
-) -> dict[str, NDArray[np.int32]]:
+def _attributes(table: pl.LazyFrame, key: str, ids: pl.Series, columns: Sequence[str]) -> dict[str, NDArray[np.int32]]:
     # codes in the order of the values themselves, so that they do not depend on the order of rows
     rows = ids.to_frame(key).lazy().join(table, on=key, how="left").sort(key)
-    codes = rows.select(
-        (pl.col(name).rank("dense").cast(pl.Int32) - 1).fill_null(-1) for name in columns
-    ).collect()
+    codes = rows.select((pl.col(name).rank("dense").cast(pl.Int32) - 1).fill_null(-1) for name in columns).collect()
     return {name: codes[name].to_numpy() for name in columns}
 
 

@@ -75,7 +75,5 @@ class RankingModel(nn.Module, ABC):
         names = self.schema.task_names
         position = names.index(task) if task in names else task
         if not isinstance(position, int) or not 0 <= position < len(names):
-            raise ValueError(
-                f"Unknown task {task!r}: expected one of {', '.join(names)} or 0 to {len(names) - 1}."
-            )
+            raise ValueError(f"Unknown task {task!r}: expected one of {', '.join(names)} or 0 to {len(names) - 1}.")
         return self.heads[position].parameters()
