@@ -69,7 +69,7 @@ class Plan(BaseModel):
     model: str = "shared-bottom"
     model_options: dict[str, Scalar | list[int]] = Field(default_factory=dict)
     methods: list[str] = Field(default=list(METHODS), min_length=1)
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=2, ge=1)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     tune: bool = False

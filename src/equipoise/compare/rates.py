@@ -13,7 +13,21 @@ DEFAULT_RATE: Final = 3e-3
 """The rate of a method that was never tuned on that data set and model: the middle of the grid."""
 
 # (data set, model) -> method -> rate, as `equipoise compare --tune` chose it at that data set's defaults
-_TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {}
+_TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {
+    ("complete-journey", "shared-bottom"): {
+        "single-task": 1e-3,
+        "equal": 1e-2,
+        "multibalance": 1e-2,
+        "multibalance-paper": 3e-3,
+        "multibalance-no-magnitude": 1e-2,
+        "multibalance-no-direction": 3e-3,
+        "pub": 1e-2,
+        "pub-authors": 3e-3,
+        "pub-adatask": 1e-3,
+        "adatask": 1e-3,
+        "clippy": 1e-2,
+    },
+}
 
 
 def rate(dataset: str, model: str, method: str) -> float:
