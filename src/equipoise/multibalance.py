@@ -34,9 +34,9 @@ class MultiBalance(Fork):
     and the present ones project onto the part of the simplex that the others leave. The M of ``out`` is the number of
     all tasks, so that equal λ and ``magnitude="none"`` always give the plain sum of the gradients.
 
-    The defaults are ours, chosen on validation data (``benchmarks/results/defaults-forks-complete-journey.md``). The
-    paper's form is ``MultiBalance(tasks, magnitude="own", direction="gram", beta=1.0)``; equal magnitudes are our addition, without
-    which a task whose loss is scaled up takes over the shared layers.
+    The defaults are ours, chosen on validation data (``benchmarks/results/defaults-forks-complete-journey.md``).
+    The paper's form is ``MultiBalance(tasks, magnitude="own", direction="gram", beta=1.0)``; equal magnitudes are our
+    addition, without which a task whose loss is scaled up takes over the shared layers.
 
     Args:
         tasks: the tasks' names, or how many there are.
