@@ -129,7 +129,6 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "plain sum": lambda: plain(tasks, size, device),
         "plain sum again": lambda: plain(tasks, size, device),
         "MultiBalance": lambda: plain(tasks, size, device, MultiBalance(tasks)),
-        "MultiBalance, no direction": lambda: plain(tasks, size, device, MultiBalance(tasks, direction="none")),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, utility="update", step="authors", state="weighted"),
@@ -181,7 +180,7 @@ def measure(tasks: int, size: Size, device: str, rounds: int, names: list[str]) 
     return rows
 
 
-FORKS = ["plain sum again", "MultiBalance", "MultiBalance, no direction", "MultiBalance, monitored"]
+FORKS = ["plain sum again", "MultiBalance", "MultiBalance, monitored"]
 OTHERS = ["PUB", "PUB (authors' form)", "torchjd MGDA", "torchjd UPGrad"]
 
 
