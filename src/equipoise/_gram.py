@@ -60,11 +60,12 @@ def _gram_of_vectors(vectors: Sequence[Tensor], divisor: Tensor | None) -> Tenso
     total = torch.zeros(count, count, dtype=wide, device=vectors[0].device)
     for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
         rows = _rows(parts, divisor)
-        if on_cpu and count <= _IN_STRIPS and rows.shape[1] % _STRIP == 0:
-            strips = rows.view(count, -1, _STRIP).transpose(0, 1)
+        whole = rows.shape[1] // _STRIP * _STRIP if on_cpu and count <= _IN_STRIPS else 0
+        if whole:
+            strips = rows[:, :whole].reshape(count, -1, _STRIP).transpose(0, 1)
             total += torch.bmm(strips, strips.transpose(1, 2)).sum(0)
-        else:
-            total += _product(rows)
+        if whole < rows.shape[1]:
+            total += _product(rows[:, whole:])
     return total
 
 

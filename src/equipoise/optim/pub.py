@@ -47,8 +47,7 @@ class PUB(TaskOptimizer):
 
     - ``"sum"`` (ours): ``Σ g_m``, so that the state stays what the wrapped optimizer's own would be.
     - ``"weighted"`` (the paper): ``Σ α_m g_m``. Where tasks are nearly opposed, or one has a tiny update, α is large
-      and wavers, and this state remembers it: on the toy of the paper's figure 2 the path becomes chaotic (from all
-      five starts to within 1.5 of the middle in 15 % of runs with starts shaken by 1e-7; 95 % with ``"sum"``).
+      and wavers, and this state remembers it: on the toy of the paper's figure 2 the path becomes chaotic.
 
     The defaults are ours: on validation data ``utility="gradient"`` gains as much as any form does at its own learning
     rate, for a fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``), and ``step="match"``
