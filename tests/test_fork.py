@@ -499,3 +499,26 @@ def test_a_copy_trains_on_by_itself(how):
     assert torch.equal(twin.fork.last_gram, model.fork.last_gram)
     torch.amp.GradScaler("cpu", init_scale=1024.0).scale(sum(twin(x))).backward()  # copies hear of the scale too
     torch.testing.assert_close(twin.fork.last_gram, model.fork.last_gram)
+
+
+@pytest.mark.parametrize("tasks", [2, 6])
+def test_forwards_that_wait_for_their_backward_do_not_share_memory(tasks):
+    """The gradients of more than a few tasks are gathered in memory that the fork keeps."""
+    fork = Fork(tasks)
+    gradients = torch.randn(2, tasks, 5, generator=torch.Generator().manual_seed(0))
+    shared = [torch.zeros(5, requires_grad=True) for _ in range(2)]
+    for _ in range(2):
+        losses = [
+            sum((branch * gradient).sum() for branch, gradient in zip(fork(z), own, strict=True))
+            for z, own in zip(shared, gradients, strict=True)
+        ]
+        sum(losses).backward()
+    for z, own in zip(shared, gradients, strict=True):
+        torch.testing.assert_close(z.grad, 2 * own.sum(0))
+
+
+def test_the_memory_of_the_last_backward_is_neither_copied_nor_saved():
+    fork = Fork(6)
+    sum(branch.sum() for branch in fork(torch.zeros(1000, requires_grad=True))).backward()
+    assert sum(rows.numel() for rows in fork._spare) >= 6000
+    assert copy.deepcopy(fork)._spare == pickle.loads(pickle.dumps(fork))._spare == []

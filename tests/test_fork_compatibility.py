@@ -92,7 +92,8 @@ def test_torch_compile_knows_absent_tasks(compiled):
         for losses in (eager(x), call(x)):
             (losses[0] if step == 2 else sum(losses)).backward()
     assert_same(model, eager, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.bottom[0].weight.grad, eager.bottom[0].weight.grad)
+    # On a CPU the compiled weights are float32's, the eager ones float64's.
+    torch.testing.assert_close(model.bottom[0].weight.grad, eager.bottom[0].weight.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_compile_bears_several_forwards_before_a_backward(compiled):
@@ -102,7 +103,8 @@ def test_torch_compile_bears_several_forwards_before_a_backward(compiled):
     (sum(eager(first)) + sum(eager(second))).backward()
     (sum(call(first)) + sum(call(second))).backward()
     assert_same(model, eager, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.bottom[0].weight.grad, eager.bottom[0].weight.grad)
+    # On a CPU the compiled weights are float32's, the eager ones float64's.
+    torch.testing.assert_close(model.bottom[0].weight.grad, eager.bottom[0].weight.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_compile_passes_eval_by(compiled):

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from equipoise.fork import Fork
 from equipoise.multibalance import MultiBalance
@@ -406,12 +405,32 @@ def test_eval_moves_no_state():
     assert_same_state(fork, before)
 
 
+@pytest.mark.parametrize(("magnitude", "direction"), MODES)
+@pytest.mark.parametrize("tasks", [1, 3, 8])
+def test_the_step_on_numbers_is_the_step_on_tensors(magnitude, direction, tasks, monkeypatch):
+    """The CPU takes the first, every other device and every compiled graph the second."""
+    generator = torch.Generator().manual_seed(tasks)
+    on_numbers = MultiBalance(tasks, gamma=0.2, beta=0.5, magnitude=magnitude, direction=direction)
+    on_tensors = copy.deepcopy(on_numbers)
+    for step in range(30):
+        rows = torch.randn(tasks, 20, generator=generator) * torch.logspace(-3, 3, tasks).unsqueeze(1)
+        present = torch.rand(tasks, generator=generator) > 0.3 if step else torch.zeros(tasks, dtype=torch.bool)
+        rows *= present.unsqueeze(1)
+        found = on_numbers.weigh(rows @ rows.T, present)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)
+            expected = on_tensors.weigh(rows @ rows.T, present)
+        torch.testing.assert_close(found[present], expected[present], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(on_numbers.balance, on_tensors.balance, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(on_numbers.averages, on_tensors.averages, rtol=1e-5, atol=1e-12)
+
+
 def test_a_step_needs_nothing_from_the_device():
-    """Fake tensors have no values: `.item()`, `bool(tensor)` or `.tolist()` in a step would raise."""
-    for magnitude, direction in MODES:
-        with FakeTensorMode():
-            fork = MultiBalance(3, magnitude=magnitude, direction=direction)
-            bottom, towers = nn.Linear(4, 3), [nn.Linear(3, 1) for _ in range(3)]
+    """Meta tensors have no values: `.item()`, `bool(tensor)` or `.tolist()` in a step would raise."""
+    for tasks, (magnitude, direction) in itertools.product((3, 7), MODES):
+        with torch.device("meta"):
+            fork = MultiBalance(tasks, magnitude=magnitude, direction=direction)
+            bottom, towers = nn.Linear(4, 3), [nn.Linear(3, 1) for _ in range(tasks)]
             branches = fork(bottom(torch.randn(5, 4)))
             losses = [tower(branch).mean() for tower, branch in zip(towers, branches, strict=True)]
             sum(losses[:2]).backward()

@@ -1,8 +1,8 @@
 """The two passes over the tasks' gradients that a fork makes: their Gram matrix, and their weighted sum.
 
-Both are bound by memory traffic rather than by arithmetic. On a CPU the shapes at hand (few rows, very long) are far
-from what one matrix product does well, so the gradients go through it in pieces. The limits below were chosen by
-measuring gradients of 4096 × 128 on two cores.
+Both are bound by memory traffic, not by arithmetic. Up to ``FEW`` tasks the gradients stay where autograd has put them.
+More are copied side by side as they arrive (`Gathering`), so that each pass is one product over all of them, and
+autograd can use its memory for the next one.
 """
 
 from __future__ import annotations
@@ -12,71 +12,120 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["gram_matrix", "weighted_sum"]
+__all__ = ["FEW", "Gathering", "gram_matrix", "gram_of_rows", "weighted_rows", "weighted_sum"]
 
-_BY_DOTS = 4  # up to so many tasks single dot products are the fastest: nothing is copied
-_IN_STRIPS = 16  # up to so many, a batch of products of short strips; above, one product
-_BLOCK = 1 << 21  # numbers gathered at a time on a CPU: 8 MiB in float32
-_BLOCK_ELSEWHERE = 1 << 27  # on an accelerator: bounds the extra memory to 512 MiB
-_STRIP = 2048
+FEW = 4  # up to so many tasks single dot products are the fastest on a CPU (4096 × 128 numbers each, two cores)
+_STRIP = 1024  # columns in one of a batch of products, which on a CPU beats one product of few and very long rows
+_BLOCK = 1 << 27  # numbers brought to a wider type at a time: bounds the extra memory to 512 MiB
 
 
-def gram_matrix(gradients: Sequence[Sequence[Tensor]], divisor: Tensor | None = None, /) -> Tensor:
-    """Inner products of M gradients that are given in the same pieces, shape [M, M].
+class Gathering:
+    """The gradients of one backward side by side: for every piece of the shared structure a row per task.
+
+    Args:
+        tasks: how many tasks there are.
+        pieces: the shared tensors.
+        spare: memory of an earlier gathering, or nothing; reused if it fits.
+    """
+
+    def __init__(self, tasks: int, pieces: Sequence[Tensor], spare: Sequence[Tensor]) -> None:
+        self._tasks = tasks
+        self._pieces = [(piece.shape, piece.numel(), piece.dtype, piece.device) for piece in pieces]
+        self._spare = spare
+        self.rows: list[Tensor] = []
+
+    def take(self, task: int, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Copies one task's gradients into its rows and returns the rows in the gradients' place."""
+        if not self.rows:
+            spare, self._spare = self._spare, ()
+            fitting = [(self._tasks, numel, dtype, device) for _, numel, dtype, device in self._pieces]
+            fits = [(*rows.shape, rows.dtype, rows.device) for rows in spare] == fitting
+            self.rows = list(spare) if fits else [_empty_rows(*wanted) for wanted in fitting]
+        return tuple(
+            None if gradient is None else rows[task].view(shape).copy_(gradient)
+            for rows, gradient, (shape, *_) in zip(self.rows, gradients, self._pieces, strict=True)
+        )
+
+
+def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -> Tensor:
+    """Inner products of M tensors of one shape, shape [M, M]; see :func:`gram_of_rows`."""
+    vectors = [gradient.reshape(-1) for gradient in gradients]
+    first = vectors[0]
+    if (
+        len(vectors) <= FEW and first.is_cpu and first.dtype == _wide(first.dtype) and divisor is None
+    ) and not torch.compiler.is_compiling():
+        return _by_dots(vectors)
+    return gram_of_rows(torch.stack(vectors), divisor)
+
+
+def gram_of_rows(rows: Tensor, divisor: Tensor | None = None, /) -> Tensor:
+    """Inner products of the rows of a matrix of shape [M, N], shape [M, M].
 
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
-    total: Tensor | None = None
-    for pieces in zip(*gradients, strict=True):
-        gram = _gram_of_vectors([piece.reshape(-1) for piece in pieces], divisor)
-        total = gram if total is None else total + gram
-    assert total is not None, "a fork hands at least one tensor to its tasks"
+    count, columns = rows.shape
+    wide = _wide(rows.dtype)
+    if torch.compiler.is_compiling() or (rows.dtype == wide and divisor is None):
+        rows = rows.to(wide)
+        return _product(rows if divisor is None else rows / divisor)
+    total = torch.zeros(count, count, dtype=wide, device=rows.device)
+    for block in torch.split(rows, max(_BLOCK // count, 1), dim=1) if columns else ():
+        total += _product(block.to(wide) if divisor is None else block.to(wide) / divisor)
     return total
 
 
-def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[Tensor], /) -> Tensor:
+def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
     """``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; half precision is summed in float32.
 
     Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
     """
     first = gradients[0]
-    total = first.to(_wide(first.dtype)) * weights[0]
+    wide = _wide(first.dtype)
     recorded = torch.is_grad_enabled()
-    for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-        wide = gradient.to(total.dtype)
-        total = total.addcmul(wide, weight) if recorded else total.addcmul_(wide, weight)
+    if first.is_cpu and not recorded and not torch.compiler.is_compiling():
+        return _weighted_on_cpu([gradient.to(wide) for gradient in gradients], weights.to(wide)).to(first.dtype)
+    split = weights.unbind(0)
+    total = first.to(wide) * split[0]
+    for gradient, weight in zip(gradients[1:], split[1:], strict=True):
+        total = total.addcmul(gradient.to(wide), weight) if recorded else total.addcmul_(gradient.to(wide), weight)
     return total.to(first.dtype)
 
 
-def _gram_of_vectors(vectors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
-    count, on_cpu = len(vectors), vectors[0].device.type == "cpu"
-    if torch.compiler.is_compiling():
-        return _product(_rows(vectors, divisor))
-    wide = _wide(vectors[0].dtype)
-    if on_cpu and count <= _BY_DOTS and vectors[0].dtype == wide and divisor is None:
-        return _by_dots(vectors)
-    columns = (_BLOCK if on_cpu else _BLOCK_ELSEWHERE) // count // _STRIP * _STRIP or _STRIP
-    total = torch.zeros(count, count, dtype=wide, device=vectors[0].device)
-    for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
-        rows = _rows(parts, divisor)
-        whole = rows.shape[1] // _STRIP * _STRIP if on_cpu and count <= _IN_STRIPS else 0
-        if whole:
-            strips = rows[:, :whole].reshape(count, -1, _STRIP).transpose(0, 1)
-            total += torch.bmm(strips, strips.transpose(1, 2)).sum(0)
-        if whole < rows.shape[1]:
-            total += _product(rows[:, whole:])
+def weighted_rows(rows: Tensor, weights: Tensor, /) -> Tensor:
+    """:func:`weighted_sum` of the rows of a matrix of shape [M, N], shape [N]."""
+    if rows.dtype == _wide(rows.dtype):
+        return torch.mv(rows.T, weights.to(rows.dtype))
+    return weighted_sum(rows.unbind(0), weights)
+
+
+def _weighted_on_cpu(gradients: Sequence[Tensor], weights: Tensor) -> Tensor:
+    scalars: list[float] = weights.tolist()
+    if len(gradients) == 1:
+        return gradients[0] * scalars[0]
+    # The outer product with a single number is the one operation that takes two weighted tensors in a single pass.
+    column = gradients[0].reshape(-1, 1)
+    pair = torch.addr(column, gradients[1].reshape(-1), weights[1:2], beta=scalars[0])
+    total: Tensor = pair.view(gradients[0].shape)
+    for gradient, weight in zip(gradients[2:], scalars[2:], strict=True):
+        total.add_(gradient, alpha=weight)
     return total
 
 
-def _rows(vectors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
-    rows = torch.stack(list(vectors))
-    rows = rows.to(_wide(rows.dtype))
-    return rows if divisor is None else rows / divisor
+def _empty_rows(count: int, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Rows that start a power of two apart fall on the same lines of a CPU's caches; 66 lines of 64 bytes more do not.
+    stride = -(-numel // 2048) * 2048 + 1056 if device.type == "cpu" else numel
+    return torch.empty(count, stride, dtype=dtype, device=device)[:, :numel]
 
 
 def _product(rows: Tensor) -> Tensor:
-    return rows @ rows.T
+    columns = rows.shape[1]
+    whole = columns // _STRIP * _STRIP
+    if not whole or not rows.is_cpu or torch.compiler.is_compiling():
+        return rows @ rows.T
+    strips = rows[:, :whole].view(rows.shape[0], -1, _STRIP).transpose(0, 1)
+    total = torch.bmm(strips, strips.transpose(1, 2)).sum(0)
+    return total if whole == columns else total + rows[:, whole:] @ rows[:, whole:].T
 
 
 def _by_dots(vectors: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ their Gram matrix decides the weights with which they flow on into the shared la
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce
 from torch.utils import _pytree as pytree
 
-from equipoise._gram import gram_matrix, weighted_sum
+from equipoise._gram import FEW, Gathering, gram_matrix, gram_of_rows, weighted_rows, weighted_sum
 from equipoise._loss_scale import follow, scaled_backward
 
 __all__ = ["Fork"]
@@ -89,7 +90,11 @@ class Fork(nn.Module):
         self.register_buffer("last_weights", torch.ones(count), persistent=False)
         self.register_buffer("last_present", torch.zeros(count, dtype=torch.bool), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
+        self._spare: list[Tensor] = []  # memory in which the last backward's gradients were gathered
         follow(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_spare": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
@@ -120,6 +125,9 @@ class Fork(nn.Module):
         Raises:
             TypeError: ``shared`` holds something else than tensors, or no tensor at all.
         """
+        if isinstance(shared, Tensor):  # the common case needs no look at a structure
+            wanted = shared.requires_grad and self.training and torch.is_grad_enabled()
+            return tuple(self._copies([shared])) if wanted else (shared,) * len(self.tasks)  # type: ignore[arg-type]
         leaves, form = pytree.tree_flatten(shared)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             found = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
@@ -127,7 +135,7 @@ class Fork(nn.Module):
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
         if not self.training or not torch.is_grad_enabled() or not places:
             return (shared,) * len(self.tasks)
-        copies: Sequence[Tensor] = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
+        copies = self._copies([leaves[place] for place in places])
         branches = []
         for task in range(len(self.tasks)):
             branch = list(leaves)
@@ -136,37 +144,43 @@ class Fork(nn.Module):
             branches.append(pytree.tree_unflatten(branch, form))
         return tuple(branches)
 
-    @torch.no_grad()
-    def _weigh_step(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
-        """The weights for this step's gradients; ``by_task[m][p]`` is task m's gradient of piece p, None for zero."""
-        device = next(piece.device.type for piece in by_task[arrived[0]] if piece is not None)
-        # A backward inside an autocast region must not multiply norms in half precision.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            return self._weigh_gram(self._gram(by_task, arrived).to(self.last_gram.dtype))
+    def _copies(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Task by task one identity copy of each tensor, all of which meet again in backward."""
+        if len(self.tasks) <= FEW or torch.compiler.is_compiling():
+            meeting: tuple[Tensor, ...] = _Meeting.apply(self, None, *shared)  # type: ignore[no-untyped-call]
+            return meeting
+        gathering = Gathering(len(self.tasks), shared, self._spare)
+        # A second forward before the first one's backward gathers in memory of its own.
+        self._spare = []
+        met: tuple[Tensor, ...] = _Meeting.apply(self, gathering, *shared)  # type: ignore[no-untyped-call]
+        copies: list[Tensor] = []
+        for task in range(len(self.tasks)):
+            own = met[task * len(shared) : (task + 1) * len(shared)]
+            copies += _Arrival.apply(gathering, task, *own)  # type: ignore[no-untyped-call]
+        return copies
 
-    def _weigh_gram(self, gram: Tensor) -> Tensor:
+    def _weigh_step(self, gram: Tensor) -> Tensor:
+        """This step's weights, given the Gram matrix of this rank's gradients."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
+            group = self.process_group or dist.distributed_c10d._get_default_group()
+            gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
+        gram = gram.to(self.last_gram.dtype)
         diagonal = gram.diagonal()
-        present = (diagonal > 0) & (diagonal < math.inf)
-        gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
-        weights = torch.where(present, self.weigh(gram, present), 1.0)
+        if gram.is_cpu and not torch.compiler.is_compiling():
+            # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
+            flags = [0 < square < math.inf for square in diagonal.tolist()]
+            present, all_present = torch.tensor(flags), all(flags)
+        else:
+            present, all_present = (diagonal > 0) & (diagonal < math.inf), False
+        if not all_present:
+            gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
+        weights = self.weigh(gram, present)
+        if not all_present:
+            weights = torch.where(present, weights, 1.0)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
         return weights
-
-    def _gram(self, by_task: Sequence[Sequence[Tensor | None]], arrived: Sequence[int]) -> Tensor:
-        """The tasks' Gram matrix over all ranks, in units of the unscaled losses."""
-        pieces = [
-            place for place in range(len(by_task[0])) if any(by_task[task][place] is not None for task in arrived)
-        ]
-        filled = [[_or_zeros(by_task, task, place) for place in pieces] for task in arrived]
-        gram = gram_matrix(filled, self._factor())
-        for absent in sorted(set(range(len(self.tasks))) - set(arrived)):
-            gram = _with_zeros_at(_with_zeros_at(gram, absent, 0), absent, 1)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
-            group = self.process_group or dist.distributed_c10d._get_default_group()
-            gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
-        return gram
 
     def _factor(self) -> Tensor | None:
         """What the losses of the backward under way were multiplied by; None where that is 1 for sure."""
@@ -186,37 +200,118 @@ class Fork(nn.Module):
         return repr(list(self.tasks))
 
 
+class _Arrival(torch.autograd.Function):
+    """Identity forward; backward, one task's gradients are laid beside those of the tasks that came before."""
+
+    @staticmethod
+    def forward(ctx: Any, gathering: Gathering, task: int, *copies: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.gathering = gathering
+        ctx.task = task
+        return tuple(copy.view_as(copy) for copy in copies)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return None, None, *cotangents
+        return None, None, *ctx.gathering.take(ctx.task, cotangents)
+
+
 class _Meeting(torch.autograd.Function):
     """Identity copies forward; the weighted sum of their gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, fork: Fork, *shared: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, fork: Fork, gathering: Gathering | None, *shared: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.fork = fork
+        ctx.gathering = gathering
         ctx.pieces = len(shared)
         ctx.weighed = None
         return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        fork: Fork = ctx.fork
-        by_task = [cotangents[start : start + ctx.pieces] for start in range(0, len(cotangents), ctx.pieces)]
-        arrived = [task for task, pieces in enumerate(by_task) if any(piece is not None for piece in pieces)]
-        if torch.compiler.is_compiling():
-            weights = fork._weigh_step(by_task, arrived)
-        else:
-            # A second backward over the same graph is the same linear map as the first.
-            if ctx.weighed is None:
-                ctx.weighed = (arrived, fork._weigh_step(by_task, arrived))
-            first, weights = ctx.weighed
-            if not set(arrived) <= set(first):
-                raise RuntimeError(_one_by_one(fork.tasks, first, arrived))
-        split = weights.unbind(0)
-        balanced: list[Tensor | None] = []
-        for place in range(ctx.pieces):
-            terms = [(piece, split[task]) for task in arrived if (piece := by_task[task][place]) is not None]
-            balanced.append(weighted_sum([term[0] for term in terms], [term[1] for term in terms]) if terms else None)
-        return None, *balanced
+        device = next(cotangent.device.type for cotangent in cotangents if cotangent is not None)
+        # A backward inside an autocast region must not multiply norms in half precision.
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            if ctx.gathering is None or torch.is_grad_enabled():
+                balanced = _meet(ctx, cotangents)
+            else:
+                balanced = _meet_in_rows(ctx, cotangents)
+        return None, None, *balanced
+
+
+def _meet(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The balanced gradient of every piece, from gradients that lie where autograd has put them."""
+    fork: Fork = ctx.fork
+    by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+
+    def gram() -> Tensor:
+        with torch.no_grad():
+            return _total(gram_matrix(filled, fork._factor()) for piece in by_piece if (filled := _filled(piece)))
+
+    weights = _weights(ctx, cotangents, gram)
+    balanced: list[Tensor | None] = []
+    for piece in by_piece:
+        arrived = [task for task, gradient in enumerate(piece) if gradient is not None]
+        gradients = [gradient for gradient in piece if gradient is not None]
+        own = weights if len(arrived) == len(piece) else torch.stack([weights[task] for task in arrived or [0]])
+        balanced.append(weighted_sum(gradients, own) if gradients else None)
+    return balanced
+
+
+def _meet_in_rows(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same from gradients that were gathered as they arrived."""
+    fork: Fork = ctx.fork
+    rows: list[Tensor] = ctx.gathering.rows
+    by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+    for piece, gathered in zip(by_piece, rows, strict=True):
+        for task, gradient in enumerate(piece):
+            if gradient is None:
+                gathered[task].zero_()
+    weights = _weights(ctx, cotangents, lambda: _total(gram_of_rows(gathered, fork._factor()) for gathered in rows))
+    balanced = [
+        weighted_rows(gathered, weights).view(shape) if (shape := _shape(piece)) is not None else None
+        for piece, gathered in zip(by_piece, rows, strict=True)
+    ]
+    if rows[0].is_cpu:  # where fresh memory is dear; an accelerator's allocator keeps it itself
+        fork._spare = rows
+    ctx.gathering.rows = []
+    return balanced
+
+
+def _weights(ctx: Any, cotangents: Sequence[Tensor | None], gram: Callable[[], Tensor]) -> Tensor:
+    """The weights of the graph's first backward; a second one over it is the same linear map."""
+    fork: Fork = ctx.fork
+    if torch.compiler.is_compiling():
+        return fork._weigh_step(gram())
+    arrived = {place // ctx.pieces for place, cotangent in enumerate(cotangents) if cotangent is not None}
+    if ctx.weighed is None:
+        with torch.no_grad():
+            ctx.weighed = (arrived, fork._weigh_step(gram()))
+    first: set[int] = ctx.weighed[0]
+    if not arrived <= first:
+        raise RuntimeError(_one_by_one(fork.tasks, sorted(first), sorted(arrived)))
+    weights: Tensor = ctx.weighed[1]
+    return weights
+
+
+def _total(matrices: Iterable[Tensor]) -> Tensor:
+    first, *others = matrices
+    return functools.reduce(torch.add, others, first)
+
+
+def _shape(piece: Sequence[Tensor | None]) -> torch.Size | None:
+    return next((gradient.shape for gradient in piece if gradient is not None), None)
+
+
+def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:
+    """One task's gradient of a piece after the other, zeros for those that did not arrive; nothing if none did."""
+    like = next((gradient for gradient in piece if gradient is not None), None)
+    if like is None:
+        return []
+    return [torch.zeros_like(like) if gradient is None else gradient for gradient in piece]
 
 
 def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) -> str:
@@ -228,21 +323,6 @@ def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) 
         f"{names(first)} in a first backward over this graph, and now {names(now)}. Sum the losses and call backward "
         "once: sum(losses).backward()."
     )
-
-
-def _with_zeros_at(gram: Tensor, place: int, dim: int) -> Tensor:
-    # Not by an index tensor, which would have to be copied to the device.
-    rest = gram.shape[dim] - place
-    return torch.cat(
-        [gram.narrow(dim, 0, place), torch.zeros_like(gram.narrow(dim, 0, 1)), gram.narrow(dim, place, rest)], dim
-    )
-
-
-def _or_zeros(by_task: Sequence[Sequence[Tensor | None]], task: int, place: int) -> Tensor:
-    found = by_task[task][place]
-    if found is not None:
-        return found
-    return torch.zeros_like(next(piece for piece in (pieces[place] for pieces in by_task) if piece is not None))
 
 
 def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from equipoise._multibalance_numbers import Step, StepState
 from equipoise.fork import Fork
 from equipoise.solvers import project_simplex
 
@@ -92,6 +93,7 @@ class MultiBalance(Fork):
         self.beta = beta
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
+        self._even = torch.tensor(1 / len(self.tasks), dtype=torch.float32, device="cpu").item()
         preferences = _preferences(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         self.register_buffer("preferences", preferences, persistent=False)
@@ -109,6 +111,8 @@ class MultiBalance(Fork):
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """``M λ_m r_m / n_m`` after one step of the averages and of λ; see the class and :meth:`Fork.weigh`."""
+        if gram.is_cpu and not torch.compiler.is_compiling():
+            return self._weigh_numbers(gram, present)
         norms = gram.diagonal().sqrt()
         if self.magnitude == "none":
             scale = present.to(gram.dtype)
@@ -125,6 +129,17 @@ class MultiBalance(Fork):
             self._step_balance(gram, present, scale)
         # Divided by 1/M rather than multiplied by M, so that equal λ, themselves rounded, give exactly 1.
         return self.balance / (1 / len(self.tasks)) * scale
+
+    def _weigh_numbers(self, gram: Tensor, present: Tensor) -> Tensor:
+        """The same step on Python's numbers: on a CPU thirty tiny tensor operations take ten times as long."""
+        step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even)
+        state = StepState(self.preferences.tolist(), self.balance.tolist(), *self.averages.tolist())
+        weights = step.move(state, gram.tolist(), present.tolist())
+        if self.magnitude != "none":
+            self.averages.copy_(torch.tensor([state.average, state.correction], dtype=gram.dtype))
+        if self.direction != "none":
+            self.balance.copy_(torch.tensor(state.balance, dtype=gram.dtype))
+        return torch.tensor(weights, dtype=gram.dtype)
 
     def monitored(self) -> dict[str, Tensor]:
         """û, where there are averages, and λ; see :class:`equipoise.Monitor`."""
