@@ -32,19 +32,26 @@ class Gathering:
         self._tasks = tasks
         self._pieces = [(piece.shape, piece.numel(), piece.dtype, piece.device) for piece in pieces]
         self._spare = spare
+        self._slots: list[list[Tensor]] = []
         self.rows: list[Tensor] = []
 
     def take(self, task: int, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Copies one task's gradients into its rows and returns the rows in the gradients' place."""
         if not self.rows:
-            spare, self._spare = self._spare, ()
-            fitting = [(self._tasks, numel, dtype, device) for _, numel, dtype, device in self._pieces]
-            fits = [(*rows.shape, rows.dtype, rows.device) for rows in spare] == fitting
-            self.rows = list(spare) if fits else [_empty_rows(*wanted) for wanted in fitting]
-        return tuple(
-            None if gradient is None else rows[task].view(shape).copy_(gradient)
-            for rows, gradient, (shape, *_) in zip(self.rows, gradients, self._pieces, strict=True)
-        )
+            self._allocate()
+        slots = zip(self._slots[task], gradients, strict=True)
+        return tuple([None if gradient is None else slot.copy_(gradient) for slot, gradient in slots])
+
+    def _allocate(self) -> None:
+        spare, self._spare = self._spare, ()
+        fitting = [(self._tasks, numel, dtype, device) for _, numel, dtype, device in self._pieces]
+        fits = [(*rows.shape, rows.dtype, rows.device) for rows in spare] == fitting
+        self.rows = list(spare) if fits else [_empty_rows(*wanted) for wanted in fitting]
+        by_piece = [
+            [row.view(shape) for row in rows.unbind(0)]
+            for rows, (shape, *_) in zip(self.rows, self._pieces, strict=True)
+        ]
+        self._slots = [list(slots) for slots in zip(*by_piece, strict=True)]
 
 
 def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -> Tensor:

@@ -18,7 +18,7 @@ from equipoise.compare.report import write_report
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
-from equipoise.training import SettingError
+from equipoise.training import Schedule, SettingError
 
 __all__ = ["app", "main"]
 
@@ -44,6 +44,9 @@ ModelOptions = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step.")]
+LearningRates = Annotated[
+    Schedule | None, typer.Option(help="linear: the learning rate falls to 0 over the training; constant: it stays.")
+]
 LossScale = Annotated[
     list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
 ]
@@ -64,6 +67,7 @@ def train(
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate of Adam.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
+    schedule: LearningRates = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -75,7 +79,7 @@ def train(
     with _plainly(f"Run the same command with --resume to go on from {out}."):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule,
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
         with Display(console) as display:
@@ -96,6 +100,7 @@ def compare(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
+    schedule: LearningRates = None,
     loss_scale: LossScale = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
@@ -110,7 +115,7 @@ def compare(
     with _plainly(f"Run the same command again to go on from {out}."):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule,
             methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
             tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
         )  # fmt: skip

@@ -115,6 +115,7 @@ def _plan(made: Comparison) -> dict[str, Any]:
         "seeds": list(range(made.seeds)),
         "epochs": 2,
         "batch_size": 2048,
+        "schedule": "linear",
         "rates": {name: RATES[name] for name in made.methods},
         "grid": [1e-3, 3e-3, 1e-2] if made.tuned else None,
         "rows": {"train": 455_120, "validation": 62_310, "test": 81_200},

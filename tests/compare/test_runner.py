@@ -11,6 +11,7 @@ from equipoise.compare import runner as runner_module
 from equipoise.compare.describe import FolderError
 from equipoise.compare.jobs import Job, Watch
 from equipoise.compare.plan import Plan
+from equipoise.compare.rates import GRID
 from equipoise.compare.records import read_runs
 from equipoise.compare.runner import compare, train_into
 from equipoise.training import METHODS, Run, SettingError
@@ -181,11 +182,11 @@ def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
     recorder = Recorder()
     compare(plan(tune=True, tune_seeds=2), tmp_path, jobs=1, watch=recorder)
     tuned = [job for job in recorder.trained if job.phase == "tune"]
-    assert len(tuned) == 2 * 3 * 2  # methods × rates × seeds: the same budget for each
+    assert len(tuned) == 2 * len(GRID) * 2  # methods × rates × seeds: the same budget for each
     assert {job.seed for job in tuned}.isdisjoint(job.seed for job in recorder.trained if job.phase == "run")
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["rates"] == best
-    assert written["grid"] == [1e-3, 3e-3, 1e-2]
+    assert written["grid"] == list(GRID)
     assert {(run.method, run.lr) for run in read_runs(tmp_path / "runs.jsonl")} == set(best.items())
     assert '"phase": "tune"' in (tmp_path / "tuning.jsonl").read_text()
 

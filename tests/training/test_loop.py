@@ -141,6 +141,24 @@ def test_the_first_step_of_equal_weights_is_adam_on_the_sum_of_losses(tiny: Data
         torch.testing.assert_close(own, other)
 
 
+@pytest.mark.parametrize("name", ["equal", "pub", "single-task"])
+@pytest.mark.parametrize(("schedule", "expected"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)])
+def test_the_learning_rate_follows_the_schedule(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch, name: str, schedule: str, expected: list[float]
+) -> None:
+    seen = []
+    step = Learner.step
+
+    def spy(learner: Learner, batch: Batch) -> torch.Tensor:
+        seen.append([group["lr"] for member in learner._members for group in member.optimizer.param_groups])
+        return step(learner, batch)
+
+    monkeypatch.setattr(Learner, "step", spy)
+    train(tiny, METHODS[name], epochs=4, batch_size=len(tiny.train), lr=1e-2, schedule=schedule)
+    for found, factor in zip(seen, expected, strict=True):
+        assert found == pytest.approx([1e-2 * factor] * len(found))
+
+
 def test_single_task_training_of_a_task_is_training_on_its_loss_alone(tiny: Dataset) -> None:
     """Scaling the other task's loss changes nothing, while it does in joint training."""
     for name, same in (("single-task", True), ("equal", False)):

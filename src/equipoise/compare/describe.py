@@ -18,7 +18,7 @@ from equipoise.training import Method, SettingError
 
 __all__ = ["FolderError", "check_folder", "describe"]
 
-_SAME_COMPARISON = ("data", "data_options", "model", "model_options", "epochs", "batch_size", "loss_scale")
+_SAME_COMPARISON = ("data", "data_options", "model", "model_options", "epochs", "batch_size", "schedule", "loss_scale")
 
 
 class FolderError(SettingError):
@@ -46,6 +46,7 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
         "seeds": list(range(plan.seeds)),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
+        "schedule": plan.schedule,
         "grid": list(plan.grid) if plan.tune else None,
         "rows": {name: len(split) for name, split in splits.items()},
         "label_rates": _label_rates(dataset),

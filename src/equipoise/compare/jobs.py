@@ -85,6 +85,7 @@ def _run(plan: Plan, dataset: Dataset, job: Job, on_progress: Callable[[int, int
         lr=job.lr,
         epochs=plan.epochs,
         batch_size=plan.batch_size,
+        schedule=plan.schedule,
         seed=job.seed,
         loss_scale=plan.loss_scale,
         on_progress=on_progress,

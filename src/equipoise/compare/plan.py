@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equipoise.compare.rates import GRID, rate
-from equipoise.training import METHODS, SettingError
+from equipoise.training import METHODS, Schedule, SettingError
 from equipoise.training.methods import parse_scalar
 
 __all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
@@ -47,6 +47,7 @@ class Plan(BaseModel):
         data: a name that :func:`equipoise.data.load` knows, called with ``data_options``.
         model: a name that :func:`equipoise.ranking.models.build_model` knows, called with ``model_options``.
         methods: names out of the registry, options behind a colon (``"multibalance:beta=0.3"``).
+        schedule: what the learning rate does over a training, see :func:`equipoise.training.train`.
         seeds: how many; they are 0, 1, 2, ...
         tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds,
             which are others than those of the comparison.
@@ -72,6 +73,7 @@ class Plan(BaseModel):
     seeds: int = Field(default=2, ge=1)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    schedule: Schedule = "linear"
     tune: bool = False
     tune_seeds: int = Field(default=1, ge=1)
     grid: list[Positive] = Field(default=list(GRID), min_length=1)

@@ -6,11 +6,11 @@ from typing import Final
 
 __all__ = ["DEFAULT_RATE", "GRID", "rate"]
 
-GRID: Final = (1e-3, 3e-3, 1e-2)
+GRID: Final = (1e-3, 3e-3, 1e-2, 3e-2)
 """The rates that ``compare --tune`` tries for every method."""
 
 DEFAULT_RATE: Final = 3e-3
-"""The rate of a method that was never tuned on that data set and model: the middle of the grid."""
+"""The rate of a method that was never tuned on that data set and model: inside the grid."""
 
 # (data set, model) -> method -> rate, as `equipoise compare --tune` chose it at that data set's defaults
 _TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {

@@ -190,10 +190,11 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
         )
     else:
         rates = "each method's own, given beforehand (see the table); not tuned in this comparison"
+    decay = "learning rate falling linearly to 0" if plan.schedule == "linear" else "constant learning rate"
     return [
         ("Data set", f"{plan.dataset}; rows: {rows}" if rows else plan.dataset),
         ("Model", plan.model),
-        ("Training", f"Adam, {_count(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows"),
+        ("Training", f"Adam, {_count(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows, {decay}"),
         ("Seeds", _seeds(plan.seeds)),
         ("Learning rates", rates),
         (
@@ -220,22 +221,24 @@ def _command(options: Mapping[str, Any]) -> str:
     """The command that makes this comparison, from the settings the plan holds."""
     words = ["equipoise", "compare"]
     for flag, name in [("--data", "data"), ("--model", "model"), ("--seeds", "seeds"), ("--epochs", "epochs"),
-                       ("--batch-size", "batch_size")]:  # fmt: skip
+                       ("--batch-size", "batch_size"), ("--schedule", "schedule")]:  # fmt: skip
         if options.get(name) is not None:
             words += [flag, str(options[name])]
     for flag, name in [("--data-option", "data_options"), ("--model-option", "model_options"),
                        ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
         for key, value in (options.get(name) or {}).items():
-            words += [flag, f"{key}={_without_folders(value)}"]
+            words += [flag, f"{key}={_as_typed(value)}"]
     if options.get("methods"):
         words += ["--methods", ",".join(options["methods"])]
     if options.get("tune"):
-        words.append("--tune")
+        words += ["--tune", "--tune-seeds", str(options.get("tune_seeds", 1))]
     return shlex.join(words)
 
 
-def _without_folders(value: Any) -> Any:
-    """A path of the machine says nothing to another reader: its last part is enough."""
+def _as_typed(value: Any) -> Any:
+    """A value as the command line takes it; of a path, which says nothing to another reader, the last part."""
+    if isinstance(value, list):
+        return "-".join(map(str, value))
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

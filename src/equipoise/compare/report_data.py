@@ -65,6 +65,7 @@ class PlannedRuns(BaseModel):
     seeds: list[int] = Field(min_length=1)
     epochs: int
     batch_size: int
+    schedule: str
     rates: dict[str, float] = Field(default_factory=dict)
     grid: list[float] | None = None
     rows: dict[str, int] = Field(default_factory=dict)

@@ -113,8 +113,8 @@ class _Comparison:
             build = partial(_learner, self.plan, self.dataset, method)
             ratio = throughput_ratio(build(), reference, batches)
             measured[method.name] = ratio | {"peak_memory": peak_memory(build, batches[0])}
+            write_json(path, measured)
             self.watch.advance()
-        write_json(path, measured)
 
 
 def _load(plan: Plan, watch: Watch) -> Dataset:
@@ -155,7 +155,7 @@ def train_into(
     run = train(
         dataset, method,
         model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-        batch_size=plan.batch_size, seed=seed, loss_scale=plan.loss_scale, device=device,
+        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale, device=device,
         checkpoint=folder / "checkpoint.pt", resume=resume, on_progress=partial(watch.step, job),
     )  # fmt: skip
     write_json(folder / "run.json", json.loads(run.to_json()))

@@ -3,7 +3,7 @@
 from equipoise.training.checkpoint import CheckpointError
 from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
-from equipoise.training.loop import count_steps, train
+from equipoise.training.loop import Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
 from equipoise.training.run import Run
 
@@ -14,6 +14,7 @@ __all__ = [
     "Method",
     "MethodError",
     "Run",
+    "Schedule",
     "SettingError",
     "count_steps",
     "parse_method",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
@@ -27,6 +28,7 @@ class _Member:
 
     model: RankingModel
     optimizer: Optimizer
+    scheduler: LRScheduler | None
     tasks: list[int]
     monitor: Monitor | None
 
@@ -42,6 +44,7 @@ class Learner:
         method: what to train with.
         model: a name in :data:`equipoise.ranking.models.MODELS`, built with ``model_options``.
         lr: Adam's learning rate.
+        decay_steps: the rate falls linearly to 0 over so many steps; None: it stays.
         seed: of the initial weights.
         device: where the models live; batches given to :meth:`step` must be there.
         loss_scale: task -> factor on its loss; 1 for tasks that are not named.
@@ -58,6 +61,7 @@ class Learner:
         *,
         model: str,
         lr: float,
+        decay_steps: int | None = None,
         seed: int,
         device: torch.device | str = "cpu",
         model_options: Mapping[str, Any] | None = None,
@@ -83,7 +87,9 @@ class Learner:
             optimizer = method.optimizer(base, shared=list(built.shared_parameters()), tasks=group)
             self._members.append(
                 _Member(
-                    built, optimizer, [schema.task_names.index(task) for task in group],
+                    built, optimizer,
+                    None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
+                    [schema.task_names.index(task) for task in group],
                     Monitor(built, optimizer) if method.monitored else None,
                 )
             )  # fmt: skip
@@ -100,6 +106,8 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             member.optimizer.step()
+            if member.scheduler is not None:
+                member.scheduler.step()
             for task, loss in zip(member.tasks, own, strict=True):
                 losses[task] = loss.detach()
         return torch.stack(losses)
@@ -121,17 +129,21 @@ class Learner:
         return [member.monitor.read() for member in self._members if member.monitor is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every model (its fork's too) and optimizer."""
+        """The state of every model (its fork's too), optimizer and learning rate schedule."""
         return {
             "models": [member.model.state_dict() for member in self._members],
             "optimizers": [member.optimizer.state_dict() for member in self._members],
+            "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Back to a state that :meth:`state_dict` gave."""
-        for member, model, optimizer in zip(self._members, state["models"], state["optimizers"], strict=True):
+        parts = zip(self._members, state["models"], state["optimizers"], state["schedulers"], strict=True)
+        for member, model, optimizer, scheduler in parts:
             member.model.load_state_dict(model)
             member.optimizer.load_state_dict(optimizer)
+            if member.scheduler is not None:
+                member.scheduler.load_state_dict(scheduler)
 
     def _labels(self, batch: Batch, tasks: list[int]) -> Tensor:
         return batch.labels if len(tasks) == len(self.schema.tasks) else batch.labels[:, tasks]

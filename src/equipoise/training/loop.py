@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
 from equipoise.training.run import Run
 
-__all__ = ["count_steps", "train"]
+__all__ = ["Schedule", "count_steps", "train"]
 
 _EVALUATION_BATCH = 16_384
 _SUBSET_SEED = 0  # the same validation rows for every method and seed
 
 Metrics = dict[str, dict[str, float]]
+Schedule = Literal["linear", "constant"]
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
     model: str = "shared-bottom",
     model_options: Mapping[str, Any] | None = None,
     lr: float = 3e-3,
+    schedule: Schedule = "linear",
     epochs: int = 1,
     batch_size: int = 2048,
     seed: int = 0,
@@ -58,6 +60,8 @@ def train(
 
     Args:
         model: a name that :func:`equipoise.ranking.models.build_model` knows, built with ``model_options``.
+        lr: the learning rate at the start.
+        schedule: "linear": the rate falls to 0 over the training; "constant": it stays.
         loss_scale: task -> factor on its loss, for experiments on robustness; reported losses are unscaled.
         evaluations: at how many evenly spaced points the validation metrics are taken.
         evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes
@@ -75,10 +79,12 @@ def train(
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
     counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
     _expect_positive(counts)
+    if schedule not in get_args(Schedule):
+        raise SettingError(f"Expected a schedule out of {', '.join(get_args(Schedule))}; found {schedule!r}.")
     schema = dataset.schema
     learner = Learner(
         schema, method, model=model, lr=lr, seed=seed, device=device,
-        model_options=model_options, loss_scale=loss_scale,
+        model_options=model_options, loss_scale=loss_scale, decay_steps=total if schedule == "linear" else None,
     )  # fmt: skip
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
@@ -86,7 +92,7 @@ def train(
     identity = {
         "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
         "method": method.settings(schema.task_names),
-        "model": model, "model_options": str(dict(model_options or {})), "lr": str(lr), "seed": str(seed),
+        "model": model, "model_options": str(dict(model_options or {})), "lr": str(lr), "schedule": schedule, "seed": str(seed),
         "loss_scale": str(dict(loss_scale or {})), "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
