@@ -92,8 +92,9 @@ def train(
     identity = {
         "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
         "method": method.settings(schema.task_names),
-        "model": model, "model_options": str(dict(model_options or {})), "lr": str(lr), "schedule": schedule, "seed": str(seed),
-        "loss_scale": str(dict(loss_scale or {})), "epochs": str(epochs), "batch_size": str(batch_size),
+        "model": model, "model_options": str(dict(model_options or {})),
+        "lr": str(lr), "schedule": schedule, "seed": str(seed), "loss_scale": str(dict(loss_scale or {})),
+        "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
     if resume and checkpoint is not None:
