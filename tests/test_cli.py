@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from equipoise import cli
 from equipoise.cli import app
 from equipoise.compare import runner as runner_module
+from equipoise.data import DataError, census_income, complete_journey, funnel
 from equipoise.training import METHODS
 
 FUNNEL = ["--data", "funnel", "--rows", "1500", "--batch-size", "256", "--epochs", "1"]
@@ -151,3 +152,38 @@ def test_python_m_equipoise_is_the_command() -> None:
         [sys.executable, "-m", "equipoise", "methods"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "multibalance" in done.stdout
+
+
+def test_data_build_says_what_it_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def build(name: str, **options: object) -> object:
+        asked.update(options, name=name)
+        return funnel.load(rows=1000)
+
+    monkeypatch.setattr(cli.data, "load", build)
+    code, output = run("data", "build", "complete-journey", "--rows", "20000")
+    assert (code, asked["name"], asked["rows"]) == (0, "complete-journey", 20_000)
+    assert "700 train, 100 validation, 200 test rows" in output
+
+
+def test_data_build_full_streams_into_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(complete_journey, "stream_all", lambda out, **_: [out / "week-09.parquet"])
+    code, output = run("data", "build", "complete-journey", "--full", "--out", str(tmp_path))
+    assert code == 0
+    assert "1 files in" in output
+
+
+def test_data_fetch_says_where_the_files_lie_or_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(census_income, "fetch", lambda: tmp_path)
+    code, output = run("data", "fetch", "census-income")
+    assert code == 0
+    assert "Verified:" in output
+
+    def offline() -> Path:
+        raise DataError("Could not download it. Try again with a network.")
+
+    monkeypatch.setattr(census_income, "fetch", offline)
+    code, output = run("data", "fetch", "census-income")
+    assert code == 2
+    assert "Try again with a network" in output

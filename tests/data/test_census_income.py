@@ -475,3 +475,8 @@ def test_the_real_test_file_is_the_one_that_fetch_expects() -> None:
     assert ROOT is not None
     content = gzip.decompress((Path(ROOT) / "census-income" / TEST).read_bytes())
     census_income._verify(TEST, content, "here")
+
+
+def test_a_folder_that_is_no_path_is_refused() -> None:
+    with pytest.raises(DataError, match="folder should be a path, found 5"):
+        load("census-income", folder=5)

@@ -163,6 +163,8 @@ def fetch(*, folder: str | os.PathLike[str] | None = None, url: str = URL) -> Pa
 
 def _folder(folder: str | os.PathLike[str] | None) -> Path:
     if folder is not None:
+        if not isinstance(folder, str | os.PathLike):
+            raise DataError(f"census-income: folder should be a path, found {folder!r}.")
         return Path(folder)
     root = os.environ.get("EQUIPOISE_DATA")
     return (Path(root) if root else cache_folder()) / "census-income"
