@@ -187,3 +187,26 @@ def test_data_fetch_says_where_the_files_lie_or_what_to_do(monkeypatch: pytest.M
     code, output = run("data", "fetch", "census-income")
     assert code == 2
     assert "Try again with a network" in output
+
+
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
+    words = [
+        "compare",
+        *FUNNEL[:-1],
+        "40",
+        "--methods",
+        "equal",
+        "--seeds",
+        "50",
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "equipoise", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "mean validation NE" in process.stdout.readline()  # so the workers are at work
+        process.kill()
+        process.communicate(timeout=60)  # ends when nobody is left who could write

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.fork import Fork
+from equipoise.multibalance import MultiBalance
 
 Experts = namedtuple("Experts", ["outputs", "gate"])
 
@@ -501,24 +502,75 @@ def test_a_copy_trains_on_by_itself(how):
     torch.testing.assert_close(twin.fork.last_gram, model.fork.last_gram)
 
 
+def test_a_second_backward_keeps_the_weights_that_a_subclass_has_moved_since():
+    class Doubling(Fork):
+        def __init__(self, tasks):
+            super().__init__(tasks)
+            self.register_buffer("state", torch.ones(len(self.tasks)))
+
+        def weigh(self, *_):
+            return self.state.mul_(2)
+
+    fork, z = Doubling(2), torch.ones(3, requires_grad=True)
+    first = sum(branch.sum() for branch in fork(z))
+    (before,) = torch.autograd.grad(first, z, retain_graph=True)
+    torch.autograd.grad(sum(branch.sum() for branch in fork(z)), z)
+    assert torch.equal(torch.autograd.grad(first, z)[0], before)
+
+
 @pytest.mark.parametrize("tasks", [2, 6])
-def test_forwards_that_wait_for_their_backward_do_not_share_memory(tasks):
-    """The gradients of more than a few tasks are gathered in memory that the fork keeps."""
-    fork = Fork(tasks)
-    gradients = torch.randn(2, tasks, 5, generator=torch.Generator().manual_seed(0))
-    shared = [torch.zeros(5, requires_grad=True) for _ in range(2)]
-    for _ in range(2):
-        losses = [
-            sum((branch * gradient).sum() for branch, gradient in zip(fork(z), own, strict=True))
-            for z, own in zip(shared, gradients, strict=True)
-        ]
-        sum(losses).backward()
-    for z, own in zip(shared, gradients, strict=True):
-        torch.testing.assert_close(z.grad, 2 * own.sum(0))
+def test_a_step_without_any_gradient_is_a_step_with_nobody_present(tasks):
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(*_):
+            return None
+
+    fork, z = Fork(tasks), torch.ones(3, requires_grad=True)
+    sum(Stop.apply(branch).sum() for branch in fork(z * 1.0)).backward()
+    assert z.grad is None or not z.grad.any()
+    assert not fork.last_present.any()
 
 
-def test_the_memory_of_the_last_backward_is_neither_copied_nor_saved():
-    fork = Fork(6)
-    sum(branch.sum() for branch in fork(torch.zeros(1000, requires_grad=True))).backward()
-    assert sum(rows.numel() for rows in fork._spare) >= 6000
-    assert copy.deepcopy(fork)._spare == pickle.loads(pickle.dumps(fork))._spare == []
+def test_complex_tensors_are_refused():
+    with pytest.raises(TypeError, match="found a complex one"):
+        Fork(2)(torch.ones(3, dtype=torch.complex64, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_state_is_float32_or_wider_whatever_the_default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        fork = MultiBalance(3)
+        expected = torch.promote_types(dtype, torch.float32)
+        assert {buffer.dtype for buffer in fork.buffers() if buffer.is_floating_point()} == {expected}
+        plain = MultiBalance(3, magnitude="none", direction="none")
+        sum(
+            (task + 1) * branch.sum() for task, branch in enumerate(plain(torch.ones(3, requires_grad=True)))
+        ).backward()
+        assert plain.last_weights.tolist() == [1.0, 1.0, 1.0]
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_module_made_on_the_meta_device_starts_from_its_reset_state():
+    made = MultiBalance(3, task_weights=[1, 2, 3])
+    with torch.device("meta"):
+        late = MultiBalance(3, task_weights=[1, 2, 3])
+    late.to_empty(device="cpu").reset_parameters()
+    for (name, found), expected in zip(late.named_buffers(), made.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("tasks", [2, 6])
+def test_a_compiled_fork_can_be_copied_and_pickled(tasks):
+    fork = MultiBalance(tasks)
+    fork.compile(backend="eager")
+    for twin in (copy.deepcopy(fork), pickle.loads(pickle.dumps(fork))):
+        sum(branch.sum() for branch in twin(torch.ones(3, requires_grad=True))).backward()
+        assert twin.last_present.all()
+        assert not fork.last_present.any()

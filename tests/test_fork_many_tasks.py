@@ -1,6 +1,5 @@
-"""More than a few tasks are gathered as they arrive: whatever happens, the result is that of not gathering."""
+"""The Gram matrix of many tasks is made another way than that of a few: the result is the same whatever happens."""
 
-import copy
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from equipoise import fork as fork_module
+from equipoise import _gram
 from equipoise.multibalance import MultiBalance
 
 TASKS = 7
@@ -95,16 +94,15 @@ def a_gradient_kept(model: Ranker, x: Tensor) -> None:
     [plain, absent, accumulated, twice, penalised, checkpointed, autocast, scaled, overflown, a_gradient_kept],
     ids=lambda step: step.__name__,
 )
-def test_gathering_changes_nothing(step: Callable[[Ranker, Tensor], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    gathering, waiting = Ranker(), Ranker()
+def test_many_tasks_are_treated_as_few(step: Callable[[Ranker, Tensor], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    many, few = Ranker(), Ranker()
     x = torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(1))
     for batch in x:
-        step(gathering, batch)
-        assert gathering.fork._spare or step is penalised
+        step(many, batch)
         with monkeypatch.context() as patched:
-            patched.setattr(fork_module, "FEW", TASKS)
-            step(waiting, batch)
-        for (name, found), expected in zip(gathering.named_parameters(), waiting.parameters(), strict=True):
+            patched.setattr(_gram, "_FEW", TASKS)
+            step(few, batch)
+        for (name, found), expected in zip(many.named_parameters(), few.parameters(), strict=True):
             if expected.grad is None:  # an absent task's tower
                 assert found.grad is None
                 continue
@@ -112,8 +110,8 @@ def test_gathering_changes_nothing(step: Callable[[Ranker, Tensor], None], monke
                 found.grad, expected.grad, rtol=1e-4, atol=1e-6 * float(expected.grad.nan_to_num(0, 0, 0).abs().max()),
                 equal_nan=True, msg=lambda text, name=name: f"{name}: {text}",
             )  # fmt: skip
-        torch.testing.assert_close(gathering.fork.averages, waiting.fork.averages)
-        torch.testing.assert_close(gathering.fork.last_present, waiting.fork.last_present)
+        torch.testing.assert_close(many.fork.averages, few.fork.averages)
+        torch.testing.assert_close(many.fork.last_present, few.fork.last_present)
 
 
 def test_losses_one_by_one_are_still_refused() -> None:
@@ -121,13 +119,3 @@ def test_losses_one_by_one_are_still_refused() -> None:
     losses[0].backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=r"has seen 0 in a first backward.*now 3"):
         losses[3].backward()
-
-
-def test_a_copy_has_memory_of_its_own() -> None:
-    model, x = Ranker(), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    plain(model, x)
-    twin = copy.deepcopy(model)
-    model.zero_grad()
-    plain(model, x)
-    plain(twin, x)
-    torch.testing.assert_close(twin.bottom.weight.grad, model.bottom.weight.grad)

@@ -2,25 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from equipoise._gram import Gathering, gram_matrix, gram_of_rows, weighted_rows, weighted_sum
+from equipoise._gram import gram_matrix, weighted_sum
 
 COUNTS = [1, 2, 4, 5, 8, 40]  # around the limit between single dot products and products of rows
-SHAPES = [(3,), (33, 128), (5000, 40)]  # shorter than a strip, whole strips and a remainder
+SHAPES = [(3,), (33, 128), (5000, 40)]  # shorter than a strip, than a block, and blocks with a remainder
 
 
-def gradients(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+def gradients(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(count)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
-
-
-def gathered(g: list[Tensor]) -> Tensor:
-    """The gradients as a fork of many tasks lays them side by side: the last task's first."""
-    gathering = Gathering(len(g), [g[0]], ())
-    for task in reversed(range(len(g))):
-        gathering.take(task, [g[task]])
-    return gathering.rows[0]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -30,10 +21,10 @@ def test_gram_matrix_is_that_of_float64(count: int, shape: tuple[int, ...]) -> N
     rows = torch.stack(g).double().flatten(1)
     expected = rows @ rows.T
     scale = expected.diagonal().sqrt()
-    for found in (gram_matrix(g), gram_of_rows(gathered(g))):
-        assert found.dtype == torch.float32
-        assert ((found.double() - expected) / (scale * scale.unsqueeze(1))).abs().max() < 1e-6
-        assert torch.equal(found, found.T)
+    found = gram_matrix(g)
+    assert found.dtype == torch.float32
+    assert ((found.double() - expected) / (scale * scale.unsqueeze(1))).abs().max() < 1e-6
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -41,17 +32,17 @@ def test_gram_matrix_is_that_of_float64(count: int, shape: tuple[int, ...]) -> N
 def test_half_precision_is_multiplied_and_summed_in_float32(dtype: torch.dtype, count: int) -> None:
     g = [300 * piece for piece in gradients(count, (300, 50), dtype)]  # squares overflow float16
     rows = torch.stack(g).double().flatten(1)
-    for found in (gram_matrix(g), gram_of_rows(gathered(g))):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), rows @ rows.T, rtol=1e-5, atol=1e-5 * float((rows @ rows.T).amax()))
+    found = gram_matrix(g)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), rows @ rows.T, rtol=1e-5, atol=1e-5 * float((rows @ rows.T).amax()))
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_the_divisor_is_taken_out_before_squares_can_overflow(count: int) -> None:
     g = [1e25 * piece for piece in gradients(count, (40, 50), torch.float32)]
     rows = torch.stack(g).double().flatten(1) / 2.0**80
-    for found in (gram_matrix(g, torch.tensor(2.0**80)), gram_of_rows(gathered(g), torch.tensor(2.0**80))):
-        torch.testing.assert_close(found.double(), rows @ rows.T, rtol=1e-5, atol=1e-5 * float((rows @ rows.T).amax()))
+    found = gram_matrix(g, torch.tensor(2.0**80))
+    torch.testing.assert_close(found.double(), rows @ rows.T, rtol=1e-5, atol=1e-5 * float((rows @ rows.T).amax()))
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
@@ -60,22 +51,6 @@ def test_gradients_of_any_layout_are_taken(count: int) -> None:
     g[0] = torch.ones(()).double().expand(20, 30)
     rows = torch.stack(g).flatten(1)
     torch.testing.assert_close(gram_matrix(g), rows @ rows.T)
-    torch.testing.assert_close(gram_of_rows(gathered(g)), rows @ rows.T)
-
-
-def test_gathering_reuses_memory_that_fits_and_no_other() -> None:
-    pieces = [torch.randn(4, 3), torch.randn(5)]
-    first = Gathering(2, pieces, ())
-    for task in range(2):
-        rows = first.take(task, pieces)
-        assert all(torch.equal(row, piece) for row, piece in zip(rows, pieces, strict=True))
-    again = Gathering(2, pieces, first.rows)
-    again.take(0, pieces)
-    assert again.rows[0].data_ptr() == first.rows[0].data_ptr()
-    for tasks, shared in (3, pieces), (2, pieces[:1]), (2, [pieces[0].double(), pieces[1]]):
-        fresh = Gathering(tasks, shared, first.rows)
-        fresh.take(0, shared)
-        assert fresh.rows[0].data_ptr() != first.rows[0].data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -89,9 +64,6 @@ def test_weighted_sum_keeps_shape_and_dtype_and_leaves_gradients_alone(dtype: to
     found = weighted_sum(g, weights)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, **tolerance)
-    in_rows = weighted_rows(gathered(g), weights)
-    assert in_rows.dtype == dtype
-    torch.testing.assert_close(in_rows.double().view(4, 3), expected, **tolerance)
     with torch.enable_grad():
         torch.testing.assert_close(weighted_sum(g, weights).double(), expected, **tolerance)
     assert all(torch.equal(*pair) for pair in zip(g, before, strict=True))

@@ -32,7 +32,7 @@ class Step:
     beta: float
     magnitude: str
     direction: str
-    even: float  # 1/M as float32 has it
+    even: float  # 1/M as the dtype of λ has it
 
     def move(self, state: StepState, gram: Sequence[Sequence[float]], present: Sequence[bool]) -> list[float]:
         """Moves ``state`` by one step and returns ``M λ_m r_m / n_m``, 0 for tasks that are not present."""
@@ -43,7 +43,7 @@ class Step:
         if self.direction == "cosine":
             self._move_balance(state, gram, {task: 1 / norms[task] for task in here})
         elif self.direction == "gram":
-            trace = math.fsum(scale[task] ** 2 * gram[task][task] for task in here)
+            trace = math.fsum(lengths[task] * lengths[task] for task in here)
             self._move_balance(state, gram, scale, len(here) / trace if here else 0.0)
         # Divided by 1/M as λ's buffer has it, so that equal λ, themselves rounded, give exactly 1.
         return [share / self.even * scale.get(task, 0.0) for task, share in enumerate(state.balance)]

@@ -15,11 +15,13 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
 from torch.utils import _pytree as pytree
 
-from equipoise._gram import FEW, Gathering, gram_matrix, gram_of_rows, weighted_rows, weighted_sum
+from equipoise._gram import gram_matrix, weighted_sum
 from equipoise._loss_scale import follow, scaled_backward
+
+if dist.is_available():
+    from torch.distributed._functional_collectives import all_reduce
 
 __all__ = ["Fork"]
 
@@ -59,10 +61,10 @@ class Fork(nn.Module):
 
     Attributes:
         tasks: the tasks' names.
-        last_gram: Gram matrix of the last step in unscaled units, float32, shape [M, M]; 0 for tasks not present.
-        last_weights: the weights of the last step, float32, shape [M].
+        last_gram: Gram matrix of the last step in unscaled units, shape [M, M]; 0 for tasks not present.
+        last_weights: the weights of the last step, shape [M].
         last_present: which tasks were present, bool, shape [M].
-        loss_scale: the factor of the ``GradScaler`` whose backward is under way, else 1; float32, no shape.
+        loss_scale: the factor of the ``GradScaler`` whose backward is under way, else 1; no shape.
 
     Raises:
         ValueError: there is no task, or a name is empty or occurs twice.
@@ -86,20 +88,25 @@ class Fork(nn.Module):
         self.tasks = _task_names(tasks)
         self.process_group = process_group
         count = len(self.tasks)
-        self.register_buffer("last_gram", torch.zeros(count, count), persistent=False)
-        self.register_buffer("last_weights", torch.ones(count), persistent=False)
-        self.register_buffer("last_present", torch.zeros(count, dtype=torch.bool), persistent=False)
-        self.register_buffer("loss_scale", torch.ones(()), persistent=False)
-        self._spare: list[Tensor] = []  # memory in which the last backward's gradients were gathered
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("last_gram", torch.empty(count, count, dtype=wide), persistent=False)
+        self.register_buffer("last_weights", torch.empty(count, dtype=wide), persistent=False)
+        self.register_buffer("last_present", torch.empty(count, dtype=torch.bool), persistent=False)
+        self.register_buffer("loss_scale", torch.empty((), dtype=wide), persistent=False)
+        Fork.reset_parameters(self)
         follow(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_spare": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         follow(self)
+
+    def reset_parameters(self) -> None:
+        """Back to the state before the first step, as a module made on the meta device needs it after ``to_empty``."""
+        self.last_gram.zero_()
+        self.last_weights.fill_(1.0)
+        self.last_present.zero_()
+        self.loss_scale.fill_(1.0)
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
@@ -123,19 +130,24 @@ class Fork(nn.Module):
         """One copy of ``shared`` (a tensor, or a tuple, list or dict of tensors) per task, in the order of ``tasks``.
 
         Raises:
-            TypeError: ``shared`` holds something else than tensors, or no tensor at all.
+            TypeError: ``shared`` holds something else than real tensors, or no tensor at all.
         """
-        if isinstance(shared, Tensor):  # the common case needs no look at a structure
+        if isinstance(shared, Tensor) and not shared.is_complex():  # the common case needs no look at a structure
             wanted = shared.requires_grad and self.training and torch.is_grad_enabled()
-            return tuple(self._copies([shared])) if wanted else (shared,) * len(self.tasks)  # type: ignore[arg-type]
+            if not wanted:
+                return (shared,) * len(self.tasks)
+            alone: tuple[Structure, ...] = _Meeting.apply(self, shared)  # type: ignore[no-untyped-call]
+            return alone
         leaves, form = pytree.tree_flatten(shared)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             found = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
             raise TypeError(f"A fork takes a tensor, or a tuple, list or dict of tensors; found {found}.")
+        if any(leaf.is_complex() for leaf in leaves):
+            raise TypeError("A fork takes real tensors, found a complex one; fork torch.view_as_real of it.")
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
         if not self.training or not torch.is_grad_enabled() or not places:
             return (shared,) * len(self.tasks)
-        copies = self._copies([leaves[place] for place in places])
+        copies: Sequence[Tensor] = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
         branches = []
         for task in range(len(self.tasks)):
             branch = list(leaves)
@@ -144,23 +156,13 @@ class Fork(nn.Module):
             branches.append(pytree.tree_unflatten(branch, form))
         return tuple(branches)
 
-    def _copies(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Task by task one identity copy of each tensor, all of which meet again in backward."""
-        if len(self.tasks) <= FEW or torch.compiler.is_compiling():
-            meeting: tuple[Tensor, ...] = _Meeting.apply(self, None, *shared)  # type: ignore[no-untyped-call]
-            return meeting
-        gathering = Gathering(len(self.tasks), shared, self._spare)
-        # A second forward before the first one's backward gathers in memory of its own.
-        self._spare = []
-        met: tuple[Tensor, ...] = _Meeting.apply(self, gathering, *shared)  # type: ignore[no-untyped-call]
-        copies: list[Tensor] = []
-        for task in range(len(self.tasks)):
-            own = met[task * len(shared) : (task + 1) * len(shared)]
-            copies += _Arrival.apply(gathering, task, *own)  # type: ignore[no-untyped-call]
-        return copies
-
-    def _weigh_step(self, gram: Tensor) -> Tensor:
-        """This step's weights, given the Gram matrix of this rank's gradients."""
+    @torch.no_grad()
+    def _weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]]) -> Tensor:
+        """This step's weights; ``by_piece[p][m]`` is task m's gradient of piece p, None for zero."""
+        factor = self._factor()
+        grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
+        # Without any gradient here other ranks may have some, and wait for this one's.
+        gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
             group = self.process_group or dist.distributed_c10d._get_default_group()
             gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
@@ -175,8 +177,8 @@ class Fork(nn.Module):
         if not all_present:
             gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
         weights = self.weigh(gram, present)
-        if not all_present:
-            weights = torch.where(present, weights, 1.0)
+        # A copy in either case: what a subclass returns may be its own state, which moves on.
+        weights = weights.clone() if all_present else torch.where(present, weights, 1.0)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
@@ -200,96 +202,36 @@ class Fork(nn.Module):
         return repr(list(self.tasks))
 
 
-class _Arrival(torch.autograd.Function):
-    """Identity forward; backward, one task's gradients are laid beside those of the tasks that came before."""
-
-    @staticmethod
-    def forward(ctx: Any, gathering: Gathering, task: int, *copies: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.gathering = gathering
-        ctx.task = task
-        return tuple(copy.view_as(copy) for copy in copies)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return None, None, *cotangents
-        return None, None, *ctx.gathering.take(ctx.task, cotangents)
-
-
 class _Meeting(torch.autograd.Function):
     """Identity copies forward; the weighted sum of their gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, fork: Fork, gathering: Gathering | None, *shared: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, fork: Fork, *shared: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.fork = fork
-        ctx.gathering = gathering
+        ctx.device = shared[0].device.type
         ctx.pieces = len(shared)
         ctx.weighed = None
         return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        device = next(cotangent.device.type for cotangent in cotangents if cotangent is not None)
+        mixed = torch.amp.is_autocast_available(ctx.device) and torch.is_autocast_enabled(ctx.device)
         # A backward inside an autocast region must not multiply norms in half precision.
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if mixed else nullcontext():
-            if ctx.gathering is None or torch.is_grad_enabled():
-                balanced = _meet(ctx, cotangents)
-            else:
-                balanced = _meet_in_rows(ctx, cotangents)
-        return None, None, *balanced
+        with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
+            by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+            weights = _weights(ctx, by_piece)
+            return None, *(_balanced(piece, weights) for piece in by_piece)
 
 
-def _meet(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The balanced gradient of every piece, from gradients that lie where autograd has put them."""
-    fork: Fork = ctx.fork
-    by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-
-    def gram() -> Tensor:
-        with torch.no_grad():
-            return _total(gram_matrix(filled, fork._factor()) for piece in by_piece if (filled := _filled(piece)))
-
-    weights = _weights(ctx, cotangents, gram)
-    balanced: list[Tensor | None] = []
-    for piece in by_piece:
-        arrived = [task for task, gradient in enumerate(piece) if gradient is not None]
-        gradients = [gradient for gradient in piece if gradient is not None]
-        own = weights if len(arrived) == len(piece) else torch.stack([weights[task] for task in arrived or [0]])
-        balanced.append(weighted_sum(gradients, own) if gradients else None)
-    return balanced
-
-
-def _meet_in_rows(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same from gradients that were gathered as they arrived."""
-    fork: Fork = ctx.fork
-    rows: list[Tensor] = ctx.gathering.rows
-    by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-    for piece, gathered in zip(by_piece, rows, strict=True):
-        for task, gradient in enumerate(piece):
-            if gradient is None:
-                gathered[task].zero_()
-    weights = _weights(ctx, cotangents, lambda: _total(gram_of_rows(gathered, fork._factor()) for gathered in rows))
-    balanced = [
-        weighted_rows(gathered, weights).view(shape) if (shape := _shape(piece)) is not None else None
-        for piece, gathered in zip(by_piece, rows, strict=True)
-    ]
-    if rows[0].is_cpu:  # where fresh memory is dear; an accelerator's allocator keeps it itself
-        fork._spare = rows
-    ctx.gathering.rows = []
-    return balanced
-
-
-def _weights(ctx: Any, cotangents: Sequence[Tensor | None], gram: Callable[[], Tensor]) -> Tensor:
+def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """The weights of the graph's first backward; a second one over it is the same linear map."""
     fork: Fork = ctx.fork
     if torch.compiler.is_compiling():
-        return fork._weigh_step(gram())
-    arrived = {place // ctx.pieces for place, cotangent in enumerate(cotangents) if cotangent is not None}
+        return fork._weigh_step(by_piece)
+    arrived = {task for piece in by_piece for task, gradient in enumerate(piece) if gradient is not None}
     if ctx.weighed is None:
-        with torch.no_grad():
-            ctx.weighed = (arrived, fork._weigh_step(gram()))
+        ctx.weighed = (arrived, fork._weigh_step(by_piece))
     first: set[int] = ctx.weighed[0]
     if not arrived <= first:
         raise RuntimeError(_one_by_one(fork.tasks, sorted(first), sorted(arrived)))
@@ -297,13 +239,13 @@ def _weights(ctx: Any, cotangents: Sequence[Tensor | None], gram: Callable[[], T
     return weights
 
 
-def _total(matrices: Iterable[Tensor]) -> Tensor:
-    first, *others = matrices
-    return functools.reduce(torch.add, others, first)
-
-
-def _shape(piece: Sequence[Tensor | None]) -> torch.Size | None:
-    return next((gradient.shape for gradient in piece if gradient is not None), None)
+def _balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
+    gradients = [gradient for gradient in piece if gradient is not None]
+    if not gradients:
+        return None
+    if len(gradients) < len(piece):
+        weights = torch.stack([weights[task] for task, gradient in enumerate(piece) if gradient is not None])
+    return weighted_sum(gradients, weights)
 
 
 def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:

@@ -93,13 +93,22 @@ class MultiBalance(Fork):
         self.beta = beta
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
-        self._even = torch.tensor(1 / len(self.tasks), dtype=torch.float32, device="cpu").item()
         preferences = _preferences(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
-        self.register_buffer("preferences", preferences, persistent=False)
-        self.register_buffer("balance", preferences.clone())
+        self._shares = preferences.tolist()
+        self._even = torch.ones((), dtype=preferences.dtype, device="cpu").div(len(self.tasks)).item()
+        self.register_buffer("preferences", torch.empty_like(self.last_weights), persistent=False)
+        self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
-        self.register_buffer("averages", torch.zeros(2, len(self.tasks)))
+        self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the state before the first step; see :meth:`Fork.reset_parameters`."""
+        super().reset_parameters()
+        self.preferences.copy_(torch.tensor(self._shares, dtype=self.preferences.dtype))
+        self.balance.copy_(self.preferences)
+        self.averages.zero_()
 
     @property
     def magnitudes(self) -> Tensor:
@@ -133,7 +142,7 @@ class MultiBalance(Fork):
     def _weigh_numbers(self, gram: Tensor, present: Tensor) -> Tensor:
         """The same step on Python's numbers: on a CPU thirty tiny tensor operations take ten times as long."""
         step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even)
-        state = StepState(self.preferences.tolist(), self.balance.tolist(), *self.averages.tolist())
+        state = StepState(self._shares, self.balance.tolist(), *self.averages.tolist())
         weights = step.move(state, gram.tolist(), present.tolist())
         if self.magnitude != "none":
             self.averages.copy_(torch.tensor([state.average, state.correction], dtype=gram.dtype))
@@ -171,4 +180,5 @@ def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> 
             f"task_weights must be a list of {len(tasks)} positive finite numbers, one for each of "
             f"{', '.join(tasks)}; found {task_weights!r}."
         )
-    return torch.tensor([float(weight) for weight in weights]) / math.fsum(weights)
+    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return torch.tensor([float(weight) for weight in weights], dtype=wide, device="cpu") / math.fsum(weights)
