@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -24,16 +25,14 @@ __all__ = ["DataBar", "Display"]
 _NAME_WIDTH = 30
 
 
-class Display(Watch):
-    """One bar for the phase, one for every run in progress, gone when the block ends; lines in a log."""
+class _Bars:
+    """Bars on a terminal for as long as a block lasts; nothing in a log."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, count: ProgressColumn) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=None), count,
             TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self._phase: TaskID | None = None
-        self._bars: dict[Job, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -43,6 +42,15 @@ class Display(Watch):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._progress.stop()
+
+
+class Display(_Bars, Watch):
+    """One bar for the phase, one for every run in progress, gone when the block ends; lines in a log."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, MofNCompleteColumn())
+        self._phase: TaskID | None = None
+        self._bars: dict[Job, TaskID] = {}
 
     def phase(self, title: str, parts: int, done: int = 0, /) -> None:
         """A bar for a new phase, in place of the one before."""
@@ -75,24 +83,12 @@ class Display(Watch):
             self._progress.advance(self._phase)
 
 
-class DataBar:
+class DataBar(_Bars):
     """One bar for a data set that is being built; gone when the block ends."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
-            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+        super().__init__(console, TaskProgressColumn())
         self._bar = self._progress.add_task("", total=1.0)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self._progress.stop()
 
     def advance(self, step: str, done: float, /) -> None:
         """Say what comes next and what share of the work is done."""

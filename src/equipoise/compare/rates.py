@@ -15,17 +15,17 @@ DEFAULT_RATE: Final = 3e-3
 # (data set, model) -> method -> rate, as `equipoise compare --tune` chose it at that data set's defaults
 _TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {
     ("complete-journey", "shared-bottom"): {
-        "single-task": 1e-3,
-        "equal": 1e-2,
-        "multibalance": 1e-2,
-        "multibalance-paper": 3e-3,
-        "multibalance-no-magnitude": 1e-2,
-        "multibalance-no-direction": 3e-3,
-        "pub": 1e-2,
-        "pub-authors": 3e-3,
-        "pub-adatask": 1e-3,
-        "adatask": 1e-3,
-        "clippy": 1e-2,
+        "single-task": 3e-3,
+        "equal": 3e-2,
+        "multibalance": 3e-2,
+        "multibalance-paper": 3e-2,
+        "multibalance-no-magnitude": 3e-2,
+        "multibalance-no-direction": 1e-2,
+        "pub": 3e-2,
+        "pub-authors": 1e-2,
+        "pub-adatask": 1e-2,
+        "adatask": 1e-2,
+        "clippy": 3e-2,
     },
     ("census-income", "shared-bottom"): {"equal": 3e-3, "multibalance": 1e-2, "pub": 3e-3, "pub-adatask": 1e-2},
 }
