@@ -27,7 +27,20 @@ _TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {
         "adatask": 1e-2,
         "clippy": 3e-2,
     },
-    ("census-income", "shared-bottom"): {"equal": 3e-3, "multibalance": 1e-2, "pub": 3e-3, "pub-adatask": 1e-2},
+    ("complete-journey", "mmoe"): {"equal": 3e-2, "multibalance": 3e-2, "pub": 3e-2},
+    ("census-income", "shared-bottom"): {
+        "single-task": 3e-2,
+        "equal": 3e-2,
+        "multibalance": 3e-2,
+        "multibalance-paper": 3e-2,
+        "multibalance-no-magnitude": 3e-2,
+        "multibalance-no-direction": 3e-2,
+        "pub": 3e-2,
+        "pub-authors": 3e-3,
+        "pub-adatask": 1e-2,
+        "adatask": 1e-2,
+        "clippy": 3e-2,
+    },
 }
 
 
