@@ -21,7 +21,7 @@ _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradi
 
 
 def throughput_ratio(
-    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 9, steps: int = 10
+    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 6, steps: int = 10
 ) -> dict[str, float]:
     """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
     process.
