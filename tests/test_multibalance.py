@@ -471,3 +471,15 @@ def test_repr_reads_like_the_constructor():
     assert repr(read) == repr(fork)
     assert read.tasks == fork.tasks
     assert torch.equal(read.preferences, fork.preferences)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["numbers", "tensors"])
+@pytest.mark.parametrize("magnitude", ["equal", "own", "none"])
+def test_gradients_whose_squares_nearly_vanish_are_weighed_as_large_ones_are(magnitude, compiled):
+    def weights(size: float) -> Tensor:
+        fork = MultiBalance(2, magnitude=magnitude, direction="gram").double()
+        weigh = torch.compile(fork.weigh, backend="eager") if compiled else fork.weigh
+        gram = size * torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+        return weigh(gram, torch.tensor([True, True]))
+
+    torch.testing.assert_close(weights(1e-310), weights(1.0))

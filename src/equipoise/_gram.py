@@ -32,7 +32,7 @@ def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -
     wide = _wide(first.dtype)
     if torch.compiler.is_compiling():
         rows = torch.stack(vectors).to(wide)
-        return _product(rows if divisor is None else rows / divisor)
+        return _symmetric(_product(rows if divisor is None else rows / divisor))
     if count <= _FEW and first.is_cpu and first.dtype == wide and divisor is None:
         return _by_dots(vectors)
     columns = min(_COLUMNS if first.is_cpu else max(_ROOM // count, 1), first.numel())
@@ -44,7 +44,7 @@ def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -
         if divisor is not None:
             rows.div_(divisor)
         total += _product(rows)
-    return total
+    return _symmetric(total)
 
 
 def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
@@ -86,6 +86,11 @@ def _product(rows: Tensor) -> Tensor:
     strips = rows[:, :whole].view(rows.shape[0], -1, _STRIP).transpose(0, 1)
     total = torch.bmm(strips, strips.transpose(1, 2)).sum(0)
     return total if whole == columns else total + rows[:, whole:] @ rows[:, whole:].T
+
+
+def _symmetric(total: Tensor) -> Tensor:
+    """The same to the last bit above and below the diagonal, which the kernels of some CPUs do not see to."""
+    return (total + total.T) / 2
 
 
 def _by_dots(vectors: Sequence[Tensor]) -> Tensor:

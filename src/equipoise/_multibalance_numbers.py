@@ -1,7 +1,8 @@
 """One step of MultiBalance on Python's numbers, for the CPU.
 
-The M×M arithmetic of :meth:`equipoise.MultiBalance.weigh` is nothing, but as tensor operations it is thirty starts of
-some 20 µs each once a training step has swept the caches. The tests hold the two forms against each other.
+The M×M arithmetic of :meth:`equipoise.MultiBalance.weigh` is nothing, but as tensor operations it is thirty starts,
+each far longer than the arithmetic once a training step has swept the caches. The tests hold the two forms against
+each other.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class Step:
         here = [task for task, is_present in enumerate(present) if is_present]
         norms = {task: math.sqrt(gram[task][task]) for task in here}
         lengths = norms if self.magnitude == "none" else self._move_averages(state, norms)
-        scale = {task: lengths[task] / norms[task] for task in here}
         if self.direction == "cosine":
             self._move_balance(state, gram, {task: 1 / norms[task] for task in here})
         elif self.direction == "gram":
-            trace = math.fsum(lengths[task] * lengths[task] for task in here)
-            self._move_balance(state, gram, scale, len(here) / trace if here else 0.0)
+            mean = math.hypot(*lengths.values()) / math.sqrt(len(here) or 1)  # squares of small numbers may vanish
+            self._move_balance(state, gram, {task: lengths[task] / mean / norms[task] for task in here})
         # Divided by 1/M as λ's buffer has it, so that equal λ, themselves rounded, give exactly 1.
-        return [share / self.even * scale.get(task, 0.0) for task, share in enumerate(state.balance)]
+        return [
+            share / self.even * (lengths[task] / norms[task]) if task in norms else 0.0
+            for task, share in enumerate(state.balance)
+        ]
 
     def _move_averages(self, state: StepState, norms: dict[int, float]) -> dict[int, float]:
         for task, norm in norms.items():
@@ -57,16 +60,14 @@ class Step:
             return dict.fromkeys(norms, math.fsum(lengths.values()) / len(norms))
         return lengths
 
-    def _move_balance(
-        self, state: StepState, gram: Sequence[Sequence[float]], scale: dict[int, float], factor: float = 1.0
-    ) -> None:
+    def _move_balance(self, state: StepState, gram: Sequence[Sequence[float]], scale: dict[int, float]) -> None:
         """λ ← Proj(λ − β S (λ + ρ λ⁰)) over the present tasks, which keep the share of λ that they have."""
         balance = state.balance
         point = {task: own * (balance[task] + self.rho * state.preferences[task]) for task, own in scale.items()}
         moved = {}
         for task, own in scale.items():
             row = gram[task]
-            slope = own * math.fsum(row[other] * weight for other, weight in point.items()) * factor
+            slope = own * math.fsum(row[other] * weight for other, weight in point.items())
             moved[task] = balance[task] - self.beta * slope
         total = math.fsum(share for task, share in enumerate(balance) if task not in scale) - 1
         threshold = -math.inf

@@ -112,14 +112,13 @@ class Fork(nn.Module):
         """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
 
         Args:
-            gram: inner products of the tasks' gradients over the whole (global) batch, float32, shape [M, M]; rows
-                and columns of tasks that are not present are 0.
+            gram: inner products of the tasks' gradients over the whole (global) batch, float32 or wider, shape
+                [M, M]; rows and columns of tasks that are not present are 0.
             present: which tasks have a finite gradient other than 0, bool, shape [M].
 
         Returns:
-            Weights, float32, shape [M]; the values of tasks that are not present do not matter.
+            Weights in the dtype of ``gram``, shape [M]; the values of tasks that are not present do not matter.
         """
-        del present
         return torch.ones_like(gram[0])
 
     def monitored(self) -> dict[str, Tensor]:
@@ -132,13 +131,8 @@ class Fork(nn.Module):
         Raises:
             TypeError: ``shared`` holds something else than real tensors, or no tensor at all.
         """
-        if isinstance(shared, Tensor) and not shared.is_complex():  # the common case needs no look at a structure
-            wanted = shared.requires_grad and self.training and torch.is_grad_enabled()
-            if not wanted:
-                return (shared,) * len(self.tasks)
-            alone: tuple[Structure, ...] = _Meeting.apply(self, shared)  # type: ignore[no-untyped-call]
-            return alone
-        leaves, form = pytree.tree_flatten(shared)
+        # A lone tensor is the common case, and needs no look at a structure.
+        leaves, form = ([shared], None) if isinstance(shared, Tensor) else pytree.tree_flatten(shared)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             found = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
             raise TypeError(f"A fork takes a tensor, or a tuple, list or dict of tensors; found {found}.")
@@ -147,7 +141,9 @@ class Fork(nn.Module):
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
         if not self.training or not torch.is_grad_enabled() or not places:
             return (shared,) * len(self.tasks)
-        copies: Sequence[Tensor] = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
+        copies: Any = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
+        if form is None:
+            return tuple(copies)
         branches = []
         for task in range(len(self.tasks)):
             branch = list(leaves)
@@ -171,7 +167,7 @@ class Fork(nn.Module):
         if gram.is_cpu and not torch.compiler.is_compiling():
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
             flags = [0 < square < math.inf for square in diagonal.tolist()]
-            present, all_present = torch.tensor(flags), all(flags)
+            present, all_present = torch.tensor(flags, device=gram.device), all(flags)
         else:
             present, all_present = (diagonal > 0) & (diagonal < math.inf), False
         if not all_present:

@@ -93,10 +93,9 @@ class MultiBalance(Fork):
         self.beta = beta
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
-        preferences = _preferences(task_weights, self.tasks)
+        self._shares = _preferences(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
-        self._shares = preferences.tolist()
-        self._even = torch.ones((), dtype=preferences.dtype, device="cpu").div(len(self.tasks)).item()
+        self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
         self.register_buffer("preferences", torch.empty_like(self.last_weights), persistent=False)
         self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
@@ -123,32 +122,30 @@ class MultiBalance(Fork):
         if gram.is_cpu and not torch.compiler.is_compiling():
             return self._weigh_numbers(gram, present)
         norms = gram.diagonal().sqrt()
-        if self.magnitude == "none":
-            scale = present.to(gram.dtype)
-        else:
+        length = norms
+        if self.magnitude != "none":
             newest = torch.stack([norms, torch.ones_like(norms)])
             self.averages.lerp_(torch.where(present, newest, self.averages), self.gamma)
             length = self.magnitudes
             if self.magnitude == "equal":
-                length = torch.where(present, length, 0.0).sum() / present.sum()
-            scale = torch.where(present, length / norms, 0.0)
+                length = (torch.where(present, length, 0.0).sum() / present.sum()).expand_as(norms)
         if self.direction == "cosine":
             self._step_balance(gram, present, torch.where(present, norms.reciprocal(), 0.0))
         elif self.direction == "gram":
-            self._step_balance(gram, present, scale)
+            self._step_balance(gram, present, torch.where(present, _relative(length, present) / norms, 0.0))
         # Divided by 1/M rather than multiplied by M, so that equal λ, themselves rounded, give exactly 1.
-        return self.balance / (1 / len(self.tasks)) * scale
+        return self.balance / (1 / len(self.tasks)) * torch.where(present, length / norms, 0.0)
 
     def _weigh_numbers(self, gram: Tensor, present: Tensor) -> Tensor:
-        """The same step on Python's numbers: on a CPU thirty tiny tensor operations take ten times as long."""
+        """The same step on Python's numbers: on a CPU thirty tiny tensor operations take far longer."""
         step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even)
         state = StepState(self._shares, self.balance.tolist(), *self.averages.tolist())
         weights = step.move(state, gram.tolist(), present.tolist())
         if self.magnitude != "none":
-            self.averages.copy_(torch.tensor([state.average, state.correction], dtype=gram.dtype))
+            self.averages.copy_(gram.new_tensor([state.average, state.correction]))
         if self.direction != "none":
-            self.balance.copy_(torch.tensor(state.balance, dtype=gram.dtype))
-        return torch.tensor(weights, dtype=gram.dtype)
+            self.balance.copy_(gram.new_tensor(state.balance))
+        return gram.new_tensor(weights)
 
     def monitored(self) -> dict[str, Tensor]:
         """û, where there are averages, and λ; see :class:`equipoise.Monitor`."""
@@ -158,8 +155,6 @@ class MultiBalance(Fork):
     def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
         point = torch.where(present, self.balance + self.rho * self.preferences, 0.0)
         slope = scale * torch.mv(gram, scale * point)
-        if self.direction == "gram":
-            slope = slope * present.sum() / (scale.square() * gram.diagonal()).sum()
         free = 1 - torch.where(present, 0.0, self.balance).sum()
         moved = project_simplex(self.balance - self.beta * slope, present=present, total=free)
         self.balance.copy_(torch.where(present, moved, self.balance))
@@ -172,7 +167,15 @@ class MultiBalance(Fork):
         )
 
 
-def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> Tensor:
+def _relative(length: Tensor, present: Tensor) -> Tensor:
+    """Lengths over their root mean square, which makes the trace of the balanced Gram matrix the number of tasks."""
+    length = torch.where(present, length, 0.0)
+    length = length / length.amax()  # squares of small numbers may vanish
+    return length / (length.square().sum() / present.sum()).sqrt()
+
+
+def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> list[float]:
+    """The tasks' shares of 1."""
     weights = [1.0] * len(tasks) if task_weights is None else task_weights
     usable = isinstance(weights, Sequence) and all(isinstance(weight, int | float) for weight in weights)
     if not usable or len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
@@ -180,5 +183,5 @@ def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> 
             f"task_weights must be a list of {len(tasks)} positive finite numbers, one for each of "
             f"{', '.join(tasks)}; found {task_weights!r}."
         )
-    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
-    return torch.tensor([float(weight) for weight in weights], dtype=wide, device="cpu") / math.fsum(weights)
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
