@@ -32,7 +32,8 @@ OPTIMIZERS = {
     "sgd-nesterov": ("SGD", {"lr": 2e-4, "momentum": 0.8, "nesterov": True}),
     "sgd-dampening": ("SGD", {"lr": 5e-4, "momentum": 0.8, "dampening": 0.5}),
 }
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Centered RMSprop takes the difference of nearly equal numbers: what CPUs round differently shows at 1e-9.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 def run(reference: Reference, dtype: torch.dtype, make) -> tuple[np.ndarray, np.ndarray]:

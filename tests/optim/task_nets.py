@@ -1,0 +1,74 @@
+"""The optimizers, wrappers and networks that the tests of task optimizers run through."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from equipoise.optim import PUB, AdaTask
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "adam-amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, foreach=False),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+}
+
+
+def _pub(utility="update", step="authors", state="sum"):
+    options = {"update_every": 3, "utility": utility, "step": step, "state": state}
+    return lambda optimizer, shared: PUB(optimizer, shared=shared, **options)
+
+
+WRAPPERS = {
+    "pub": _pub(),
+    "pub-match": _pub(step="match"),
+    "pub-weighted": _pub(state="weighted"),
+    "pub-weighted-match": _pub(state="weighted", step="match"),
+    "pub-gradient": _pub(utility="gradient"),
+    "pub-gradient-match": _pub(utility="gradient", step="match"),
+    "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
+    "pub-adatask": lambda optimizer, shared: _pub()(AdaTask(optimizer, shared=shared), shared),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, tasks: int, *, sparse: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 3, sparse=sparse)
+        self.bottom = nn.Linear(6, 5)
+        self.towers = nn.ModuleList(nn.Linear(5, 1) for _ in range(tasks))
+
+    def shared(self) -> list[nn.Parameter]:
+        return [*self.table.parameters(), *self.bottom.parameters()]
+
+    def losses(self, step: int, absent: tuple[int, ...] = ()) -> list[torch.Tensor | None]:
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, 20, (8, 2), generator=generator)
+        targets = torch.randn(len(self.towers), 8, generator=generator)
+        z = torch.tanh(self.bottom(self.table(ids).flatten(1)))
+        found = [(tower(z).squeeze(1) - y).square().mean() for tower, y in zip(self.towers, targets, strict=True)]
+        return [None if task in absent else loss for task, loss in enumerate(found)]
+
+
+def train(net, optimizer, steps, absent=()):
+    for step in steps:
+        optimizer.zero_grad()
+        optimizer.backward(net.losses(step, absent))
+        optimizer.step()
+
+
+def values(net):
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def points(p):
+    """One task per column of ``p``'s gradient: losses whose gradients are those columns."""
+    return lambda *gradients: [(p * torch.tensor(g, dtype=p.dtype)).sum() for g in gradients]
+
+
+def pub(net, **options):
+    return PUB(torch.optim.Adam(net.parameters()), shared=net.shared(), **options)
