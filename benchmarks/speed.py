@@ -29,6 +29,7 @@ from torchjd.aggregation import MGDA, UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from equipoise import PUB, Fork, Monitor, MultiBalance
+from equipoise.compare.describe import cpu_name
 from equipoise.compare.throughput import median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import SharedBottom
@@ -242,12 +243,6 @@ def markdown(result: dict[str, Any]) -> str:
                 f"| {row['pairs']} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

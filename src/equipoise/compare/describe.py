@@ -16,7 +16,7 @@ from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
 from equipoise.training import Method, SettingError
 
-__all__ = ["FolderError", "check_folder", "describe"]
+__all__ = ["FolderError", "check_folder", "cpu_name", "describe"]
 
 _SAME_COMPARISON = ("data", "data_options", "model", "model_options", "epochs", "batch_size", "schedule", "loss_scale")
 
@@ -55,7 +55,7 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
             "equipoise": version("equipoise"), "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__},
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _label_rates(dataset: Dataset) -> dict[str, dict[str, float]]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor's name, which Python itself does not tell on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
