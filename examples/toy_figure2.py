@@ -61,10 +61,10 @@ def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor
 
 def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
     """One panel per method: its paths over the contours of the mean loss."""
-    import matplotlib as mpl  # noqa: PLC0415 - only the picture needs it
+    import matplotlib as mpl  # only the picture needs it
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     axis = torch.linspace(-11, 11, 400)
     heights = losses(torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)).mean(-1)

@@ -71,7 +71,7 @@ def _mark(loss: Tensor | Iterable[Any], factor: Tensor | None) -> None:
     elif loss.requires_grad and factor is not None:
 
         def at_start_of_backward(_: Tensor) -> None:
-            global _scaled  # noqa: PLW0603
+            global _scaled  # noqa: PLW0603 - a thread runs one backward at a time
             _scaled = torch._C._current_graph_task_id()
             _announce(factor)
             torch.autograd.Variable._execution_engine.queue_callback(lambda: _announce(1.0))

@@ -140,9 +140,9 @@ def methods() -> None:
 
 
 @data_app.command()
-def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which.")]) -> None:  # noqa: ARG001
+def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which.")]) -> None:  # noqa: ARG001 - one so far
     """Download a data set from its publisher and verify it."""
-    from equipoise.data.census_income import fetch as fetch_census_income  # noqa: PLC0415
+    from equipoise.data.census_income import fetch as fetch_census_income
 
     with _plainly():
         console.print(f"Verified: {fetch_census_income()}")
@@ -159,7 +159,7 @@ def build(
     options: dict[str, Any] = {} if rows is None else {"rows": rows}
     with _plainly("Run the same command again to go on."), DataBar(console) as bar:
         if full:
-            from equipoise.data.complete_journey import stream_all  # noqa: PLC0415
+            from equipoise.data.complete_journey import stream_all
 
             files = stream_all(out, progress=bar.advance, **options)
             console.print(f"{len(files)} files in {out}")

@@ -147,7 +147,7 @@ _worker: _Worker  # what this worker process needs for every job
 
 
 def _start_worker(plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]]) -> None:
-    global _worker  # noqa: PLW0603
+    global _worker  # noqa: PLW0603 - a process pool hands its workers nothing else
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

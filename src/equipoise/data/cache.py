@@ -39,7 +39,7 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     chosen = folder or os.environ.get("EQUIPOISE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    import pooch  # noqa: PLC0415  (only this branch needs it)
+    import pooch  # only this branch needs it
 
     return Path(pooch.os_cache("equipoise"))
 

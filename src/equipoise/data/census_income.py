@@ -171,7 +171,7 @@ def _folder(folder: str | os.PathLike[str] | None) -> Path:
 
 
 def _read_nominal(folder: Path) -> _Table:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     path, vocabulary_path = (folder / name for name in _NOMINAL_FILES)
     try:
@@ -208,7 +208,7 @@ def _read_nominal(folder: Path) -> _Table:
 
 
 def _read_published(folder: Path) -> _Table:
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     train, test = folder / _TRAIN_FILE, folder / _TEST_FILE
     if not test.is_file():
@@ -250,7 +250,7 @@ def _decompress(path: Path) -> bytes:
 
 def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
     """The columns as numbers and stripped strings with the three tasks' labels as float32 columns."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     first = content.split(b"\n", 1)[0].strip()
     if not first:
@@ -293,7 +293,7 @@ def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
 
 def _label(column: str, positive: Sequence[str]) -> pl.Expr:
     """1 where the column holds one of the positive values, 0 where another, null where none."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     value = pl.col(column)
     return pl.when(value.is_in(positive)).then(1.0).when(~value.is_in([_MISSING, ""])).then(0.0)
@@ -365,7 +365,7 @@ def _ids(table: _Table, train: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _download(url: str, target: Path, folder: Path) -> Path:
-    import pooch  # noqa: PLC0415
+    import pooch
 
     try:
         pooch.HTTPDownloader(timeout=60)(url, str(target), None)

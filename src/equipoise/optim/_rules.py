@@ -32,7 +32,7 @@ class Rule(ABC):
     affine: bool = False
     """Whether the update is affine in the gradient: then a weighted sum of updates needs only that of gradients."""
 
-    def is_identity(self, options: Options, /) -> bool:  # noqa: ARG002
+    def is_identity(self, options: Options, /) -> bool:
         """Whether the update is the gradient itself."""
         return False
 
@@ -63,7 +63,7 @@ class Rule(ABC):
         state = {"step": torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")}
         return state | {name: torch.zeros_like(p) for name in self.names(options)}
 
-    def decoupled_decay(self, options: Options, /) -> float:  # noqa: ARG002
+    def decoupled_decay(self, options: Options, /) -> float:
         """The weight decay that is applied to the parameters beside the update."""
         return 0.0
 
@@ -101,7 +101,7 @@ class _SGD(Rule):
         update = torch.add(g, buffer, alpha=momentum) if options["nesterov"] else buffer
         return update, {"momentum_buffer": buffer}
 
-    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:  # noqa: ARG002
+    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
         return g
 
 
@@ -143,7 +143,7 @@ class _Adam(Rule):
 
 
 class _Adagrad(Rule):
-    def names(self, options: Options, /) -> tuple[str, ...]:  # noqa: ARG002
+    def names(self, options: Options, /) -> tuple[str, ...]:
         return ("sum",)
 
     def initial(self, p: Tensor, options: Options, /) -> State:
@@ -161,7 +161,7 @@ class _Adagrad(Rule):
             update = update / (1 + (count - 1) * options["lr_decay"])
         return update, {"sum": total}
 
-    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:  # noqa: ARG002
+    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
         return g / (state["sum"] + g.square().sum(0)).sqrt_().add_(options["eps"])
 
 
@@ -176,7 +176,7 @@ class _RMSprop(Rule):
         g: Tensor,
         theta: Tensor,
         state: State,
-        count: Count,  # noqa: ARG002
+        count: Count,
         options: Options,
         /,
     ) -> tuple[Tensor, State]:
@@ -192,7 +192,7 @@ class _RMSprop(Rule):
             update = after["momentum_buffer"] = state["momentum_buffer"] * options["momentum"] + update
         return update, after
 
-    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:  # noqa: ARG002
+    def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
         alpha, variance = options["alpha"], state["square_avg"]
         if options["centered"]:
             variance = (variance - state["grad_avg"].square()).clamp_(min=0)

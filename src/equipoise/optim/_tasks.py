@@ -137,7 +137,7 @@ class TaskOptimizer(Wrapper):
     def _needs_each(self) -> bool:
         """Whether the step under way needs the tasks' gradients one by one."""
 
-    def _weights(self, tasks: list[int]) -> list[Tensor] | None:  # noqa: ARG002
+    def _weights(self, tasks: list[int]) -> list[Tensor] | None:
         """The weights of these tasks where only the weighted sum of gradients is needed; None if all are 1."""
         return None
 

@@ -48,7 +48,7 @@ class Method:
         """The options that :meth:`with_options` takes."""
         return ()
 
-    def settings(self, tasks: Sequence[str]) -> str:  # noqa: ARG002
+    def settings(self, tasks: Sequence[str]) -> str:
         """What would be trained, spelled out: a change of a default shows here."""
         return self.name
 
@@ -76,15 +76,15 @@ class Method:
         """Which tasks are trained together in one model: all of them."""
         return [tuple(tasks)]
 
-    def fork(self, tasks: Sequence[str]) -> Fork | None:  # noqa: ARG002
+    def fork(self, tasks: Sequence[str]) -> Fork | None:
         """A new fork for the model, or None for the plain sum of gradients."""
         return None
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
         """The optimizer that steps, around ``base``, which holds all the model's parameters."""
         return base
 
-    def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:  # noqa: ARG002
+    def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
         """The gradients of a group's losses, one scalar each, into the parameters."""
         torch.autograd.backward(torch.stack(list(losses)).sum())
 

@@ -40,7 +40,7 @@ class ClippyMethod(Method):
         """The optimizer, spelled out."""
         return _built(self, tasks)
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
         """Clippy around ``base``."""
         return Clippy(base, **self.options)
 
@@ -55,7 +55,7 @@ class AdaTaskMethod(Method):
         """The optimizer, spelled out."""
         return _built(self, tasks)
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:  # noqa: ARG002
+    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
         """AdaTask around ``base``."""
         return AdaTask(base, shared=shared)
 
