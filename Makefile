@@ -1,32 +1,50 @@
 # make compare [DATA=census-income]   set-up, then the main job: train the methods side by side and write a report
 # make test                           set-up, then all tests
+# make test-distributed               set-up of TorchRec and the integrations, then the tests that need them
 # make check                          set-up, then format, lint, types and the import contract
 PYTHON ?= python3
 DATA ?= complete-journey
 ARGS ?=
 BIN := .venv/bin
+DISTRIBUTED := .venv-distributed/bin
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare test check clean
+.PHONY: setup compare test test-distributed check clean
 
 setup: .venv/.installed
 
 # torch first: its build for machines without a GPU carries a local version ("+cpu") that only some indexes have.
-.venv/.installed: constraints.txt pyproject.toml
+# $(1): folder of a virtual environment, which gets Python and torch.
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "equipoise needs Python 3.11 or newer, found $$($(PYTHON) --version). Say which: make PYTHON=python3.12 ..."; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { rm -rf $(1); \
 	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
-	if $(BIN)/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$$torch')" 2>/dev/null; then :; \
-	elif command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "torch==$$torch"; \
-	elif $(BIN)/pip install -q "torch==$$torch+cpu" 2>/dev/null; then :; \
+	if $(1)/bin/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$$torch')" 2>/dev/null; then :; \
+	elif command -v nvidia-smi >/dev/null 2>&1; then $(1)/bin/pip install -q "torch==$$torch"; \
+	elif $(1)/bin/pip install -q "torch==$$torch+cpu" 2>/dev/null; then :; \
 	else echo "No CPU-only build of torch $$torch in pip's indexes: taking the standard build, several GB larger."; \
 	  echo "(To avoid that, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, see pytorch.org, and run make again.)"; \
-	  $(BIN)/pip install -q "torch==$$torch"; fi
+	  $(1)/bin/pip install -q "torch==$$torch"; fi
+endef
+
+.venv/.installed: constraints.txt pyproject.toml
+	$(call environment,.venv)
 	@echo "Installing equipoise and its tools into .venv ..."
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# An environment of its own, because TorchRec holds torchmetrics at a release of 2023. TorchRec comes without its
+# dependencies: it asks for the CUDA build of fbgemm-gpu under another name.
+.venv-distributed/.installed: constraints.txt pyproject.toml
+	$(call environment,.venv-distributed)
+	@echo "Installing equipoise, TorchRec and the integrations into .venv-distributed ..."
+	@sed 's/^torchmetrics==.*/torchmetrics==1.0.3/' constraints.txt > .venv-distributed/constraints.txt
+	@$(DISTRIBUTED)/pip install -q -c .venv-distributed/constraints.txt -e '.[dev,integrations]' \
+	  fbgemm-gpu-cpu tensordict pyre-extensions
+	@$(DISTRIBUTED)/pip install -q --no-deps -c .venv-distributed/constraints.txt torchrec
 	@touch $@
 
 compare: setup
@@ -35,6 +53,9 @@ compare: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+test-distributed: .venv-distributed/.installed
+	$(DISTRIBUTED)/python -m pytest tests/distributed tests/ranking/test_ranking_metrics.py $(ARGS)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,4 +63,4 @@ check: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-distributed runs build dist
