@@ -169,12 +169,18 @@ def test_a_state_dict_of_another_optimizer_is_refused():
         pub(net, tasks=["a", "b"]).load_state_dict(three.state_dict())
 
 
-def test_data_parallel_training_is_refused(monkeypatch):
+def test_several_ranks_without_a_word_on_who_trains_together_are_refused_at_construction(monkeypatch):
     net = Net(2)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match="does not average its tasks' gradients over ranks, found 2"):
-        pub(net).backward(net.losses(0))
+    with pytest.raises(RuntimeError, match=r"average of its tasks' gradients over the ranks, found 2 .* Pass data_par"):
+        pub(net)
+
+
+def test_a_module_that_is_not_data_parallel_is_refused():
+    net = Net(2)
+    with pytest.raises(ValueError, match=r"must hold a DistributedDataParallel module.*found Net without one"):
+        pub(net, data_parallel=net)
 
 
 def test_it_reads_like_its_constructor():

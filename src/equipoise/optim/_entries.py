@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from equipoise.optim._rules import Count, Options, State, rule_of
 
-__all__ = ["Entry", "OwnState", "entry_of"]
+__all__ = ["Entry", "OwnState", "entry_of", "touched_rows"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def entry_of(
     count = _count(kept["step"], own, p.device) if "step" in kept else 1.0 if first else 2.0
     theta, state, touched = p.detach(), {name: kept[name] for name in names}, None
     if any(g is not None and g.is_sparse for g in gradients):
-        touched, gradients = _touched_rows(p, gradients)
+        touched, gradients = touched_rows(p, gradients)
         _check_sparse(p, options, optimizer)
         theta = theta[touched]
         state = {name: value.index_select(value.dim() - p.dim(), touched) for name, value in state.items()}
@@ -132,7 +132,7 @@ def _count(step: Tensor, own: OwnState | None, device: torch.device) -> Count:
     return counts.pop() + 1 if len(counts) == 1 else (step.double() + 1).to(device)
 
 
-def _touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+def touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
     """The rows of ``p`` that any gradient touches, and the gradients of these rows."""
     parts = [None if g is None else g.coalesce() if g.is_sparse else g.to_sparse(1) for g in gradients]
     touched = torch.unique(torch.cat([part.indices()[0] for part in parts if part is not None]))

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
+from equipoise.optim._averaging import Averaging, averaging_of
+from equipoise.optim._checks import check_groups, check_shared, distinct, scalars_of
 from equipoise.optim._rules import rule_of
 from equipoise.optim._wrapper import Wrapper
 from equipoise.optim.clippy import Clippy
@@ -50,18 +52,26 @@ class TaskOptimizer(Wrapper):
     one task everything does.
     """
 
+    _averaging: Averaging | None
     _step_supports_amp_scaling = True  # GradScaler then hands its factor over instead of dividing every .grad by it
 
-    def __init__(self, optimizer: Optimizer, shared: Iterable[Parameter]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        shared: Iterable[Parameter],
+        data_parallel: Module | dist.ProcessGroup | None,
+    ) -> None:
         super().__init__(optimizer)
         self._rule = rule_of(self.torch_optimizer)
         inner = optimizer
         while isinstance(inner, Wrapper) and not isinstance(inner, Clippy):
             inner = inner.optimizer
         self._clippy = inner if isinstance(inner, Clippy) else None
-        self.shared = _distinct(shared)
-        _check_shared(self.shared, self.param_groups)
-        _check_groups(self.param_groups)
+        self.shared = distinct(shared)
+        check_shared(self.shared, self.param_groups)
+        check_groups(self.param_groups)
+        inside = optimizer._averaging if isinstance(optimizer, TaskOptimizer) else None
+        self._averaging = inside or averaging_of(data_parallel, self.param_groups, type(self).__name__)
         self._count: int | None = None
         self._pending: Pending | None = None
         self._stepped = False
@@ -79,19 +89,17 @@ class TaskOptimizer(Wrapper):
         Raises:
             TypeError: an entry is neither a tensor nor None.
             ValueError: the number of losses has changed, or one is not a scalar.
-            RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
-                from elsewhere, or training is data parallel.
+            RuntimeError: ``zero_grad`` has not been called since the last step, or the shared parameters have gradients
+                from elsewhere.
         """
-        found = _scalars(losses)
+        found = scalars_of(losses)
         pending = self._pending_for(len(found))
         present = {task: loss for task, loss in enumerate(found) if loss is not None}
-        for task in present:
-            pending.present[task] = True
         heads = [p for p in self._heads() if p.requires_grad]
-        if present and pending.of_task:
-            self._backward_each(pending, present, heads)
-        elif present:
-            self._backward_joint(pending, present, heads)
+        if self._averaging is None:
+            self._backward_here(pending, present, heads)
+        else:
+            self._backward_averaged(self._averaging, pending, present, heads)
         pending.marks = _marks(self.shared)
 
     @torch.no_grad()
@@ -127,7 +135,7 @@ class TaskOptimizer(Wrapper):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, none of which is shared, to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
-        _check_groups(self.param_groups)
+        check_groups(self.param_groups)
 
     @abstractmethod
     def _move(self, pending: Pending) -> None:
@@ -174,11 +182,6 @@ class TaskOptimizer(Wrapper):
                 f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a "
                 "task that is absent in this step."
             )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise RuntimeError(
-                f"{name} does not average its tasks' gradients over ranks, found {dist.get_world_size()}. For data "
-                "parallel training balance with a fork, for instance MultiBalance."
-            )
         clean = all(p.grad is None for p in self.shared)
         if self._pending is not None and not clean:
             return self._pending
@@ -193,13 +196,52 @@ class TaskOptimizer(Wrapper):
         self._pending = Pending([False] * count, each)
         return self._pending
 
+    def _backward_averaged(
+        self, averaging: Averaging, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]
+    ) -> None:
+        """The passes of this rank, then the mean of all ranks' on top of what earlier calls have left."""
+        everywhere, size = [*self.shared, *heads], len(self.shared)
+        before = _take(everywhere)
+        own = Pending([False for _ in pending.present], [[None] * size for _ in pending.of_task])
+        self._backward_here(own, losses, heads)
+        rows = own.of_task or [[p.grad for p in self.shared]]
+        if self._needs_total() and not own.of_task:
+            rows = [*rows, own.total or [None] * size]
+        gradients = [*(grad for row in rows for grad in row), *(p.grad for p in heads)]
+        found, present = averaging.average([*self.shared * len(rows), *heads], gradients, own.present)
+        rows = [found[place * size : (place + 1) * size] for place in range(len(rows))]
+        if own.of_task:
+            pending.of_task = [
+                [_sum(pair) for pair in zip(known, row, strict=True)]
+                for known, row in zip(pending.of_task, rows, strict=True)
+            ]
+            joint = [_sum(of_p) for of_p in zip(*rows, strict=True)]
+        else:
+            joint = rows[0]
+            if len(rows) > 1:
+                pending.total = [_sum(pair) for pair in zip(pending.total or [None] * size, rows[1], strict=True)]
+        for p, *both in zip(everywhere, before, [*joint, *found[len(rows) * size :]], strict=True):
+            p.grad = _sum(both)
+        pending.present = [known or new for known, new in zip(pending.present, present, strict=True)]
+
+    def _backward_here(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
+        for task in losses:
+            pending.present[task] = True
+        if losses and pending.of_task:
+            self._backward_each(pending, losses, heads)
+        elif losses:
+            self._backward_joint(pending, losses, heads)
+
     def _backward_each(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
         inputs = [*(p for p in self.shared if p.requires_grad), *heads]
         _take(self.shared)
         last = max(losses)
         for task, loss in losses.items():
-            torch.autograd.backward(loss, retain_graph=task != last, inputs=inputs)
+            torch.autograd.backward(loss, retain_graph=task != last or self._fused(), inputs=inputs)
             pending.of_task[task] = [_sum(pair) for pair in zip(pending.of_task[task], _take(self.shared), strict=True)]
+        if self._fused():
+            self._backward_upstream(losses, heads)
+            _take(self.shared)
         for p, *of_p in zip(self.shared, *pending.of_task, strict=True):
             p.grad = _sum(of_p)
 
@@ -208,7 +250,7 @@ class TaskOptimizer(Wrapper):
         scalars = list(losses.values())
         weights = self._weights(list(losses))
         if weights is None:
-            torch.autograd.backward(scalars, inputs=[*shared, *heads])
+            torch.autograd.backward(scalars, inputs=None if self._fused() else [*shared, *heads])
             return
         needed = [*heads, *(shared if self._needs_total() else [])]
         if needed:
@@ -220,8 +262,21 @@ class TaskOptimizer(Wrapper):
                 pending.total = [_sum(pair) for pair in zip(known, found, strict=True)]
             for p, grad in zip(self.shared, kept, strict=True):
                 p.grad = grad
-        scaled = [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, scalars, strict=True)]
-        torch.autograd.backward(scalars, grad_tensors=scaled, inputs=shared)
+        if self._fused():
+            self._backward_upstream(losses, heads)
+        else:
+            torch.autograd.backward(scalars, grad_tensors=_scaled(scalars, weights), inputs=shared)
+
+    def _backward_upstream(self, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
+        """One pass of the weighted losses through everything, in which what is fused steps; heads are spared."""
+        kept = _take(heads)
+        scalars, weights = list(losses.values()), self._weights(list(losses))
+        torch.autograd.backward(scalars, grad_tensors=None if weights is None else _scaled(scalars, weights))
+        for p, grad in zip(heads, kept, strict=True):
+            p.grad = grad
+
+    def _fused(self) -> bool:
+        return self._averaging is not None and self._averaging.fused
 
     def _overflown(self, pending: Pending) -> bool:
         """Whether a ``GradScaler`` has found an overflow; if it has not, its factor is taken out of all gradients."""
@@ -259,28 +314,6 @@ class TaskOptimizer(Wrapper):
         self._count = state["tasks"]
 
 
-def _scalars(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
-    if isinstance(losses, Tensor):
-        if losses.dim() != 1 or not losses.requires_grad:
-            raise ValueError(
-                "losses must be a list of scalars, or a tensor of shape [tasks] that requires grad; found a tensor of "
-                f"shape {tuple(losses.shape)}{'' if losses.requires_grad else ' that does not require grad'}."
-            )
-        return list(losses.unbind())
-    if not losses:
-        raise ValueError("losses must hold one scalar per task, found none.")
-    found: list[Tensor | None] = []
-    for task, loss in enumerate(losses):
-        if loss is not None and not isinstance(loss, Tensor):
-            raise TypeError(f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}.")
-        if loss is not None and loss.numel() != 1:
-            raise ValueError(
-                f"The loss of task {task} must be a scalar, found shape {tuple(loss.shape)}. Average it over the batch."
-            )
-        found.append(loss if loss is not None and loss.requires_grad else None)
-    return found
-
-
 def _take(parameters: Iterable[Parameter]) -> list[Tensor | None]:
     """The parameters' gradients, which they lose."""
     found: list[Tensor | None] = []
@@ -301,6 +334,10 @@ def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
     return total
 
 
+def _scaled(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, losses, strict=True)]
+
+
 def _marks(parameters: Iterable[Parameter]) -> list[tuple[Tensor | None, int]]:
     """What tells a changed gradient from an unchanged one."""
     return [(p.grad, 0 if p.grad is None else p.grad._version) for p in parameters]
@@ -308,42 +345,3 @@ def _marks(parameters: Iterable[Parameter]) -> list[tuple[Tensor | None, int]]:
 
 def _alike(marks: list[tuple[Tensor | None, int]], others: list[tuple[Tensor | None, int]]) -> bool:
     return all(one[0] is other[0] and one[1] == other[1] for one, other in zip(marks, others, strict=True))
-
-
-def _distinct(shared: Iterable[Parameter]) -> list[Parameter]:
-    if isinstance(shared, Tensor):
-        raise TypeError("shared must be a list of parameters, found one tensor: put it into a list.")
-    return list({id(p): p for p in shared}.values())
-
-
-def _check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) -> None:
-    if not shared:
-        raise ValueError("shared must hold the parameters that all tasks use, found none.")
-    known = {id(p) for group in groups for p in group["params"]}
-    for p in shared:
-        if not isinstance(p, Tensor) or id(p) not in known:
-            found = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__
-            raise ValueError(
-                f"Every shared parameter must be one of the optimizer's, found {found} that is not. Give the optimizer "
-                "all parameters of the model (and `shared` parameters, not their names)."
-            )
-        if not p.is_floating_point() or not p.is_contiguous():
-            raise ValueError(
-                f"Shared parameters must be real and contiguous, found one of shape {tuple(p.shape)}, dtype {p.dtype} "
-                f"and strides {p.stride()}."
-            )
-    if len({p.device for p in shared}) > 1:
-        devices = ", ".join(sorted({str(p.device) for p in shared}))
-        raise ValueError(f"Shared parameters must be on one device, found {devices}.")
-
-
-def _check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    for group in groups:
-        for name, value in group.items():
-            if name == "params":
-                continue
-            tensors = [value] if isinstance(value, Tensor) else value if isinstance(value, tuple) else []
-            if any(isinstance(part, Tensor) for part in tensors):
-                raise TypeError(f"{name} must be a number, found a tensor: its value would have to be waited for.")
-        if group.get("capturable") or group.get("differentiable"):
-            raise ValueError("capturable=True and differentiable=True are not supported, found one of them.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch.nn import Parameter
+import torch.distributed as dist
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim._entries import OwnState
@@ -35,6 +36,7 @@ class AdaTask(TaskOptimizer):
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters, or
             :class:`Clippy` around one.
         shared: the parameters that several tasks use.
+        data_parallel: see :class:`PUB`.
 
     Raises:
         TypeError: ``optimizer`` is none of these.
@@ -52,13 +54,19 @@ class AdaTask(TaskOptimizer):
 
     _key = "adatask"
 
-    def __init__(self, optimizer: Optimizer, *, shared: Iterable[Parameter]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        shared: Iterable[Parameter],
+        data_parallel: Module | dist.ProcessGroup | None = None,
+    ) -> None:
         if isinstance(optimizer, Wrapper) and not isinstance(optimizer, Clippy):
             raise TypeError(
                 f"AdaTask wraps a torch.optim optimizer or Clippy, found {type(optimizer).__name__}. To balance its "
                 "updates write PUB(AdaTask(...))."
             )
-        super().__init__(optimizer, shared)
+        super().__init__(optimizer, shared, data_parallel)
         for group in self.param_groups:
             if group.get("dampening"):
                 raise ValueError("AdaTask takes SGD without dampening only, because tasks differ in their first step.")

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim._entries import OwnState
@@ -73,6 +74,10 @@ class PUB(TaskOptimizer):
         step: ``"match"`` or ``"authors"``.
         state: ``"sum"`` or ``"weighted"``; of no effect with AdaTask or ``utility="gradient"``.
         tasks: the tasks' names for the monitor; "0", "1", … if not given.
+        data_parallel: the ``DistributedDataParallel`` or TorchRec ``DistributedModelParallel`` module whose
+            ranks train together, or their process group if they start from equal parameters; :class:`AdaTask`
+            inside has been told already. ``backward`` then averages all that a step needs in one collective
+            (tasks' gradients apart when α is solved), in the place of the module's own averaging.
 
     Attributes:
         tasks: the tasks' names; empty before the first ``backward`` if not given.
@@ -84,7 +89,8 @@ class PUB(TaskOptimizer):
         TypeError: ``optimizer`` is none of these.
         ValueError: an option has another value than those named; ``shared`` is empty, holds what is not the
             optimizer's, or differs from AdaTask's; ``utility="gradient"`` with AdaTask, whose state would
-            undo the weights.
+            undo the weights; ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's.
+        RuntimeError: there are several ranks and no ``data_parallel``.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -108,8 +114,9 @@ class PUB(TaskOptimizer):
         step: Literal["authors", "match"] = "match",
         state: Literal["sum", "weighted"] = "sum",
         tasks: Sequence[str] | None = None,
+        data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(optimizer, shared)
+        super().__init__(optimizer, shared, data_parallel)
         if utility is None:
             utility = "update" if isinstance(optimizer, AdaTask) else "gradient"
         for name, value, allowed in (

@@ -1,0 +1,179 @@
+"""Two ranks with half a batch each step as one process with the whole batch does, in every form of PUB and AdaTask."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from equipoise.optim import PUB, AdaTask, Clippy
+
+RANKS, TASKS, STEPS, ROWS = 2, 3, 8, 8
+
+FORMS = {
+    "pub": lambda o, shared, where: PUB(o, shared=shared, update_every=3, **where),
+    "pub-authors": lambda o, shared, where: PUB(
+        o, shared=shared, update_every=3, utility="update", step="authors", state="weighted", **where
+    ),
+    "pub-update-match": lambda o, shared, where: PUB(o, shared=shared, update_every=3, utility="update", **where),
+    "pub-clippy": lambda o, shared, where: PUB(Clippy(o), shared=shared, update_every=1, **where),
+    "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
+    "pub-adatask": lambda o, shared, where: PUB(AdaTask(o, shared=shared, **where), shared=shared, update_every=3),
+}
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
+}
+# (form, optimizer, how it is told, absent tasks by rank, sparse table)
+NOBODY: tuple[set[int], set[int]] = (set(), set())
+CASES = {
+    **{f"{form}-adam": (form, "adam", "ddp", NOBODY, False) for form in FORMS},
+    "pub-sgd": ("pub-authors", "sgd", "ddp", NOBODY, False),
+    "process group": ("pub", "adam", "group", NOBODY, False),
+    **{
+        f"{form}, absent on one rank": (form, "adam", "ddp", (set(), {1}), False)
+        for form in ("pub", "pub-authors", "pub-adatask")
+    },
+    **{
+        f"{form}, absent on both": (form, "adam", "group", ({2}, {2}), False)
+        for form in ("pub", "pub-authors", "adatask")
+    },
+    "nothing on one rank": ("pub", "adam", "group", (set(), {0, 1, 2}), False),
+    **{
+        f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)
+        for form in ("pub", "pub-update-match", "adatask")
+    },
+}
+
+
+class Net(nn.Module):
+    """A table of 40 rows, a bottom, a head per task; one parameter that no loss reaches."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.table = nn.Embedding(40, 3, sparse=sparse)
+            self.bottom = nn.Linear(6, 5)
+            self.heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(TASKS))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        z = torch.tanh(self.bottom(self.table(ids).flatten(1)))
+        return [head(z).squeeze(1) for head in self.heads]
+
+    def shared(self) -> list[nn.Parameter]:
+        return [*self.table.parameters(), *self.bottom.parameters(), self.unused]
+
+
+def train(name: str, rank: int | None) -> dict:
+    """One rank's training on its half of the batches; with rank None all of them, absent rows counting as 0."""
+    form, kind, told, absent, sparse = CASES[name]
+    net = Net(sparse)
+    call, where = net, {}
+    if rank is not None:
+        call = DistributedDataParallel(net) if told == "ddp" else net
+        where = {"data_parallel": call if told == "ddp" else dist.group.WORLD}
+    optimizer = FORMS[form](OPTIMIZERS[kind](net.parameters()), net.shared(), where)
+    weights = []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, 40, (ROWS, 2), generator=generator)
+        targets = torch.randn(ROWS, TASKS, generator=generator)
+        counted = torch.ones(ROWS, TASKS)
+        for other, tasks in enumerate(absent):
+            counted[other * ROWS // RANKS : (other + 1) * ROWS // RANKS, list(tasks)] = 0.0
+        gone = set.intersection(*absent)
+        if rank is not None:
+            own = slice(rank * ROWS // RANKS, (rank + 1) * ROWS // RANKS)
+            ids, targets, counted, gone = ids[own], targets[own], counted[own], absent[rank]
+        scores = call(ids)
+        losses = [
+            None if task in gone else ((score - targets[:, task]).square() * counted[:, task]).mean()
+            for task, score in enumerate(scores)
+        ]
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        optimizer.step()
+        weights.append(getattr(optimizer, "last_weights", torch.ones(TASKS)).clone())
+    return {"parameters": {key: value.detach().clone() for key, value in net.named_parameters()}, "weights": weights}
+
+
+def count_collectives(rank: int) -> dict[str, list[int]]:
+    """Numbers of float entries in the all-reduces of each step of PUB and AdaTask."""
+    found: dict[str, list[int]] = {}
+    whole = dist.all_reduce
+    for form in ("pub", "adatask"):
+        net = Net(sparse=False)
+        optimizer = FORMS[form](OPTIMIZERS["adam"](net.parameters()), net.shared(), {"data_parallel": dist.group.WORLD})
+        sizes: list[int] = []
+
+        def counted(tensor: Tensor, *args, sizes=sizes, **kwargs):
+            if tensor.is_floating_point():
+                sizes.append(tensor.numel())
+            return whole(tensor, *args, **kwargs)
+
+        dist.all_reduce = counted
+        for step in range(3):
+            ids = torch.randint(0, 40, (4, 2), generator=torch.Generator().manual_seed(rank + 10 * step))
+            optimizer.zero_grad()
+            optimizer.backward([score.square().mean() for score in net(ids)])
+            optimizer.step()
+        dist.all_reduce = whole
+        found[form] = sizes
+    return found
+
+
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    torch.set_num_threads(1)
+    results: dict = {name: train(name, rank) for name in CASES}
+    results["collectives"] = count_collectives(rank)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What every rank recorded; all cases in one pair of processes, because starting them is the slow part."""
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.spawn(work, args=(folder,), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own sparse Adagrad
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_as_one_process_with_the_whole_batch_does(ranks, name):
+    expected = train(name, None)
+    assert any((weights != 1).any() for weights in expected["weights"]) or "adatask" in name
+    for result in (found[name] for found in ranks):
+        for step, weights in enumerate(expected["weights"]):
+            torch.testing.assert_close(result["weights"][step], weights, rtol=1e-4, atol=1e-5)
+        for key, value in expected["parameters"].items():
+            torch.testing.assert_close(result["parameters"][key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_do_not_drift_apart(ranks, name):
+    for key, value in ranks[0][name]["parameters"].items():
+        assert torch.equal(value, ranks[1][name]["parameters"][key])
+
+
+def test_a_step_takes_one_large_collective(ranks):
+    net = Net(sparse=False)
+    heads = sum(p.numel() for p in net.heads.parameters())
+    shared = sum(p.numel() for p in net.shared()) - net.unused.numel()  # what nobody has a gradient of is not sent
+    found = ranks[0]["collectives"]
+    assert found["pub"] == [shared + heads, TASKS * shared + heads, shared + heads]
+    assert found["adatask"] == [TASKS * shared + heads] * 3
