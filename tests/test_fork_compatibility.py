@@ -359,3 +359,23 @@ def test_recurrent_bottoms_learn(kind):
     before = weight.detach().clone()
     train(model)
     assert not torch.equal(weight, before)
+
+
+def test_with_overlap_a_step_has_the_weights_that_the_step_before_would_have_had_without():
+    """Also compiled, and through a copy between two steps."""
+
+    def train(fork: MultiBalance, compiled: bool = False) -> list[Tensor]:
+        call = torch.compile(fork, backend="eager", fullgraph=True) if compiled else fork
+        found = []
+        for step in range(4):
+            shared = torch.zeros(5, requires_grad=True)
+            gradients = torch.randn(3, 5, generator=torch.Generator().manual_seed(step))
+            sum((branch * g).sum() for branch, g in zip(call(shared), gradients, strict=True)).backward()
+            found.append(fork.last_weights.clone())
+            if not compiled:
+                call = fork = copy.deepcopy(fork)
+        return found
+
+    plain = train(MultiBalance(3))
+    for late in (train(MultiBalance(3, overlap=True)), train(MultiBalance(3, overlap=True), compiled=True)):
+        torch.testing.assert_close(late, [torch.ones(3), *plain[:-1]])

@@ -1,5 +1,6 @@
 """Two gloo ranks with half the batch each train as one process with the whole batch."""
 
+import copy
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,16 @@ def without_ddp(rank: int) -> dict:
     return record(model, train(model, rank=rank, reduce=average_gradients))
 
 
+def overlapped(rank: int) -> dict:
+    """Saves and loads between two steps too: what is under way must have arrived."""
+    model = Ranker(seed=rank, overlap=True)
+    weights = train(DistributedDataParallel(model), rank=rank)
+    saved = copy.deepcopy(model.state_dict())
+    twin = Ranker(overlap=True)
+    twin.load_state_dict(saved)
+    return record(model, weights) | {"arriving": saved["fork.arriving"], "twin": twin.fork.arriving.clone()}
+
+
 def groups_of_one(rank: int) -> dict:
     groups = [dist.new_group([other]) for other in range(RANKS)]
     model = Ranker(process_group=groups[rank])
@@ -139,6 +150,7 @@ def work(rank: int, folder: Path) -> None:
         "labels on one rank": ddp_without_labels_on_one_rank(rank),
         "overflow on one rank": ddp_with_an_overflow_on_one_rank(rank),
         "without DDP": without_ddp(rank),
+        "overlapped": overlapped(rank),
         "groups of one": groups_of_one(rank),
         "compiled": compiled(rank),
     }
@@ -211,6 +223,19 @@ def test_torch_compile_sums_over_the_ranks_too(ranks):
     model = Ranker()
     expected = record(model, train(model))
     assert_as_one_process([result["compiled"] for result in ranks], expected)
+
+
+def test_an_overlapped_fork_weighs_by_the_step_before_on_all_ranks(ranks):
+    model = Ranker(overlap=True)
+    weights = train(model)
+    found = [result["overlapped"] for result in ranks]
+    assert_as_one_process(found, record(model, weights))
+    assert_same_on_all_ranks(found)
+    for result in found:
+        assert torch.equal(result["weights"][0], torch.ones(3))
+        assert not torch.equal(result["weights"][1], torch.ones(3))
+        torch.testing.assert_close(result["arriving"], model.fork.arriving, rtol=1e-4, atol=1e-5)
+        assert torch.equal(result["arriving"], result["twin"])
 
 
 def test_only_the_ranks_of_the_process_group_share_their_gram_matrix(ranks):

@@ -41,7 +41,8 @@ class Fork(nn.Module):
     Data parallel training: once ``torch.distributed`` is initialised, the Gram matrix is summed over the ranks of
     ``process_group`` (one all-reduce of M² numbers) and divided by their number squared, so that W ranks with batches
     of B/W and mean losses weigh as one rank with a batch of B does. So every rank must go through the fork's backward
-    in every step.
+    in every step. With ``overlap`` nobody waits for the all-reduce: a step weighs by the matrix of the step before,
+    which has had a whole step to arrive, and the first step by weights of 1.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
 
@@ -58,6 +59,8 @@ class Fork(nn.Module):
     Args:
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
         process_group: the ranks that share a global batch; the default group if None.
+        overlap: weigh by the step before's Gram matrix and presence, whatever the number of ranks; under
+            ``torch.compile`` the result is the same, but the all-reduce is waited for.
 
     Attributes:
         tasks: the tasks' names.
@@ -82,19 +85,42 @@ class Fork(nn.Module):
     last_weights: Tensor
     last_present: Tensor
     loss_scale: Tensor
+    arriving: Tensor | None
 
-    def __init__(self, tasks: int | Sequence[str], *, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        overlap: bool = False,
+    ) -> None:
         super().__init__()
         self.tasks = _task_names(tasks)
         self.process_group = process_group
+        self.overlap = overlap
+        self._work: dist.Work | None = None
         count = len(self.tasks)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("last_gram", torch.empty(count, count, dtype=wide), persistent=False)
         self.register_buffer("last_weights", torch.empty(count, dtype=wide), persistent=False)
         self.register_buffer("last_present", torch.empty(count, dtype=torch.bool), persistent=False)
         self.register_buffer("loss_scale", torch.empty((), dtype=wide), persistent=False)
+        self.register_buffer("arriving", torch.empty(count, count, dtype=wide) if overlap else None)
         Fork.reset_parameters(self)
         follow(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._wait()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._wait()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._wait()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
@@ -107,6 +133,9 @@ class Fork(nn.Module):
         self.last_weights.fill_(1.0)
         self.last_present.zero_()
         self.loss_scale.fill_(1.0)
+        if self.arriving is not None:
+            self._wait()
+            self.arriving.zero_()
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
@@ -159,10 +188,7 @@ class Fork(nn.Module):
         grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
         # Without any gradient here other ranks may have some, and wait for this one's.
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
-            group = self.process_group or dist.distributed_c10d._get_default_group()
-            gram = all_reduce(gram, "sum", group) / dist.get_world_size(group) ** 2
-        gram = gram.to(self.last_gram.dtype)
+        gram = self._over_ranks(gram.to(self.last_gram.dtype))
         diagonal = gram.diagonal()
         if gram.is_cpu and not torch.compiler.is_compiling():
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
@@ -180,11 +206,34 @@ class Fork(nn.Module):
         self.last_present.copy_(present)
         return weights
 
+    def _over_ranks(self, gram: Tensor) -> Tensor:
+        """The Gram matrix of the global batch; with ``overlap`` that of the step before."""
+        group = _group(self.process_group)
+        if group is not None:
+            gram = gram / dist.get_world_size(group) ** 2
+        if self.arriving is None:
+            return gram if group is None else all_reduce(gram, "sum", group)
+        compiled = torch.compiler.is_compiling()
+        if not compiled:
+            self._wait()
+        before = self.arriving.clone()
+        self.arriving.copy_(all_reduce(gram, "sum", group) if compiled and group is not None else gram)
+        if group is not None and not compiled:
+            self._work = dist.all_reduce(self.arriving, group=group, async_op=True)
+        return before
+
+    def _wait(self) -> None:
+        """Until the matrix under way has arrived: nobody may read, replace or save it before."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
     def _factor(self) -> Tensor | None:
         """What the losses of the backward under way were multiplied by; None where that is 1 for sure."""
         return self.loss_scale if torch.compiler.is_compiling() or scaled_backward() else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._wait()
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
@@ -195,7 +244,7 @@ class Fork(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        return repr(list(self.tasks))
+        return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}"
 
 
 class _Meeting(torch.autograd.Function):
@@ -242,6 +291,13 @@ def _balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
     if len(gradients) < len(piece):
         weights = torch.stack([weights[task] for task, gradient in enumerate(piece) if gradient is not None])
     return weighted_sum(gradients, weights)
+
+
+def _group(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group if it has several ranks."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1:
+        return None
+    return process_group or dist.distributed_c10d._get_default_group()
 
 
 def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:

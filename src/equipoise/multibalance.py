@@ -49,6 +49,7 @@ class MultiBalance(Fork):
         task_weights: the user's preferences λ⁰ (brought to sum 1), one positive number per task in the order of
             ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
+        overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -78,8 +79,9 @@ class MultiBalance(Fork):
         direction: Direction = "cosine",
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        overlap: bool = False,
     ) -> None:
-        super().__init__(tasks, process_group=process_group)
+        super().__init__(tasks, process_group=process_group, overlap=overlap)
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], found {gamma}.")
         if not (0 <= rho < math.inf and 0 <= beta < math.inf):

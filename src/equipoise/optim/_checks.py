@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 __all__ = ["check_groups", "check_shared", "distinct", "scalars_of"]
@@ -54,7 +53,7 @@ def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) 
                 f"Every shared parameter must be one of the optimizer's, found {found} that is not. Give the optimizer "
                 "all parameters of the model (and `shared` parameters, not their names)."
             )
-        if isinstance(p, DTensor):
+        if hasattr(p, "placements"):  # a DTensor, whose module is slow to import
             raise TypeError(
                 f"A step needs every task's whole gradient, found a shared parameter of shape {tuple(p.shape)} that is "
                 "sharded over ranks (FSDP2). Train with DistributedDataParallel, or balance at a fork, for instance "
