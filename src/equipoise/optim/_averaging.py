@@ -130,7 +130,8 @@ def averaging_of(
 
     Raises:
         RuntimeError: there are several ranks, and nothing says that and how they train together.
-        ValueError: the module holds no ``DistributedDataParallel``, or one with parameters that are not in ``groups``.
+        ValueError: the module holds no ``DistributedDataParallel``, or one with
+            parameters that are not in ``groups``, or with a static graph.
     """
     if data_parallel is None:
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -149,8 +150,19 @@ def averaging_of(
             f"data_parallel must hold a DistributedDataParallel module, or be a process group; found "
             f"{type(data_parallel).__name__} without one. Wrap the model before the optimizer is made."
         )
+    if any(m.static_graph for m in wrapped):
+        raise ValueError(
+            f"{name} takes the averaging over from DistributedDataParallel, found one with static_graph=True, which "
+            "averages the first backward pass in any case. Make it with static_graph=False (TorchRec: "
+            "data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False))."
+        )
     known = {id(p) for group in groups for p in group["params"]}
-    strange = [key for m in wrapped for key, p in m.module.named_parameters() if p.requires_grad and id(p) not in known]
+    strange = [
+        key
+        for m in wrapped
+        for key, p in m.module.named_parameters()
+        if p.requires_grad and key not in m.parameters_to_ignore and id(p) not in known
+    ]
     if strange:
         raise ValueError(
             f"{name} takes the averaging over from DistributedDataParallel, found parameters there that are not the "
@@ -159,6 +171,6 @@ def averaging_of(
         )
     for module in wrapped:
         module.require_backward_grad_sync = False
-    # TorchRec's DistributedModelParallel says so; torch is all that this package may import.
-    fused = getattr(data_parallel, "fused_optimizer", None)
-    return Averaging(wrapped[0].process_group, fused=bool(fused is not None and fused.params))
+    # TorchRec's DistributedModelParallel, by what it has: torch is all that this package may import. Also on a rank
+    # that holds no table, since all take part in the collectives of that backward pass.
+    return Averaging(wrapped[0].process_group, fused=hasattr(data_parallel, "fused_optimizer"))

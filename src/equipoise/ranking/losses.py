@@ -11,7 +11,7 @@ from torch.nn import functional
 __all__ = ["task_losses"]
 
 
-def task_losses(logits: Sequence[Tensor], labels: Tensor, /) -> list[Tensor]:
+def task_losses(logits: Sequence[Tensor], labels: Tensor, /, *, labelled: Tensor | None = None) -> list[Tensor]:
     """The mean binary cross entropy of every task over the rows that have its label.
 
     No loss depends on another task's logits, not even by a zero, so each can be differentiated alone. A task
@@ -22,6 +22,9 @@ def task_losses(logits: Sequence[Tensor], labels: Tensor, /) -> list[Tensor]:
     Args:
         logits: one tensor of shape [B] per task.
         labels: 0, 1 or NaN (missing), floating point, shape [B, number of tasks].
+        labelled: by how many rows to divide each task's sum, shape [number of tasks]; those with its label in
+            ``labels`` if None. One rank of W passes 1/W of the number in the global batch, so that the mean over
+            the ranks is the loss of the global batch.
 
     Returns:
         One scalar per task, in nats.
@@ -44,7 +47,8 @@ def task_losses(logits: Sequence[Tensor], labels: Tensor, /) -> list[Tensor]:
     # weight of a weighted sum, 1 / (number of labels) or 0: no division by zero, and no selection of rows,
     # which would need a host sync.
     present = labels.isnan().logical_not_().to(labels.dtype)
-    weights = (present / present.sum(0).clamp_(min=1)).unbind(1)
+    counts = present.sum(0).clamp_(min=1) if labelled is None else labelled
+    weights = (present / counts).unbind(1)
     targets = labels.nan_to_num(nan=0.0).unbind(1)
     return [
         functional.binary_cross_entropy_with_logits(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.fork import Fork
@@ -80,8 +80,20 @@ class Method:
         """A new fork for the model, or None for the plain sum of gradients."""
         return None
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
-        """The optimizer that steps, around ``base``, which holds all the model's parameters."""
+    def optimizer(
+        self,
+        base: Optimizer,
+        *,
+        shared: Sequence[Parameter],
+        tasks: Sequence[str],
+        data_parallel: Module | None = None,
+    ) -> Optimizer:
+        """The optimizer that steps, around ``base``, which holds the parameters that it is to step.
+
+        Args:
+            shared: those that all tasks reach.
+            data_parallel: the module around the model that trains on several ranks; None in a single process.
+        """
         return base
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
@@ -93,6 +105,7 @@ _NOT_FROM_TEXT = {
     "shared",
     "tasks",
     "process_group",
+    "data_parallel",
     "task_weights",
 }  # what a word of the command line cannot spell
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.optim import Adam, Optimizer
 
 from equipoise.optim import PUB, AdaTask, Clippy
@@ -40,7 +40,14 @@ class ClippyMethod(Method):
         """The optimizer, spelled out."""
         return _built(self, tasks)
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
+    def optimizer(
+        self,
+        base: Optimizer,
+        *,
+        shared: Sequence[Parameter],
+        tasks: Sequence[str],
+        data_parallel: Module | None = None,
+    ) -> Optimizer:
         """Clippy around ``base``."""
         return Clippy(base, **self.options)
 
@@ -55,9 +62,16 @@ class AdaTaskMethod(Method):
         """The optimizer, spelled out."""
         return _built(self, tasks)
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
+    def optimizer(
+        self,
+        base: Optimizer,
+        *,
+        shared: Sequence[Parameter],
+        tasks: Sequence[str],
+        data_parallel: Module | None = None,
+    ) -> Optimizer:
         """AdaTask around ``base``."""
-        return AdaTask(base, shared=shared)
+        return AdaTask(base, shared=shared, data_parallel=data_parallel)
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
         """One backward pass per task, by the optimizer."""
@@ -86,10 +100,18 @@ class PubMethod(Method):
         """The optimizer, spelled out."""
         return _built(self, tasks)
 
-    def optimizer(self, base: Optimizer, *, shared: Sequence[Parameter], tasks: Sequence[str]) -> Optimizer:
+    def optimizer(
+        self,
+        base: Optimizer,
+        *,
+        shared: Sequence[Parameter],
+        tasks: Sequence[str],
+        data_parallel: Module | None = None,
+    ) -> Optimizer:
         """PUB around ``base``, or around AdaTask around it."""
-        inner = AdaTask(base, shared=shared) if self.own_state else base
-        return PUB(inner, shared=shared, tasks=list(tasks), **self.options)
+        if self.own_state:
+            base = AdaTask(base, shared=shared, data_parallel=data_parallel)
+        return PUB(base, shared=shared, tasks=list(tasks), data_parallel=data_parallel, **self.options)
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
         """As many backward passes as PUB needs."""

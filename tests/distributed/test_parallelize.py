@@ -1,0 +1,212 @@
+"""A ranker on two or four ranks trains as one process with the whole batch does, however it is spread over them."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from equipoise import PUB, Fork, MultiBalance
+from equipoise.optim import AdaTask
+from equipoise.ranking.losses import task_losses
+from equipoise.ranking.models import MMoE, SharedBottom
+from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+from equipoise.training.errors import SettingError
+from equipoise.training.parallel import dense_parameters, fused_optimizer, parallelize
+
+SCHEMA = Schema(
+    [Categorical("user", 50), Categorical("item", 31), Categorical("place", 7)],
+    [Numeric("age")],
+    [Task("click"), Task("like"), Task("buy")],
+)
+STEPS, ROWS, LR = 6, 32, 0.05
+MODELS = {"shared-bottom": SharedBottom, "mmoe": MMoE}
+TORCHREC = ("table-wise", "row-wise", "column-wise", "data-parallel", "planner")
+FORKS = {
+    "multibalance": lambda: MultiBalance(3),
+    "overlap": lambda: MultiBalance(3, overlap=True),
+    "equal": lambda: Fork(3),
+}
+OPTIMIZERS = {
+    "pub": lambda o, shared, where: PUB(o, shared=shared, tasks=SCHEMA.task_names, update_every=2, **where),
+    "pub-update": lambda o, shared, where: PUB(
+        o, shared=shared, tasks=SCHEMA.task_names, utility="update", update_every=2, **where
+    ),
+    "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
+}
+ADAGRAD = {"lr": LR, "eps": 1e-8}
+# (sharding, method, model)
+CASES = [
+    *(("ddp", method, "shared-bottom") for method in (*FORKS, *OPTIMIZERS)),
+    *((sharding, "multibalance", "shared-bottom") for sharding in ("fsdp", *TORCHREC)),
+    *((sharding, "equal", "shared-bottom") for sharding in ("fsdp", "row-wise")),
+    *((sharding, "multibalance", "mmoe") for sharding in ("ddp", "fsdp", "table-wise")),
+    *(("table-wise", method, "shared-bottom") for method in ("overlap", *OPTIMIZERS)),
+    ("row-wise", "pub", "mmoe"),
+]
+# Three tables: with one rank more, one holds none.
+ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-bottom"), ("pub", "shared-bottom"))]
+
+
+def build(method: str, model: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return MODELS[model](SCHEMA, fork=FORKS[method]() if method in FORKS else None, embedding_dim=16)
+
+
+def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(STEPS + 1):
+        ids = torch.stack(
+            [torch.randint(f.cardinality, (ROWS,), generator=generator) for f in SCHEMA.categorical], dim=1
+        )
+        numbers = torch.randn(ROWS, 1, generator=generator)
+        found.append((ids, numbers, torch.randint(2, (ROWS, 3), generator=generator).float()))
+    return found
+
+
+def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
+    """Fork or PUB weights of every step, and predictions on a batch never seen."""
+    sharding, method, kind = case
+    model = build(method, kind)
+    call, where, share = model, {}, slice(None)
+    if rank is not None:
+        size = dist.get_world_size()
+        share = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        call = parallelize(model, sharding, table_optimizer=(torch.optim.Adagrad, ADAGRAD))
+        where = {"data_parallel": call}
+    dense = list(dense_parameters(call).values())
+    apart = method in OPTIMIZERS and sharding in TORCHREC
+    if apart and rank is None:  # what is fused there is stepped by hand here
+        table = model.embedding.table.weight
+        dense = [p for p in dense if p is not table]
+        by_hand = torch.optim.Adagrad([table], **ADAGRAD)
+    own = {id(p) for p in model.heads.parameters()}
+    shared = [p for p in dense if id(p) not in own]
+    optimizer = torch.optim.Adagrad(dense, **ADAGRAD)
+    if method in OPTIMIZERS:
+        optimizer = OPTIMIZERS[method](optimizer, shared, where)
+    fused = fused_optimizer(call)
+    *seen, unseen = batches()
+    weights = []
+    for ids, numbers, labels in seen:
+        optimizer.zero_grad()
+        losses = task_losses(call(ids[share], numbers[share]), labels[share])
+        if isinstance(optimizer, PUB | AdaTask):
+            if apart and rank is None:
+                alpha = optimizer.last_weights if isinstance(optimizer, PUB) else torch.ones(3)
+                weighted = (torch.stack(losses) * alpha.float()).sum()
+                (table.grad,) = torch.autograd.grad(weighted, table, retain_graph=True)
+                by_hand.step()
+            optimizer.backward(losses)
+        else:
+            torch.stack(losses).sum().backward()
+        optimizer.step()
+        if fused is not None:
+            fused.step()
+        balancer = optimizer if isinstance(optimizer, PUB) else model.fork
+        weights.append(torch.ones(3) if balancer is None else balancer.last_weights.float().clone())
+    with torch.no_grad():
+        predicted = torch.stack(call(*unseen[:2]))
+    return {"weights": torch.stack(weights), "predicted": predicted, "fused": fused is not None}
+
+
+def refusals() -> dict[str, str]:
+    found = {}
+    narrow = SharedBottom(SCHEMA, fork=Fork(3), embedding_dim=6)
+    model = build("equal", "shared-bottom")
+    attempts = {
+        "narrow columns": lambda: parallelize(narrow, "column-wise"),
+        "no tables": lambda: parallelize(nn.Linear(2, 2), "row-wise"),
+        "no categorical": lambda: parallelize(SharedBottom(Schema([], [Numeric("age")], [Task("click")])), "row-wise"),
+        "sparse fsdp": lambda: parallelize(SharedBottom(SCHEMA, sparse=True), "fsdp"),
+        "unknown": lambda: parallelize(model, "diagonal"),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except SettingError as error:
+            found[name] = str(error)
+    sharded = parallelize(model, "fsdp")
+    shared = list(model.shared_parameters())
+    try:
+        PUB(torch.optim.Adam(sharded.parameters()), shared=shared, data_parallel=dist.group.WORLD)
+    except TypeError as error:
+        found["pub with fsdp"] = str(error)
+    return found
+
+
+def work(rank: int, ranks: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    torch.set_num_threads(1)
+    cases = CASES if ranks == 2 else ON_FOUR
+    results: dict = {case: train(case, rank) for case in cases}
+    results["refusals"] = refusals()
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def spawned(ranks: int, folder: Path) -> list[dict]:
+    mp.spawn(work, args=(ranks, folder), nprocs=ranks)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict]:
+    return spawned(2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> list[dict]:
+    return spawned(4, tmp_path_factory.mktemp("four"))
+
+
+def assert_as_one_process(found: list[dict], case: tuple[str, str, str]) -> None:
+    expected = train(case)
+    assert case[1] in ("equal", "adatask") or (expected["weights"] != 1).any()
+    for result in found:
+        assert torch.equal(result[case]["weights"], found[0][case]["weights"])
+        torch.testing.assert_close(result[case]["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result[case]["predicted"], expected["predicted"], rtol=1e-4, atol=1e-5)
+    # Of two ranks or more some hold no table of a table-wise sharding.
+    assert any(result[case]["fused"] for result in found) == (case[0] in TORCHREC and case[0] != "data-parallel")
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_two_ranks_train_as_one_process_does(two, case):
+    assert_as_one_process(two, case)
+
+
+@pytest.mark.parametrize("case", ON_FOUR, ids="-".join)
+def test_four_ranks_train_as_one_process_does(four, case):
+    assert_as_one_process(four, case)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        ("narrow columns", "found table 'user' with 6 columns and 2 ranks"),
+        ("no tables", "found none in Linear"),
+        ("no categorical", "found a schema without categorical features"),
+        ("sparse fsdp", "FSDP2 cannot shard sparse gradients, found sparse=True in embedding.table"),
+        ("unknown", "found 'diagonal'"),
+        ("pub with fsdp", "sharded over ranks"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(two, attempt, message):
+    assert message in two[0]["refusals"][attempt]
+
+
+def test_without_a_process_group_it_says_how_to_launch():
+    with pytest.raises(SettingError, match="launch with torchrun"):
+        parallelize(build("equal", "shared-bottom"))
