@@ -75,7 +75,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
-    """Train one method once; leaves checkpoint.pt and run.json in --out."""
+    """Train one method once; leaves checkpoints and run.json in --out."""
     with _plainly(f"Run the same command with --resume to go on from {out}."):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,

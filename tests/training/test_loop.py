@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,14 @@ from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.ranking.schema import Batch
 from equipoise.training import METHODS, CheckpointError, Learner, Run, SettingError, count_steps, train
 from equipoise.training import loop as loop_module
+from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}
+
+
+def saved_learner(folder: Path) -> dict:
+    settings = json.loads((last_checkpoint(folder) / "state.json").read_text())["settings"]
+    return load_checkpoint(folder, settings)["learner"]
 
 
 def comparable(run: Run) -> dict:
@@ -175,10 +182,10 @@ def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
 
 
 def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(tiny: Dataset, tmp_path) -> None:
-    file = tmp_path / "checkpoint.pt"
+    file = tmp_path / "checkpoint"
     run = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
-    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=9)
-    learner.load_state_dict(torch.load(file)["state"]["learner"])
+    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=9, decay_steps=30)
+    learner.load_state_dict(saved_learner(file))
     logits = learner.logits(next(tiny.test.batches(len(tiny.test))))[:, 0]
     labels, weight = tiny.test.labels[:, 0], tiny.test.weight
     assert run.test["click"]["auc"] == pytest.approx(float(auc(logits, labels)))
@@ -219,20 +226,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
         if done == at:
             raise _InterruptedError
 
-    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     uninterrupted = train(tiny, METHODS[name], **SETTINGS, checkpoint=whole)
     with pytest.raises(_InterruptedError):
         train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, on_progress=interrupt)
     resumed = train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, resume=True)
     assert comparable(resumed) == comparable(uninterrupted)
-    expected, found = (torch.load(file)["state"]["learner"] for file in (whole, parts))
+    expected, found = (saved_learner(folder) for folder in (whole, parts))
     assert tree_structure(found) == tree_structure(expected)
     for value, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
 def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset, tmp_path) -> None:
-    file = tmp_path / "checkpoint.pt"
+    file = tmp_path / "checkpoint"
     finished = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
     steps = []
     again = train(
@@ -244,7 +251,7 @@ def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> None:
-    file = tmp_path / "checkpoint.pt"
+    file = tmp_path / "checkpoint"
     train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
     with pytest.raises(CheckpointError, match=r"lr: 0\.01 there, 0\.02 here"):
         train(tiny, METHODS["equal"], **SETTINGS | {"lr": 0.02}, checkpoint=file, resume=True)

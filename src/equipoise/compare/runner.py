@@ -142,7 +142,7 @@ def train_into(
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Run:
-    """Train the plan's one method once; ``checkpoint.pt`` and ``run.json`` in ``folder`` hold what came of
+    """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of
     it.
 
     Raises:
@@ -156,7 +156,7 @@ def train_into(
         dataset, method,
         model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
         batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale, device=device,
-        checkpoint=folder / "checkpoint.pt", resume=resume, on_progress=partial(watch.step, job),
+        checkpoint=folder / "checkpoint", resume=resume, on_progress=partial(watch.step, job),
     )  # fmt: skip
     write_json(folder / "run.json", json.loads(run.to_json()))
     return run

@@ -5,6 +5,7 @@ from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
 from equipoise.training.loop import Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
+from equipoise.training.parallel import Sharding, World, launched, parallelize
 from equipoise.training.run import Run
 
 __all__ = [
@@ -16,7 +17,11 @@ __all__ = [
     "Run",
     "Schedule",
     "SettingError",
+    "Sharding",
+    "World",
     "count_steps",
+    "launched",
+    "parallelize",
     "parse_method",
     "train",
 ]

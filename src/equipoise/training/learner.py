@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
@@ -16,21 +17,35 @@ from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MODELS, RankingModel, build_model
 from equipoise.ranking.schema import Batch, Schema
+from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
+from equipoise.training.parallel import Sharding, World, dense_parameters, fused_optimizer, parallelize, usable_device
 
 __all__ = ["Learner"]
 
 
 @dataclass(frozen=True)
 class _Member:
-    """One model, its optimizer, and which of the schema's tasks it is trained on."""
+    """One model, its optimizer, and which of the schema's tasks it is trained on.
+
+    Attributes:
+        module: the model as several ranks train it; the model itself in a single process.
+        optimizers: what steps the parameters, and what hands the learning rate on to tables fused into the backward
+            pass.
+    """
 
     model: RankingModel
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
+    module: nn.Module
+    optimizers: list[Optimizer]
+    schedulers: list[LRScheduler]
     tasks: list[int]
     monitor: Monitor | None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The one that takes the losses."""
+        return self.optimizers[0]
 
 
 class Learner:
@@ -48,10 +63,13 @@ class Learner:
         seed: of the initial weights.
         device: where the models live; batches given to :meth:`step` must be there.
         loss_scale: task -> factor on its loss; 1 for tasks that are not named.
+        world: the processes that train together; ``device`` is then this one's.
+        sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`. Tables that
+            TorchRec shards are stepped by Adagrad, fused into the backward pass, at the same learning rate.
 
     Raises:
-        SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, or a
-            number is out of range.
+        SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, a
+            number is out of range, or the method cannot be trained with this sharding.
     """
 
     def __init__(
@@ -66,12 +84,16 @@ class Learner:
         device: torch.device | str = "cpu",
         model_options: Mapping[str, Any] | None = None,
         loss_scale: Mapping[str, float] | None = None,
+        world: World | None = None,
+        sharding: Sharding = "ddp",
     ) -> None:
         if not lr > 0:
             raise SettingError(f"The learning rate must be above 0, found {lr}.")
         self.schema = schema
         self.method = method
-        self.device = _device(device)
+        self.device = usable_device(device)
+        self.world = world or World()
+        check_compatible(Combination(method, sharding, dict(model_options or {}), self.world))
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
         options = _checked(model, model_options or {})
@@ -83,31 +105,54 @@ class Learner:
                 except ValueError as error:
                     raise SettingError(f"Model {model!r}: {error}") from error
             built.to(self.device)
-            base = torch.optim.Adam(built.parameters(), lr=lr)
-            optimizer = method.optimizer(base, shared=list(built.shared_parameters()), tasks=group)
+            module: nn.Module = built
+            if self.world.size > 1:
+                module = parallelize(
+                    built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
+                )
+            dense, own = dense_parameters(module), {id(p) for p in built.heads.parameters()}
+            optimizer = method.optimizer(
+                torch.optim.Adam(dense.values(), lr=lr),
+                shared=[p for p in dense.values() if id(p) not in own],
+                tasks=group,
+                data_parallel=module if self.world.size > 1 else None,
+            )
+            fused = fused_optimizer(module)
+            optimizers = [optimizer, *([] if fused is None else [fused])]
             self._members.append(
                 _Member(
-                    built, optimizer,
-                    None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
+                    built, module, optimizers,
+                    [] if decay_steps is None else [LinearLR(each, 1.0, 0.0, decay_steps) for each in optimizers],
                     [schema.task_names.index(task) for task in group],
                     Monitor(built, optimizer) if method.monitored else None,
                 )
             )  # fmt: skip
 
     def step(self, batch: Batch, /) -> Tensor:
-        """One optimizer step of every model; the unscaled losses before it, shape [M], on the device."""
+        """One optimizer step of every model; the unscaled losses before it, shape [M], on the device.
+
+        Args:
+            batch: the global batch; of several ranks each trains on its share, and its losses are those shares of the
+                global ones whose mean over the ranks is the loss of the batch.
+        """
+        share, labelled = self._share(batch)
         losses: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
         for member in self._members:
-            logits = member.model(batch.categorical, batch.numeric)
-            own = task_losses([logits[task] for task in member.tasks], self._labels(batch, member.tasks))
+            logits = member.module(share.categorical, share.numeric)
+            own = task_losses(
+                [logits[task] for task in member.tasks],
+                share.labels[:, member.tasks],
+                labelled=None if labelled is None else labelled[member.tasks],
+            )
             member.optimizer.zero_grad()
             self.method.backward(
                 member.optimizer,
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
-            member.optimizer.step()
-            if member.scheduler is not None:
-                member.scheduler.step()
+            for optimizer in member.optimizers:
+                optimizer.step()
+            for scheduler in member.schedulers:
+                scheduler.step()
             for task, loss in zip(member.tasks, own, strict=True):
                 losses[task] = loss.detach()
         return torch.stack(losses)
@@ -115,11 +160,11 @@ class Learner:
     def logits(self, batch: Batch, /) -> Tensor:
         """Every task's logits from the model that learns it, in eval mode, shape [B, M]."""
         columns: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode, in which sharded tables cannot be looked up
             for member in self._members:
-                member.model.eval()
-                predicted = member.model(batch.categorical, batch.numeric)
-                member.model.train()
+                member.module.eval()
+                predicted = member.module(batch.categorical, batch.numeric)
+                member.module.train()
                 for task in member.tasks:
                     columns[task] = predicted[task]
         return torch.stack(columns, dim=1)
@@ -131,35 +176,36 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The state of every model (its fork's too), optimizer and learning rate schedule."""
         return {
-            "models": [member.model.state_dict() for member in self._members],
-            "optimizers": [member.optimizer.state_dict() for member in self._members],
-            "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
+            "models": [_plain(member.module).state_dict() for member in self._members],
+            "optimizers": [[each.state_dict() for each in member.optimizers] for member in self._members],
+            "schedulers": [[each.state_dict() for each in member.schedulers] for member in self._members],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Back to a state that :meth:`state_dict` gave."""
         parts = zip(self._members, state["models"], state["optimizers"], state["schedulers"], strict=True)
-        for member, model, optimizer, scheduler in parts:
-            member.model.load_state_dict(model)
-            member.optimizer.load_state_dict(optimizer)
-            if member.scheduler is not None:
-                member.scheduler.load_state_dict(scheduler)
+        for member, model, optimizers, schedulers in parts:
+            _plain(member.module).load_state_dict(model)
+            for optimizer, saved in zip(member.optimizers, optimizers, strict=True):
+                optimizer.load_state_dict(saved)
+            for scheduler, saved in zip(member.schedulers, schedulers, strict=True):
+                scheduler.load_state_dict(saved)
 
-    def _labels(self, batch: Batch, tasks: list[int]) -> Tensor:
-        return batch.labels if len(tasks) == len(self.schema.tasks) else batch.labels[:, tasks]
+    def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """This rank's rows, and its divisors for the sums of the tasks' losses."""
+        if self.world.size == 1:
+            return batch, None
+        labelled = batch.labels.isnan().logical_not_().sum(0).clamp_(min=1) / self.world.size
+        rows = self.world.share(len(batch.labels))
+        return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
 
 
-def _device(name: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # not known; not built in or not there
-        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
+def _plain(module: nn.Module) -> nn.Module:
+    """What DistributedDataParallel wraps, so that a checkpoint's names do not depend on the number of ranks."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.data.dataset import Dataset, Split
@@ -21,6 +22,7 @@ from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
+from equipoise.training.parallel import Sharding, World, usable_device
 from equipoise.training.run import Run
 
 __all__ = ["Schedule", "count_steps", "train"]
@@ -46,6 +48,8 @@ def train(
     seed: int = 0,
     loss_scale: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
+    world: World | None = None,
+    sharding: Sharding = "ddp",
     evaluations: int = 8,
     evaluation_rows: int = 20_000,
     monitor_reads: int = 50,
@@ -63,12 +67,15 @@ def train(
         lr: the learning rate at the start.
         schedule: "linear": the rate falls to 0 over the training; "constant": it stays.
         loss_scale: task -> factor on its loss, for experiments on robustness; reported losses are unscaled.
+        device: where to train in a single process.
+        world: the processes that train together, each with the whole data set; every one gets the same record.
+        sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`.
         evaluations: at how many evenly spaced points the validation metrics are taken.
         evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes
             all.
         monitor_reads: about how often the fork or PUB is read.
-        checkpoint: a file to write at every evaluation point: models, optimizers, forks and the record so
-            far.
+        checkpoint: a folder to write to at every evaluation point: models, optimizers, forks, random state and
+            the record so far.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
         on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
 
@@ -76,15 +83,21 @@ def train(
         SettingError: a setting is not known or out of range, or the training split is smaller than a batch.
         CheckpointError: there is nothing to resume from, or it belongs to other settings.
     """
+    world = world or World(device=usable_device(device))
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
+    if batch_size % world.size:
+        raise SettingError(
+            f"batch_size must be a multiple of the {world.size} ranks that share it, found {batch_size}."
+        )
     counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
     _expect_positive(counts)
     if schedule not in get_args(Schedule):
         raise SettingError(f"Expected a schedule out of {', '.join(get_args(Schedule))}; found {schedule!r}.")
     schema = dataset.schema
     learner = Learner(
-        schema, method, model=model, lr=lr, seed=seed, device=device,
+        schema, method, model=model, lr=lr, seed=seed, device=world.device,
         model_options=model_options, loss_scale=loss_scale, decay_steps=total if schedule == "linear" else None,
+        world=world, sharding=sharding,
     )  # fmt: skip
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
@@ -98,14 +111,16 @@ def train(
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
     if resume and checkpoint is not None:
-        state = load_checkpoint(checkpoint, identity)
+        state = load_checkpoint(checkpoint, identity, {"learner": learner.state_dict()})
         learner.load_state_dict(state["learner"])
         run = Run(**state["run"])
+        if world.rank < len(state["rng"]):  # a rank that there was not goes on with the random state that it has
+            torch.set_rng_state(state["rng"][world.rank])
 
     points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
     read_every = max(1, total // monitor_reads)
     subset = _random_rows(dataset.validation, evaluation_rows)
-    window = _Window(learner.device, len(schema.tasks))
+    window = _Window(world, len(schema.tasks))
     for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=run.steps):
         window.add(learner.step(batch.to(learner.device)))
         if step % read_every == 0:
@@ -119,10 +134,11 @@ def train(
             if logits is None or not all(map(math.isfinite, losses)):
                 run.status = "diverged"
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, {"learner": learner.state_dict(), "run": asdict(run)})
+                content = {"learner": learner.state_dict(), "run": asdict(run), "rng": _random_states(world)}
+                save_checkpoint(checkpoint, step, identity, content)
             if run.status == "diverged":
                 break
-            window = _Window(learner.device, len(schema.tasks))
+            window = _Window(world, len(schema.tasks))
     return _finish(run, learner, dataset, batch_size)
 
 
@@ -151,9 +167,9 @@ def _expect_positive(numbers: Mapping[str, int]) -> None:
 class _Window:
     """What happened since the last evaluation point, still on the device."""
 
-    def __init__(self, device: torch.device, tasks: int) -> None:
-        self.device = device
-        self.loss_sum = torch.zeros(tasks, device=device)
+    def __init__(self, world: World, tasks: int) -> None:
+        self.world = world
+        self.loss_sum = torch.zeros(tasks, device=world.device)
         self.steps = 0
         self.readings: list[tuple[int, Reading]] = []
         self.started = time.perf_counter()
@@ -164,7 +180,9 @@ class _Window:
 
     def close(self, run: Run) -> list[float]:
         """Bring time, steps and readings into the run; the mean losses."""
-        losses: list[float] = (self.loss_sum / self.steps).tolist()  # waits for the device
+        if self.world.size > 1:
+            dist.all_reduce(self.loss_sum)
+        losses: list[float] = (self.loss_sum / (self.steps * self.world.size)).tolist()  # waits for the device
         run.seconds += time.perf_counter() - self.started
         run.steps += self.steps
         run.monitor += [{"step": step, **reading.scalars()} for step, reading in self.readings]
@@ -188,9 +206,29 @@ def _random_rows(split: Split, most: int) -> Split:
     return Split(split.categorical[rows], split.numeric[rows], split.labels[rows], split.weight[rows])
 
 
+def _random_states(world: World) -> list[Tensor]:
+    """Every rank's state of the global generator, which dropout draws from."""
+    own = torch.get_rng_state()
+    if world.size == 1:
+        return [own]
+    states = [torch.empty_like(own, device=world.device) for _ in range(world.size)]
+    dist.all_gather(states, own.to(world.device))
+    return [state.cpu() for state in states]
+
+
 def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
     """Every task's logits on a whole split, on the CPU; None where one of them is not finite."""
-    parts = [learner.logits(batch.to(learner.device)).cpu() for batch in split.batches(_EVALUATION_BATCH)]
+    parts = []
+    for batch in split.batches(_EVALUATION_BATCH):
+        rows = learner.world.share(len(batch.labels))
+        own = Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows])
+        found = learner.logits(own.to(learner.device))
+        if learner.world.size > 1:
+            everywhere = found.new_zeros(len(batch.labels), found.shape[1])
+            everywhere[rows] = found
+            dist.all_reduce(everywhere)
+            found = everywhere
+        parts.append(found.cpu())
     logits = torch.cat(parts)
     return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
 

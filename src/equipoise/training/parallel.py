@@ -22,7 +22,7 @@ from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.training.errors import SettingError
 
-__all__ = ["Sharding", "World", "dense_parameters", "fused_optimizer", "launched", "parallelize"]
+__all__ = ["Sharding", "World", "dense_parameters", "fused_optimizer", "launched", "parallelize", "usable_device"]
 
 Sharding = Literal["ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner"]
 """ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so."""
@@ -58,7 +58,7 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
     within ``timeout`` ends the others with an error.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield World(device=torch.device(device))
+        yield World(device=usable_device(device))
         return
     local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
@@ -122,6 +122,18 @@ def fused_optimizer(module: nn.Module, /) -> torch.optim.Optimizer | None:
     """What steps TorchRec's tables in the backward pass: its ``step`` only hands the learning rate on."""
     found: torch.optim.Optimizer | None = getattr(module, "fused_optimizer", None)
     return found if found is not None and found.param_groups else None
+
+
+def usable_device(name: torch.device | str, /) -> torch.device:
+    """The device of this name, if PyTorch can use it here.
+
+    Raises:
+        SettingError: it is not known, not built in, or not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # not known; not built in or not there
+        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
 
 
 def _fully_sharded(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,99 @@
+"""What cannot be trained together, each with its reason and its remedy, found before anything is built."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from equipoise.training.errors import SettingError
+from equipoise.training.methods import Method
+from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
+from equipoise.training.parallel import Sharding, World
+
+__all__ = ["CHECKS", "Combination", "IncompatibleError", "check_compatible"]
+
+
+class IncompatibleError(SettingError):
+    """Settings that exclude each other: the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is to be trained together."""
+
+    method: Method
+    sharding: Sharding
+    model_options: Mapping[str, Any]
+    world: World
+
+    @property
+    def needs_tasks_gradients(self) -> bool:
+        """Whether the optimizer starts from every task's own gradient of the shared parameters."""
+        return isinstance(self.method, PubMethod | AdaTaskMethod)
+
+    @property
+    def with_torchrec(self) -> bool:
+        """Whether TorchRec shards the tables."""
+        return self.sharding not in ("ddp", "fsdp")
+
+
+CHECKS: Final[list[Callable[[Combination], Iterator[str]]]] = []
+"""Every check: yields why a combination cannot work and what to do, or nothing."""
+
+
+def check_compatible(combination: Combination, /) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        IncompatibleError: with every reason that was found.
+    """
+    found = [reason for check in CHECKS for reason in check(combination)]
+    if found:
+        raise IncompatibleError("\n".join(found))
+
+
+@CHECKS.append
+def _sharding_needs_ranks(given: Combination) -> Iterator[str]:
+    if given.sharding != "ddp" and given.world.size == 1:
+        yield (
+            f"Sharding {given.sharding!r} spreads a model over several processes, found one: launch with "
+            "torchrun --nproc-per-node N, or leave the sharding out."
+        )
+
+
+@CHECKS.append
+def _whole_gradients(given: Combination) -> Iterator[str]:
+    if given.sharding == "fsdp" and given.needs_tasks_gradients:
+        yield (
+            f"Method {given.method.name!r} needs every task's whole gradient of the shared parameters, which FSDP2 "
+            "shards: use sharding ddp, or balance at a fork (multibalance)."
+        )
+
+
+@CHECKS.append
+def _averaged_tables(given: Combination) -> Iterator[str]:
+    if given.sharding == "data-parallel" and given.needs_tasks_gradients:
+        yield (
+            f"Method {given.method.name!r} averages its tasks' gradients itself, but TorchRec averages data-parallel "
+            "tables in every backward pass: shard them table-, row- or column-wise, or use sharding ddp."
+        )
+
+
+@CHECKS.append
+def _sparse_tables(given: Combination) -> Iterator[str]:
+    if given.model_options.get("sparse") and given.world.size > 1 and not given.needs_tasks_gradients:
+        yield (
+            "The model option sparse gives the table sparse gradients, which DistributedDataParallel and FSDP2 cannot "
+            "average on every backend: leave it out, or let TorchRec shard the tables (table-wise, row-wise, …)."
+        )
+
+
+@CHECKS.append
+def _torchrec_is_there(given: Combination) -> Iterator[str]:
+    if given.with_torchrec and importlib.util.find_spec("torchrec") is None:
+        yield (
+            f"Sharding {given.sharding!r} needs TorchRec, which is not installed: pip install fbgemm-gpu-cpu "
+            "tensordict pyre-extensions (for CUDA fbgemm-gpu), then pip install --no-deps torchrec, or use ddp or fsdp."
+        )
