@@ -69,10 +69,8 @@ def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
 
 
 def test_a_config_file_states_settings_and_options_win(tmp_path: Path) -> None:
-    config = tmp_path / "plan.toml"
-    config.write_text(
-        'data = "funnel"\nseeds = 4\nbatch_size = 256\nmethods = ["equal"]\n[data_options]\nrows = 1500\n'
-    )
+    config = tmp_path / "plan.yaml"
+    config.write_text("data: funnel\nseeds: 4\nbatch_size: 256\nmethods: [equal]\ndata_options: {rows: 1500}\n")
     code, _ = run("compare", "--config", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out"))
     assert code == 0
     written = json.loads((tmp_path / "out" / "plan.json").read_text())
@@ -102,7 +100,7 @@ def test_methods_are_listed_in_sixty_columns() -> None:
         (["compare", *FUNNEL, "--data-option", "row=5"], "takes the options .* found row"),
         (["compare", *FUNNEL, "--seeds", "0"], "Invalid value for .--seeds."),
         (["compare", *FUNNEL, "--batch-size", "5000"], "at least one batch of 5000 rows, found 1050"),
-        (["compare", "--config", "absent.toml"], "Expected a TOML file at absent.toml"),
+        (["compare", "--config", "absent.yaml"], "Expected a YAML file at absent.yaml"),
         (["train", *FUNNEL, "--lr", "0"], "rates.multibalance: .* found 0"),
         (["train", *FUNNEL, "--resume"], "Expected a checkpoint at .* found none"),
         (["train", *FUNNEL, "--device", "abacus"], "Expected a device.* found 'abacus'"),
@@ -122,8 +120,8 @@ def test_bad_input_gives_one_message_code_2_and_writes_nothing(
 
 
 def test_a_wrong_type_in_a_config_is_named(tmp_path: Path) -> None:
-    config = tmp_path / "plan.toml"
-    config.write_text('epochs = "two"\n')
+    config = tmp_path / "plan.yaml"
+    config.write_text("epochs: two\n")
     code, output = run("compare", "--config", str(config), "--out", str(tmp_path / "out"))
     assert code == 2
     assert "epochs: input should be a valid integer; found 'two'" in output
@@ -132,8 +130,8 @@ def test_a_wrong_type_in_a_config_is_named(tmp_path: Path) -> None:
 
 def test_square_brackets_in_a_message_are_shown(tmp_path: Path) -> None:
     """They are markup to the console elsewhere."""
-    config = tmp_path / "plan.toml"
-    config.write_text('methods = "[equal]"\n')
+    config = tmp_path / "plan.yaml"
+    config.write_text("methods: '[equal]'\n")
     assert "found '[equal]'" in run("compare", "--config", str(config))[1]
 
 

@@ -50,7 +50,7 @@ LearningRates = Annotated[
 LossScale = Annotated[
     list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
 ]
-Config = Annotated[Path | None, typer.Option(help="A TOML file with settings; options given here win.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
 
 
 @app.command()

@@ -1,6 +1,10 @@
+import contextlib
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from equipoise.compare.plan import Plan, PlanError, parse_pairs, split_methods
 from equipoise.compare.rates import DEFAULT_RATE, GRID
@@ -17,10 +21,10 @@ def test_a_plan_takes_what_suits_the_data_set_where_nothing_is_said() -> None:
 
 
 def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "plan.toml"
+    file = tmp_path / "plan.yaml"
     file.write_text(
-        'data = "funnel"\nseeds = 5\nepochs = 7\nmethods = ["equal"]\n'
-        "[data_options]\nrows = 3000\nconflict = 0.5\n[loss_scale]\nlike = 23\n[rates]\nequal = 0.01\n"
+        "data: funnel\nseeds: 5\nepochs: 7\nmethods: [equal]\n"
+        "data_options: {rows: 3000, conflict: 0.5}\nloss_scale:\n  like: 23\nrates:\n  equal: 1e-2\n"
     )
     plan = Plan.of(file, epochs=2)
     assert (plan.data, plan.seeds, plan.epochs, plan.batch_size) == ("funnel", 5, 2, 2048)
@@ -33,20 +37,20 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('epochs = "two"', "epochs: input should be a valid integer; found 'two'"),
-        ("epochs = 1.5", "epochs: .* found 1.5"),
-        ("seeds = 0", "seeds: .*greater than or equal to 1; found 0"),
-        ("seeds = true", "seeds: .* found True"),
-        ('methods = "equal"', "methods: .*valid list; found 'equal'"),
-        ("methods = []", "methods: .* found "),
-        ("learning_rate = 0.1", "learning_rate: there is no such setting; there are data, data_options"),
-        ('[loss_scale]\nlike = "much"', r"loss_scale.like: .* found 'much'"),
-        ("[rates]\nequal = -1.0", r"rates.equal: .*greater than 0; found -1.0"),
-        ("[model_options]\nbottom = [0.5]", "model_options.bottom"),
+        ("epochs: two", "epochs: input should be a valid integer; found 'two'"),
+        ("epochs: 1.5", "epochs: .* found 1.5"),
+        ("seeds: 0", "seeds: .*greater than or equal to 1; found 0"),
+        ("seeds: true", "seeds: .* found True"),
+        ("methods: equal", "methods: .*valid list; found 'equal'"),
+        ("methods: []", "methods: .* found "),
+        ("learning_rate: 0.1", "learning_rate: there is no such setting; there are data, data_options"),
+        ("loss_scale: {like: much}", r"loss_scale.like: .* found 'much'"),
+        ("rates: {equal: -1.0}", r"rates.equal: .*greater than 0; found -1.0"),
+        ("model_options: {bottom: [0.5]}", "model_options.bottom"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path: Path, line: str, message: str) -> None:
-    file = tmp_path / "plan.toml"
+    file = tmp_path / "plan.yaml"
     file.write_text(line)
     with pytest.raises(PlanError, match=message) as caught:
         Plan.of(file)
@@ -55,10 +59,10 @@ def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path: Pat
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read: No such file"):
-        Plan.of(tmp_path / "none.toml")
-    broken = tmp_path / "broken.toml"
-    broken.write_text("epochs = ")
-    with pytest.raises(PlanError, match=r"Expected TOML in .*found a mistake"):
+        Plan.of(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("epochs: [1")
+    with pytest.raises(PlanError, match=r"Expected YAML in .*found a mistake"):
         Plan.of(broken)
 
 
@@ -76,3 +80,60 @@ def test_pairs_of_the_command_line() -> None:
 def test_methods_with_options_are_not_torn_apart() -> None:
     text = "equal, multibalance:beta=0.1,direction=gram,multibalance:beta=1"
     assert split_methods(text) == ["equal", "multibalance:beta=0.1,direction=gram", "multibalance:beta=1"]
+
+
+@pytest.mark.parametrize("text", ["3e-2", "3E-2", "3.0e-2", "+.3e-1", "0.03"])
+def test_numbers_are_those_that_python_reads(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"grid: [{text}]")
+    assert Plan.of(file).grid == [0.03]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- equal\n- pub", "one `name: value` per line; found list"),
+        ("3: 4", "one `name: value` per line; found dict"),
+        ("seeds: 1\nseeds: 2", "a name occurs twice"),
+        ("a: &a [*a]\n" + "[" * 3000, "found a mistake"),
+        ("\x00", "found a mistake"),
+    ],
+)
+def test_what_is_no_list_of_settings_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+    with pytest.raises(PlanError, match=message):
+        Plan.of(file)
+
+
+def test_a_config_cannot_run_code(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    file = tmp_path / "plan.yaml"
+    for tag in ("!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"):
+        file.write_text(f"data: {tag} ['{ran}']")
+        with pytest.raises(PlanError, match="could not determine a constructor"):
+            Plan.of(file)
+    assert not ran.exists()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    st.one_of(
+        st.text(),
+        st.binary().map(lambda raw: raw.decode("latin-1")),
+        st.dictionaries(
+            st.sampled_from([*Plan.model_fields, "nothing"]),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+                max_leaves=5,
+            ),
+            max_size=4,
+        ).map(lambda found: yaml.safe_dump(found, allow_unicode=True)),
+    )
+)
+def test_whatever_a_file_holds_is_a_plan_or_one_clear_error(tmp_path_factory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    file.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with contextlib.suppress(PlanError):
+        Plan.of(file)

@@ -1,27 +1,23 @@
-"""What a comparison is to do: data, model, methods, seeds, rates; from the command line or a TOML file."""
+"""What a comparison is to do: data, model, methods, seeds, rates; from the command line or a YAML file."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equipoise.compare.rates import GRID, rate
-from equipoise.training import METHODS, Schedule, SettingError
+from equipoise.compare.settings_file import PlanError, read_settings
+from equipoise.training import METHODS, Schedule, Sharding
 from equipoise.training.methods import parse_scalar
 
 __all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
 
 Scalar = bool | int | float | str
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class PlanError(SettingError):
-    """A plan cannot be read: the message names the field, what was expected and what was found."""
 
 
 class _Defaults(BaseModel):
@@ -48,6 +44,8 @@ class Plan(BaseModel):
         model: a name that :func:`equipoise.ranking.models.build_model` knows, called with ``model_options``.
         methods: names out of the registry, options behind a colon (``"multibalance:beta=0.3"``).
         schedule: what the learning rate does over a training, see :func:`equipoise.training.train`.
+        sharding: how `equipoise train` spreads the model over the processes of torchrun, see
+            :func:`equipoise.training.parallelize`.
         seeds: how many; they are 0, 1, 2, ...
         tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds,
             which are others than those of the comparison.
@@ -74,6 +72,7 @@ class Plan(BaseModel):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     schedule: Schedule = "linear"
+    sharding: Sharding = "ddp"
     tune: bool = False
     tune_seeds: int = Field(default=1, ge=1)
     grid: list[Positive] = Field(default=list(GRID), min_length=1)
@@ -82,12 +81,12 @@ class Plan(BaseModel):
 
     @classmethod
     def of(cls, config: Path | None = None, /, **settings: Any) -> Self:
-        """A plan from a TOML file and settings, which win; what neither says is what suits the data set.
+        """A plan from a YAML file and settings, which win; what neither says is what suits the data set.
 
         Raises:
             PlanError: the file cannot be read, or a setting is unknown or of the wrong type.
         """
-        stated = {**_read(config), **settings}
+        stated = {**(read_settings(config) if config else {}), **settings}
         origin = f"The settings in {config}" if config else "The comparison's settings"
         data = stated.get("data", cls.model_fields["data"].default)
         defaults = _DEFAULTS.get(data, _OTHERWISE) if isinstance(data, str) else _OTHERWISE
@@ -99,17 +98,6 @@ class Plan(BaseModel):
     def rate(self, method: str) -> float:
         """The learning rate of a method where it is not tuned."""
         return self.rates.get(method, rate(self.data, self.model, method))
-
-
-def _read(config: Path | None) -> Mapping[str, Any]:
-    if config is None:
-        return {}
-    try:
-        return tomllib.loads(config.read_text())
-    except OSError as error:
-        raise PlanError(f"Expected a TOML file at {config}; it cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"Expected TOML in {config}; found a mistake: {error}.") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,0 +1,56 @@
+"""Reads a file of settings: YAML that can only be data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from equipoise.training import SettingError
+
+__all__ = ["PlanError", "read_settings"]
+
+
+class PlanError(SettingError):
+    """A plan cannot be read: the message names the field, what was expected and what was found."""
+
+
+def read_settings(path: Path, /) -> Mapping[str, Any]:
+    """The settings in a YAML file, by name.
+
+    Raises:
+        PlanError: the file cannot be read, is not YAML, names Python objects, says a setting twice, or holds something
+            else than settings.
+    """
+    try:
+        found = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise PlanError(f"Expected a YAML file at {path}; it cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        mistake = " ".join(str(error).split())
+        raise PlanError(f"Expected YAML in {path}; found a mistake: {mistake}.") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise PlanError(f"Expected settings in {path}, one `name: value` per line; found {type(found).__name__}.")
+    return found
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Numbers such as 3e-2, which YAML 1.1 takes for words, are numbers; a key said twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(found) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a name occurs twice", node.start_mark)
+        return found
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
