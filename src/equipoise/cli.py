@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from equipoise.compare.report import write_report
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
-from equipoise.training import Schedule, SettingError
+from equipoise.training import Schedule, SettingError, Sharding, launched
 
 __all__ = ["app", "main"]
 
@@ -70,20 +72,27 @@ def train(
     schedule: LearningRates = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
+    sharding: Annotated[Sharding | None, typer.Option(help="How torchrun's processes share the model.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
-    """Train one method once; leaves checkpoints and run.json in --out."""
-    with _plainly(f"Run the same command with --resume to go on from {out}."):
+    """Train one method once; leaves checkpoints and run.json in --out.
+
+    Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ...
+    """
+    with _plainly(f"Run the same command with --resume to go on from {out}."), launched(device) as world:
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
+        if world.rank:
+            train_into(out, plan, seed=seed, world=world, resume=resume)
+            return
         with Display(console) as display:
-            run = train_into(out, plan, seed=seed, device=device, resume=resume, watch=display)
+            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display)
     console.print(run_table(run))
     console.print(f"Run and checkpoint: {out}")
 
@@ -113,6 +122,8 @@ def compare(
 ) -> None:
     """Compare methods: every method, every seed, then a report."""
     with _plainly(f"Run the same command again to go on from {out}."):
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule,
@@ -203,4 +214,12 @@ def _plainly(how_to_go_on: str = "") -> Iterator[None]:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        # Gloo's threads now and then abort an orderly end of the interpreter, which torchrun would take for a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)

@@ -18,7 +18,7 @@ from equipoise.compare.plan import Plan
 from equipoise.compare.records import append_run, read_runs, write_json
 from equipoise.compare.throughput import peak_memory, throughput_ratio
 from equipoise.data import Dataset
-from equipoise.training import METHODS, Learner, Method, Run, SettingError, count_steps, parse_method, train
+from equipoise.training import METHODS, Learner, Method, Run, SettingError, World, count_steps, parse_method, train
 
 __all__ = ["compare", "train_into"]
 
@@ -138,12 +138,15 @@ def train_into(
     /,
     *,
     seed: int = 0,
-    device: str = "cpu",
+    world: World | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Run:
     """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of
     it.
+
+    Args:
+        world: the processes that train together; the first of them writes.
 
     Raises:
         DataError, SettingError: the plan names what there is not, or cannot be resumed.
@@ -155,8 +158,10 @@ def train_into(
     run = train(
         dataset, method,
         model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale, device=device,
+        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
+        world=world, sharding=plan.sharding,
         checkpoint=folder / "checkpoint", resume=resume, on_progress=partial(watch.step, job),
     )  # fmt: skip
-    write_json(folder / "run.json", json.loads(run.to_json()))
+    if world is None or world.rank == 0:
+        write_json(folder / "run.json", json.loads(run.to_json()))
     return run

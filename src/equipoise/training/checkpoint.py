@@ -38,13 +38,20 @@ class CheckpointError(SettingError):
     """A checkpoint cannot be resumed from: the message says what differs and what to do."""
 
 
-def save_checkpoint(folder: Path, step: int, settings: Mapping[str, str], state: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    settings: Mapping[str, str],
+    state: Mapping[str, Any],
+    sharded: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write ``folder/step-N``; those before stay until it is complete, and the last of them after that.
 
     All ranks take part: a tensor that several hold is written once, and of a sharded one every rank writes its part.
 
     Args:
-        state: nested dicts, lists and tuples of tensors, strings, numbers, booleans and None.
+        state: nested dicts, lists and tuples of tensors, strings, numbers, booleans and None; the same on all ranks.
+        sharded: DTensors or ShardedTensors by name, of which every rank holds its parts, or none.
 
     Raises:
         TypeError: ``state`` holds something else.
@@ -52,6 +59,7 @@ def save_checkpoint(folder: Path, step: int, settings: Mapping[str, str], state:
     """
     tensors: dict[str, Tensor] = {}
     plain = encode(state, tensors)
+    tensors |= {f"sharded/{name}": tensor for name, tensor in (sharded or {}).items()}
     target, unfinished = folder / f"step-{step}", folder / f".step-{step}.part"
     try:
         if _rank() == 0:
@@ -81,11 +89,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(folder: Path, settings: Mapping[str, str], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path, settings: Mapping[str, str], sharded: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
     """The state of the last checkpoint, which must have been saved under the same settings, by however many ranks.
 
     Args:
-        like: a state of the same structure; where it holds sharded tensors, every rank loads its parts into them.
+        sharded: tensors by the names they were saved under, whatever their sharding is now; every rank loads its
+            parts into them.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it was made with other settings.
@@ -98,7 +109,7 @@ def load_checkpoint(folder: Path, settings: Mapping[str, str], like: Mapping[str
         found, plain = content["settings"], content["state"]
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
-        tensors = _read_tensors(path, like)
+        tensors = _read_tensors(path, sharded or {})
         differing = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
         state: dict[str, Any] = decode(plain, tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError,
@@ -153,23 +164,16 @@ class _MetadataUnpickler(pickle.Unpickler):
         return found
 
 
-def _read_tensors(path: Path, like: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    sharded: dict[str, Tensor] = {}
-    encode(like or {}, sharded)
+def _read_tensors(path: Path, sharded: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {
-        key: sharded[key]
-        if key in sharded and _is_sharded(sharded[key])
-        else torch.empty(entry.size, dtype=entry.properties.dtype)
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in _Reader(path).read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata) and not key.startswith("sharded/")
     }
+    wanted = tensors | {f"sharded/{name}": tensor for name, tensor in sharded.items()}
     with _alone():
-        load(tensors, storage_reader=_Reader(path), no_dist=_ranks() == 1)
+        load(wanted, storage_reader=_Reader(path), no_dist=_ranks() == 1)
     return tensors
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements") or hasattr(tensor, "local_shards")
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -20,7 +20,15 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.parallel import Sharding, World, dense_parameters, fused_optimizer, parallelize, usable_device
+from equipoise.training.parallel import (
+    Sharding,
+    World,
+    dense_parameters,
+    fused_optimizer,
+    is_sharded,
+    parallelize,
+    usable_device,
+)
 
 __all__ = ["Learner"]
 
@@ -31,21 +39,23 @@ class _Member:
 
     Attributes:
         module: the model as several ranks train it; the model itself in a single process.
-        optimizers: what steps the parameters, and what hands the learning rate on to tables fused into the backward
-            pass.
+        fused: what hands the learning rate on to tables whose optimizer is fused into the backward pass.
     """
 
     model: RankingModel
     module: nn.Module
-    optimizers: list[Optimizer]
-    schedulers: list[LRScheduler]
+    optimizer: Optimizer
+    fused: Optimizer | None
+    scheduler: LRScheduler | None
     tasks: list[int]
     monitor: Monitor | None
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """The one that takes the losses."""
-        return self.optimizers[0]
+    def hand_rate_on(self) -> None:
+        """The fused optimizer takes the learning rate of the other one."""
+        if self.fused is not None:
+            for group in self.fused.param_groups:
+                group["lr"] = self.optimizer.param_groups[0]["lr"]
+            self.fused.step()
 
 
 class Learner:
@@ -117,12 +127,10 @@ class Learner:
                 tasks=group,
                 data_parallel=module if self.world.size > 1 else None,
             )
-            fused = fused_optimizer(module)
-            optimizers = [optimizer, *([] if fused is None else [fused])]
             self._members.append(
                 _Member(
-                    built, module, optimizers,
-                    [] if decay_steps is None else [LinearLR(each, 1.0, 0.0, decay_steps) for each in optimizers],
+                    built, module, optimizer, fused_optimizer(module),
+                    None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
                     [schema.task_names.index(task) for task in group],
                     Monitor(built, optimizer) if method.monitored else None,
                 )
@@ -149,10 +157,10 @@ class Learner:
                 member.optimizer,
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
-            for optimizer in member.optimizers:
-                optimizer.step()
-            for scheduler in member.schedulers:
-                scheduler.step()
+            member.optimizer.step()
+            if member.scheduler is not None:
+                member.scheduler.step()
+                member.hand_rate_on()
             for task, loss in zip(member.tasks, own, strict=True):
                 losses[task] = loss.detach()
         return torch.stack(losses)
@@ -174,22 +182,34 @@ class Learner:
         return [member.monitor.read() for member in self._members if member.monitor is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every model (its fork's too), optimizer and learning rate schedule."""
+        """The state of models (their forks' too), optimizers and learning rate schedules, but :meth:`sharded_state`."""
         return {
-            "models": [_plain(member.module).state_dict() for member in self._members],
-            "optimizers": [[each.state_dict() for each in member.optimizers] for member in self._members],
-            "schedulers": [[each.state_dict() for each in member.schedulers] for member in self._members],
+            "models": [_whole(member.module) for member in self._members],
+            "optimizers": [member.optimizer.state_dict() for member in self._members],
+            "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
         }
 
+    def sharded_state(self) -> dict[str, Tensor]:
+        """The very tensors, by name, of which every rank holds a part, or none: tables, and what steps them."""
+        found: dict[str, Tensor] = {}
+        for place, member in enumerate(self._members):
+            state = _plain(member.module).state_dict()
+            found |= {f"models/{place}/{name}": value for name, value in state.items() if is_sharded(value)}
+            if member.fused is not None:
+                for key, values in member.fused.state_dict()["state"].items():
+                    found |= {f"fused/{place}/{key}/{name}": value for name, value in values.items()}
+        return found
+
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Back to a state that :meth:`state_dict` gave."""
+        """Back to a state that :meth:`state_dict` gave; :meth:`sharded_state` is loaded in place."""
         parts = zip(self._members, state["models"], state["optimizers"], state["schedulers"], strict=True)
-        for member, model, optimizers, schedulers in parts:
-            _plain(member.module).load_state_dict(model)
-            for optimizer, saved in zip(member.optimizers, optimizers, strict=True):
-                optimizer.load_state_dict(saved)
-            for scheduler, saved in zip(member.schedulers, schedulers, strict=True):
-                scheduler.load_state_dict(saved)
+        for member, model, optimizer, scheduler in parts:
+            _load_whole(member.module, model)
+            member.optimizer.load_state_dict(optimizer)
+            _shard_state(member.optimizer)
+            if member.scheduler is not None:
+                member.scheduler.load_state_dict(scheduler)
+            member.hand_rate_on()
 
     def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """This rank's rows, and its divisors for the sums of the tasks' losses."""
@@ -206,6 +226,30 @@ class Learner:
 def _plain(module: nn.Module) -> nn.Module:
     """What DistributedDataParallel wraps, so that a checkpoint's names do not depend on the number of ranks."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def _whole(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in _plain(module).state_dict().items() if not is_sharded(value)}
+
+
+@torch.no_grad()
+def _load_whole(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    own = _whole(module)
+    if own.keys() != saved.keys():
+        raise ValueError(f"Expected the state of {', '.join(own)}; found that of {', '.join(saved)}.")
+    for name, value in own.items():
+        value.copy_(saved[name])
+
+
+def _shard_state(optimizer: Optimizer) -> None:
+    """State that came whole from a checkpoint, in the shards of its parameter where FSDP2 has sharded that."""
+    parameter: Any
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items() if hasattr(parameter, "placements") else ():
+            if value.shape == parameter.shape and not hasattr(value, "placements"):
+                from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - slow to import
+
+                state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

@@ -111,7 +111,7 @@ def train(
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
     if resume and checkpoint is not None:
-        state = load_checkpoint(checkpoint, identity, {"learner": learner.state_dict()})
+        state = load_checkpoint(checkpoint, identity, learner.sharded_state())
         learner.load_state_dict(state["learner"])
         run = Run(**state["run"])
         if world.rank < len(state["rng"]):  # a rank that there was not goes on with the random state that it has
@@ -135,7 +135,7 @@ def train(
                 run.status = "diverged"
             if checkpoint is not None:
                 content = {"learner": learner.state_dict(), "run": asdict(run), "rng": _random_states(world)}
-                save_checkpoint(checkpoint, step, identity, content)
+                save_checkpoint(checkpoint, step, identity, content, learner.sharded_state())
             if run.status == "diverged":
                 break
             window = _Window(world, len(schema.tasks))

@@ -22,7 +22,16 @@ from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.training.errors import SettingError
 
-__all__ = ["Sharding", "World", "dense_parameters", "fused_optimizer", "launched", "parallelize", "usable_device"]
+__all__ = [
+    "Sharding",
+    "World",
+    "dense_parameters",
+    "fused_optimizer",
+    "is_sharded",
+    "launched",
+    "parallelize",
+    "usable_device",
+]
 
 Sharding = Literal["ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner"]
 """ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so."""
@@ -122,6 +131,11 @@ def fused_optimizer(module: nn.Module, /) -> torch.optim.Optimizer | None:
     """What steps TorchRec's tables in the backward pass: its ``step`` only hands the learning rate on."""
     found: torch.optim.Optimizer | None = getattr(module, "fused_optimizer", None)
     return found if found is not None and found.param_groups else None
+
+
+def is_sharded(tensor: Tensor, /) -> bool:
+    """Whether it is a DTensor (FSDP2) or a ShardedTensor (TorchRec), whose modules are slow to import."""
+    return hasattr(tensor, "placements") or hasattr(tensor, "local_shards")
 
 
 def usable_device(name: torch.device | str, /) -> torch.device:
@@ -244,7 +258,7 @@ def _plan(
 def _fill(state: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         held = state[name]
-        if isinstance(held, Tensor) and not hasattr(held, "local_shards"):
+        if not is_sharded(held):
             held.copy_(value)
             continue
         for shard in held.local_shards():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
@@ -86,13 +87,14 @@ class Method:
         *,
         shared: Sequence[Parameter],
         tasks: Sequence[str],
-        data_parallel: Module | None = None,
+        data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
         """The optimizer that steps, around ``base``, which holds the parameters that it is to step.
 
         Args:
             shared: those that all tasks reach.
-            data_parallel: the module around the model that trains on several ranks; None in a single process.
+            data_parallel: the module around the model that trains on several ranks, or their group; None in a
+                single process.
         """
         return base
 

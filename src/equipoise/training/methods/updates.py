@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Adam, Optimizer
@@ -22,7 +23,8 @@ _FAMILY = "updates"
 def _built(method: Method, tasks: Sequence[str]) -> str:
     """The optimizer that the method builds, on one line and without what does not depend on the method."""
     parameter = Parameter(torch.zeros(1))
-    optimizer = method.optimizer(Adam([parameter]), shared=[parameter], tasks=tasks)
+    group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    optimizer = method.optimizer(Adam([parameter]), shared=[parameter], tasks=tasks, data_parallel=group)
     return repr(optimizer).replace(repr(Adam([parameter])), "Adam")
 
 
@@ -46,7 +48,7 @@ class ClippyMethod(Method):
         *,
         shared: Sequence[Parameter],
         tasks: Sequence[str],
-        data_parallel: Module | None = None,
+        data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
         """Clippy around ``base``."""
         return Clippy(base, **self.options)
@@ -68,7 +70,7 @@ class AdaTaskMethod(Method):
         *,
         shared: Sequence[Parameter],
         tasks: Sequence[str],
-        data_parallel: Module | None = None,
+        data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
         """AdaTask around ``base``."""
         return AdaTask(base, shared=shared, data_parallel=data_parallel)
@@ -106,7 +108,7 @@ class PubMethod(Method):
         *,
         shared: Sequence[Parameter],
         tasks: Sequence[str],
-        data_parallel: Module | None = None,
+        data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
         """PUB around ``base``, or around AdaTask around it."""
         if self.own_state:

@@ -1,0 +1,65 @@
+"""`equipoise train` under torchrun: the same settings file, plus one line that says how the model is shared."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETTINGS = "data: funnel\ndata_options: {rows: 4000}\nbatch_size: 256\nepochs: 1\n"
+ALONE = [sys.executable, "-W", "ignore", "-m"]
+RANKS = [*ALONE, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def run(folder: Path, *words: str, sharding: str | None = None) -> subprocess.CompletedProcess:
+    folder.mkdir(exist_ok=True)
+    config = folder / "settings.yaml"
+    config.write_text(SETTINGS + (f"sharding: {sharding}\n" if sharding else ""))
+    command = [*(RANKS if sharding else ALONE), "equipoise", "train", "--config", config, "--out", folder, *words]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def numbers(found: dict) -> dict:
+    return {f"{task}/{name}": value for task, metrics in found["test"].items() for name, value in metrics.items()} | {
+        "steps": found["steps"],
+        **found["curve"][-1]["train_loss"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sharding", "method"), [("ddp", "multibalance"), ("ddp", "pub-adatask"), ("fsdp", "multibalance")]
+)
+def test_two_ranks_give_the_result_of_one_process(tmp_path, sharding, method):
+    results = []
+    for name, how in (("alone", None), ("ranks", sharding)):
+        done = run(tmp_path / name, "--method", method, sharding=how)
+        assert done.returncode == 0, done.stderr
+        results.append(numbers(record(tmp_path / name)))
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(("sharding", "method"), [("fsdp", "multibalance"), ("table-wise", "pub")])
+def test_sharded_training_resumes_as_if_it_had_not_stopped(tmp_path, sharding, method):
+    assert run(tmp_path, "--method", method, sharding=sharding).returncode == 0
+    whole = record(tmp_path)
+    last = max((tmp_path / "checkpoint").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    shutil.rmtree(last)
+    done = run(tmp_path, "--method", method, "--resume", sharding=sharding)
+    assert done.returncode == 0, done.stderr
+    assert numbers(record(tmp_path)) == pytest.approx(numbers(whole), rel=1e-6)
+
+
+def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(tmp_path):
+    done = run(tmp_path, "--method", "pub", sharding="fsdp")
+    assert done.returncode != 0
+    assert "needs every task's whole gradient of the shared parameters, which FSDP2 shards" in done.stderr
+    assert "equipoise/cli.py" not in done.stderr  # no traceback but torchrun's own
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
