@@ -20,7 +20,7 @@ from equipoise.compare.report import write_report
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
-from equipoise.training import Schedule, SettingError, Sharding, launched
+from equipoise.training import NonFinite, NonFiniteError, Schedule, SettingError, Sharding, launched
 
 __all__ = ["app", "main"]
 
@@ -73,6 +73,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
     sharding: Annotated[Sharding | None, typer.Option(help="How torchrun's processes share the model.")] = None,
+    non_finite: Annotated[
+        NonFinite | None, typer.Option(help="What a loss that is not finite leads to; raise by default.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
@@ -86,6 +89,7 @@ def train(
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
+            non_finite=non_finite,
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
         if world.rank:
@@ -201,12 +205,15 @@ def _plan(
 
 @contextmanager
 def _plainly(how_to_go_on: str = "") -> Iterator[None]:
-    """Turn wrong input into one message and exit code 2, Ctrl-C into how to go on and exit code 130."""
+    """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C."""
     try:
         yield
     except (SettingError, data.DataError) as error:
         errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
+    except NonFiniteError as error:
+        errors.print(Text.assemble(("Error: ", "bold red"), f"{error} {how_to_go_on}"), soft_wrap=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         errors.print(f"Stopped; what is done is kept. {how_to_go_on}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from equipoise.data import Dataset, Split
 from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.ranking.schema import Batch
-from equipoise.training import METHODS, CheckpointError, Learner, Run, SettingError, count_steps, train
+from equipoise.training import METHODS, CheckpointError, Learner, NonFiniteError, Run, SettingError, count_steps, train
 from equipoise.training import loop as loop_module
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
 
@@ -206,9 +206,11 @@ def test_evaluation_points_use_at_most_the_rows_asked_for_and_the_last_evaluatio
 
 
 def test_a_run_that_diverges_ends_there_and_says_so(tiny: Dataset) -> None:
-    run = train(tiny, METHODS["equal"], **SETTINGS | {"lr": 1e30})
+    with pytest.raises(NonFiniteError, match=r"not finite.*lower the learning rate") as caught:
+        train(tiny, METHODS["equal"], **SETTINGS | {"lr": 1e30})
+    run = caught.value.run
     assert run.status == "diverged"
-    assert run.steps == run.curve[-1]["step"] < 30
+    assert 0 < run.steps < 30
     assert run.test == run.validation == {}
     assert run.mean_validation_ne == math.inf
     assert "NaN" not in run.to_json()

@@ -21,7 +21,7 @@ import torch
 from equipoise import data
 from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
-from equipoise.training import Run, SettingError, train
+from equipoise.training import NonFiniteError, Run, SettingError, train
 from equipoise.training.methods import parse_method
 
 __all__ = ["Job", "Watch", "cores", "run_jobs"]
@@ -78,19 +78,23 @@ def run_jobs(
 
 
 def _run(plan: Plan, dataset: Dataset, job: Job, on_progress: Callable[[int, int], None]) -> Run:
-    return train(
-        dataset,
-        parse_method(job.method),
-        model=plan.model,
-        model_options=plan.model_options,
-        lr=job.lr,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        schedule=plan.schedule,
-        seed=job.seed,
-        loss_scale=plan.loss_scale,
-        on_progress=on_progress,
-    )
+    try:
+        return train(
+            dataset,
+            parse_method(job.method),
+            model=plan.model,
+            model_options=plan.model_options,
+            lr=job.lr,
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            schedule=plan.schedule,
+            seed=job.seed,
+            loss_scale=plan.loss_scale,
+            non_finite=plan.non_finite,
+            on_progress=on_progress,
+        )
+    except NonFiniteError as error:
+        return error.run  # that it diverged is a result too
 
 
 @contextmanager

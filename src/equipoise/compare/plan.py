@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equipoise.compare.rates import GRID, rate
 from equipoise.compare.settings_file import PlanError, read_settings
-from equipoise.training import METHODS, Schedule, Sharding
+from equipoise.training import METHODS, NonFinite, Schedule, Sharding
 from equipoise.training.methods import parse_scalar
 
 __all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
@@ -46,6 +46,8 @@ class Plan(BaseModel):
         schedule: what the learning rate does over a training, see :func:`equipoise.training.train`.
         sharding: how `equipoise train` spreads the model over the processes of torchrun, see
             :func:`equipoise.training.parallelize`.
+        non_finite: what a loss that is not finite leads to, see :func:`equipoise.training.train`; a comparison goes on
+            with the next run after "raise".
         seeds: how many; they are 0, 1, 2, ...
         tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds,
             which are others than those of the comparison.
@@ -73,6 +75,7 @@ class Plan(BaseModel):
     batch_size: int = Field(ge=1)
     schedule: Schedule = "linear"
     sharding: Sharding = "ddp"
+    non_finite: NonFinite = "raise"
     tune: bool = False
     tune_seeds: int = Field(default=1, ge=1)
     grid: list[Positive] = Field(default=list(GRID), min_length=1)

@@ -159,7 +159,7 @@ def train_into(
         dataset, method,
         model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
         batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
-        world=world, sharding=plan.sharding,
+        world=world, sharding=plan.sharding, non_finite=plan.non_finite,
         checkpoint=folder / "checkpoint", resume=resume, on_progress=partial(watch.step, job),
     )  # fmt: skip
     if world is None or world.rank == 0:

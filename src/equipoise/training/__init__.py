@@ -1,19 +1,24 @@
 """Training one model, or one model per task, with any of the methods."""
 
 from equipoise.training.checkpoint import CheckpointError
+from equipoise.training.compatibility import IncompatibleError
 from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
 from equipoise.training.loop import Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
+from equipoise.training.non_finite import NonFinite, NonFiniteError
 from equipoise.training.parallel import Sharding, World, launched, parallelize
 from equipoise.training.run import Run
 
 __all__ = [
     "METHODS",
     "CheckpointError",
+    "IncompatibleError",
     "Learner",
     "Method",
     "MethodError",
+    "NonFinite",
+    "NonFiniteError",
     "Run",
     "Schedule",
     "SettingError",

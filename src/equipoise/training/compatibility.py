@@ -10,6 +10,7 @@ from typing import Any, Final
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
 from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
+from equipoise.training.non_finite import NonFinite
 from equipoise.training.parallel import Sharding, World
 
 __all__ = ["CHECKS", "Combination", "IncompatibleError", "check_compatible"]
@@ -27,6 +28,7 @@ class Combination:
     sharding: Sharding
     model_options: Mapping[str, Any]
     world: World
+    non_finite: NonFinite = "raise"
 
     @property
     def needs_tasks_gradients(self) -> bool:
@@ -96,4 +98,13 @@ def _torchrec_is_there(given: Combination) -> Iterator[str]:
         yield (
             f"Sharding {given.sharding!r} needs TorchRec, which is not installed: pip install fbgemm-gpu-cpu "
             "tensordict pyre-extensions (for CUDA fbgemm-gpu), then pip install --no-deps torchrec, or use ddp or fsdp."
+        )
+
+
+@CHECKS.append
+def _fused_steps(given: Combination) -> Iterator[str]:
+    if given.with_torchrec and given.sharding != "data-parallel" and given.non_finite == "skip-step":
+        yield (
+            f"non_finite 'skip-step' looks at the gradients before the step, but under sharding {given.sharding!r} the "
+            "tables have made theirs in the backward pass: use 'raise' or 'skip-task'."
         )

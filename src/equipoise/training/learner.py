@@ -20,6 +20,7 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
+from equipoise.training.non_finite import NonFinite, all_finite, spare
 from equipoise.training.parallel import (
     Sharding,
     World,
@@ -50,6 +51,11 @@ class _Member:
     tasks: list[int]
     monitor: Monitor | None
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that the optimizer steps."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def hand_rate_on(self) -> None:
         """The fused optimizer takes the learning rate of the other one."""
         if self.fused is not None:
@@ -76,6 +82,11 @@ class Learner:
         world: the processes that train together; ``device`` is then this one's.
         sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`. Tables that
             TorchRec shards are stepped by Adagrad, fused into the backward pass, at the same learning rate.
+        non_finite: what a loss that is not finite leads to, see :data:`equipoise.training.NonFinite`; "raise" is
+            the caller's to do. "skip-step" waits for the device in every step.
+
+    Attributes:
+        skipped_steps: how many steps "skip-step" has left out.
 
     Raises:
         SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, a
@@ -96,6 +107,7 @@ class Learner:
         loss_scale: Mapping[str, float] | None = None,
         world: World | None = None,
         sharding: Sharding = "ddp",
+        non_finite: NonFinite = "raise",
     ) -> None:
         if not lr > 0:
             raise SettingError(f"The learning rate must be above 0, found {lr}.")
@@ -103,7 +115,9 @@ class Learner:
         self.method = method
         self.device = usable_device(device)
         self.world = world or World()
-        check_compatible(Combination(method, sharding, dict(model_options or {}), self.world))
+        self.non_finite = non_finite
+        self.skipped_steps = 0
+        check_compatible(Combination(method, sharding, dict(model_options or {}), self.world, non_finite))
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
         options = _checked(model, model_options or {})
@@ -152,12 +166,19 @@ class Learner:
                 share.labels[:, member.tasks],
                 labelled=None if labelled is None else labelled[member.tasks],
             )
+            if self.non_finite == "skip-task":
+                for task, loss in zip(member.tasks, own, strict=True):
+                    spare(logits[task], loss)
             member.optimizer.zero_grad()
             self.method.backward(
                 member.optimizer,
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
-            member.optimizer.step()
+            if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
+                member.optimizer.zero_grad()
+                self.skipped_steps += 1
+            else:
+                member.optimizer.step()
             if member.scheduler is not None:
                 member.scheduler.step()
                 member.hand_rate_on()

@@ -22,11 +22,13 @@ from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 from equipoise.training.errors import SettingError
 from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
+from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.parallel import Sharding, World, usable_device
 from equipoise.training.run import Run
 
 __all__ = ["Schedule", "count_steps", "train"]
 
+_REMEDY = "lower the learning rate, look at the data of that step, or let non_finite skip the task or the step."
 _EVALUATION_BATCH = 16_384
 _SUBSET_SEED = 0  # the same validation rows for every method and seed
 
@@ -50,6 +52,7 @@ def train(
     device: torch.device | str = "cpu",
     world: World | None = None,
     sharding: Sharding = "ddp",
+    non_finite: NonFinite = "raise",
     evaluations: int = 8,
     evaluation_rows: int = 20_000,
     monitor_reads: int = 50,
@@ -70,6 +73,8 @@ def train(
         device: where to train in a single process.
         world: the processes that train together, each with the whole data set; every one gets the same record.
         sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`.
+        non_finite: what a loss that is not finite leads to: "raise" ends the run at the next look, which is at every
+            reading of the monitor; "skip-task" and "skip-step" leave the task or the step out, and the record counts.
         evaluations: at how many evenly spaced points the validation metrics are taken.
         evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes
             all.
@@ -82,6 +87,8 @@ def train(
     Raises:
         SettingError: a setting is not known or out of range, or the training split is smaller than a batch.
         CheckpointError: there is nothing to resume from, or it belongs to other settings.
+        NonFiniteError: a loss was not finite under "raise", or a prediction in any case; the checkpoint is the last
+            one from before.
     """
     world = world or World(device=usable_device(device))
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
@@ -97,7 +104,7 @@ def train(
     learner = Learner(
         schema, method, model=model, lr=lr, seed=seed, device=world.device,
         model_options=model_options, loss_scale=loss_scale, decay_steps=total if schedule == "linear" else None,
-        world=world, sharding=sharding,
+        world=world, sharding=sharding, non_finite=non_finite,
     )  # fmt: skip
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
@@ -107,6 +114,7 @@ def train(
         "method": method.settings(schema.task_names),
         "model": model, "model_options": str(dict(model_options or {})),
         "lr": str(lr), "schedule": schedule, "seed": str(seed), "loss_scale": str(dict(loss_scale or {})),
+        "non_finite": non_finite,
         "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
@@ -120,26 +128,44 @@ def train(
     points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
     read_every = max(1, total // monitor_reads)
     subset = _random_rows(dataset.validation, evaluation_rows)
+    watch = NonFiniteLosses(world, schema.task_names)
     window = _Window(world, len(schema.tasks))
     for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=run.steps):
-        window.add(learner.step(batch.to(learner.device)))
+        losses = learner.step(batch.to(learner.device))
+        watch.see(losses, step)
+        window.add(losses)
         if step % read_every == 0:
             window.readings += [(step, reading) for reading in learner.read()]
+            _refuse_non_finite(watch, window, run, non_finite)
         if on_progress is not None:
             on_progress(step, total)
         if step in points:
-            losses = window.close(run)
+            _refuse_non_finite(watch, window, run, non_finite)
+            window.close(run)
             logits = _predict(learner, subset)
-            run.curve.append(_point(schema, step, batch_size, losses, _measure(schema, subset, logits)))
-            if logits is None or not all(map(math.isfinite, losses)):
+            run.curve.append(_point(schema, step, batch_size, window.losses, _measure(schema, subset, logits)))
+            run.skipped_steps += learner.skipped_steps
+            for task, (steps, _) in watch.read().items():
+                run.non_finite[task] = run.non_finite.get(task, 0) + steps
+            if logits is None:
                 run.status = "diverged"
+                raise NonFiniteError(f"A prediction is not finite after step {step}: {_REMEDY}", run)
             if checkpoint is not None:
                 content = {"learner": learner.state_dict(), "run": asdict(run), "rng": _random_states(world)}
                 save_checkpoint(checkpoint, step, identity, content, learner.sharded_state())
-            if run.status == "diverged":
-                break
-            window = _Window(world, len(schema.tasks))
+            learner.skipped_steps = 0
+            watch, window = NonFiniteLosses(world, schema.task_names), _Window(world, len(schema.tasks))
     return _finish(run, learner, dataset, batch_size)
+
+
+def _refuse_non_finite(watch: NonFiniteLosses, window: _Window, run: Run, non_finite: NonFinite) -> None:
+    if non_finite != "raise" or not (found := watch.read()):
+        return
+    window.close(run)
+    run.non_finite = {task: steps for task, (steps, _) in found.items()}
+    run.status = "diverged"
+    first = ", ".join(f"{task} in step {step}" for task, (_, step) in found.items())
+    raise NonFiniteError(f"The loss is not finite, first of {first}: {_REMEDY}", run)
 
 
 def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
@@ -170,23 +196,26 @@ class _Window:
     def __init__(self, world: World, tasks: int) -> None:
         self.world = world
         self.loss_sum = torch.zeros(tasks, device=world.device)
+        self.counted = torch.zeros_like(self.loss_sum)
         self.steps = 0
         self.readings: list[tuple[int, Reading]] = []
         self.started = time.perf_counter()
 
     def add(self, losses: Tensor) -> None:
-        self.loss_sum += losses
+        finite = losses.isfinite()
+        self.loss_sum += torch.where(finite, losses, 0.0)
+        self.counted += finite
         self.steps += 1
 
-    def close(self, run: Run) -> list[float]:
-        """Bring time, steps and readings into the run; the mean losses."""
+    def close(self, run: Run) -> None:
+        """Bring time, steps and readings into the run, and the means of the finite losses to the host."""
         if self.world.size > 1:
             dist.all_reduce(self.loss_sum)
-        losses: list[float] = (self.loss_sum / (self.steps * self.world.size)).tolist()  # waits for the device
+            dist.all_reduce(self.counted)
+        self.losses: list[float] = (self.loss_sum / self.counted).tolist()  # waits for the device
         run.seconds += time.perf_counter() - self.started
         run.steps += self.steps
         run.monitor += [{"step": step, **reading.scalars()} for step, reading in self.readings]
-        return losses
 
 
 def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
@@ -246,13 +275,11 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
     if learner.device.type == "cuda":
         run.peak_memory_bytes = torch.cuda.max_memory_allocated(learner.device)
-    if run.status == "diverged":
-        return run
     schema, test = dataset.schema, dataset.test
     validation_logits, test_logits = _predict(learner, dataset.validation), _predict(learner, test)
     if validation_logits is None or test_logits is None:
         run.status = "diverged"
-        return run
+        raise NonFiniteError(f"A prediction is not finite after step {run.steps}: {_REMEDY}", run)
     run.validation = _measure(schema, dataset.validation, validation_logits)
     run.test = _measure(schema, test, test_logits)
     if bool((test.weight != 1).any()):

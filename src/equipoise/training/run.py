@@ -18,8 +18,7 @@ class Run:
     here and ``null`` in JSON.
 
     Attributes:
-        status: ``"diverged"`` if a loss or a prediction was not finite at an evaluation point; the run ended
-            there.
+        status: ``"diverged"`` if a loss or a prediction was not finite; the run ended there.
         steps: batches seen. Single-task training makes one step per task and batch, and counts the batch
             once.
         seconds: of training steps alone, without evaluation and set-up.
@@ -31,6 +30,8 @@ class Run:
         validation: as ``test``, on the whole validation split.
         curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
             before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
+        non_finite: task -> in how many steps its loss was not finite, tasks that had none left out.
+        skipped_steps: how many steps were left out because a loss or a gradient was not finite.
         monitor: about fifty points with ``step`` and what the monitor read there.
     """
 
@@ -47,6 +48,8 @@ class Run:
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     monitor: list[dict[str, float]] = field(default_factory=list)
+    non_finite: dict[str, int] = field(default_factory=dict)
+    skipped_steps: int = 0
 
     @property
     def mean_validation_ne(self) -> float:

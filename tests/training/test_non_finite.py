@@ -1,0 +1,87 @@
+"""One bad batch: who is named, what is left out, and that nothing else is spoilt."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.data import Dataset
+from equipoise.training import METHODS, IncompatibleError, NonFiniteError, World, parse_method, train
+from equipoise.training import learner as learner_module
+from equipoise.training.compatibility import Combination, check_compatible
+from equipoise.training.parallel import Sharding
+
+SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 3, "monitor_reads": 30}
+BAD = (12, 17)
+
+
+@pytest.fixture
+def bad_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The loss of `like` is NaN in two steps of every training that starts after this."""
+    losses, steps = learner_module.task_losses, [0]
+
+    def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
+        steps[0] += 1
+        found = losses(logits, labels, **options)
+        return [found[0], found[1] * torch.nan] if steps[0] in BAD else found
+
+    monkeypatch.setattr(learner_module, "task_losses", spoilt)
+    return steps
+
+
+def test_by_default_the_task_and_the_step_are_named_and_the_last_checkpoint_is_from_before(
+    tiny: Dataset, bad_batches: list[int], tmp_path
+) -> None:
+    with pytest.raises(NonFiniteError, match=r"first of like in step 12: lower the learning rate") as caught:
+        train(tiny, METHODS["multibalance"], **SETTINGS, checkpoint=tmp_path)
+    assert caught.value.run.non_finite == {"like": 1}
+    assert caught.value.run.steps == bad_batches[0] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+
+
+@pytest.mark.parametrize("name", ["equal", "multibalance", "pub", "adatask"])
+@pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
+def test_a_skipped_task_or_step_is_counted_and_spoils_nothing(
+    tiny: Dataset, bad_batches: list[int], name: str, policy: str
+) -> None:
+    run = train(tiny, METHODS[name], **SETTINGS, non_finite=policy)
+    assert run.status == "ok"
+    assert run.non_finite == {"like": 2}
+    assert run.skipped_steps == (2 if policy == "skip-step" else 0)
+    assert run.test["click"]["auc"] > 0.75
+    assert run.curve[0]["train_loss"]["like"] < 1
+    assert bad_batches[0] == run.steps
+
+
+def test_without_a_bad_batch_a_policy_changes_nothing(tiny: Dataset) -> None:
+    runs = [
+        train(tiny, METHODS["multibalance"], **SETTINGS, non_finite=policy)
+        for policy in ("raise", "skip-task", "skip-step")
+    ]
+    assert runs[0].test == runs[1].test == runs[2].test
+    assert not any(run.non_finite or run.skipped_steps for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("method", "sharding", "options", "policy", "message"),
+    [
+        ("equal", "fsdp", {}, "raise", "found one: launch with torchrun"),
+        ("pub", "fsdp", {}, "raise", "needs every task's whole gradient"),
+        ("adatask", "data-parallel", {}, "raise", "shard them table-, row- or column-wise"),
+        ("equal", "ddp", {"sparse": True}, "raise", "sparse gives the table sparse gradients"),
+        ("equal", "row-wise", {}, "skip-step", "tables have made theirs in the backward pass"),
+    ],
+)
+def test_what_excludes_each_other_is_refused_with_reason_and_remedy(
+    method: str, sharding: Sharding, options: dict, policy: str, message: str
+) -> None:
+    world = World(size=1 if "found one" in message else 2)
+    with pytest.raises(IncompatibleError, match=message):
+        check_compatible(Combination(parse_method(method), sharding, options, world, policy))
+
+
+def test_what_goes_together_passes_every_check() -> None:
+    for name in METHODS:
+        check_compatible(Combination(parse_method(name), "ddp", {}, World()))
+        check_compatible(replace(Combination(parse_method(name), "ddp", {}, World()), world=World(size=2)))
