@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,42 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
         assert "mean validation NE" in process.stdout.readline()  # so the workers are at work
         process.kill()
         process.communicate(timeout=60)  # ends when nobody is left who could write
+
+
+def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def told(display: cli.Display, job: object, done: int, total: int) -> None:
+        del display, job, total
+        if done == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli.Display, "step", told)
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["equipoise", *words])
+    code, output = run(*words)
+    assert code == 143
+    assert "Stopped after step 2, which a checkpoint holds. Go on with: equipoise train" in output
+    assert output.rstrip().endswith("--resume")
+    assert (tmp_path / "checkpoint" / "step-2").is_dir()
+    assert run(*words, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device. What was complete before is intact."),
+        (MemoryError("8 GiB"), "Out of memory (8 GiB). Try a smaller --batch-size."),
+    ],
+)
+def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "train_into", fail)
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path))
+    assert code == 1
+    assert message in output
+    assert "--resume to go on" in output

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -20,7 +22,16 @@ from equipoise.compare.report import write_report
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
-from equipoise.training import NonFinite, NonFiniteError, Schedule, SettingError, Sharding, launched
+from equipoise.training import (
+    NonFinite,
+    NonFiniteError,
+    Schedule,
+    SettingError,
+    Sharding,
+    StoppedError,
+    launched,
+    listening,
+)
 
 __all__ = ["app", "main"]
 
@@ -83,9 +94,16 @@ def train(
 ) -> None:
     """Train one method once; leaves checkpoints and run.json in --out.
 
+    Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite), 2 wrong input, 130 Ctrl-C, 143
+    SIGTERM, after which a checkpoint of the last step is there.
+
     Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ...
     """
-    with _plainly(f"Run the same command with --resume to go on from {out}."), launched(device) as world:
+    with (
+        _plainly(f"Run the same command with --resume to go on from {out}."),
+        launched(device) as world,
+        listening() as stop,
+    ):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
@@ -93,10 +111,10 @@ def train(
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
         if world.rank:
-            train_into(out, plan, seed=seed, world=world, resume=resume)
+            train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return
         with Display(console) as display:
-            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display)
+            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
     console.print(run_table(run))
     console.print(f"Run and checkpoint: {out}")
 
@@ -211,8 +229,17 @@ def _plainly(how_to_go_on: str = "") -> Iterator[None]:
     except (SettingError, data.DataError) as error:
         errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
-    except NonFiniteError as error:
-        errors.print(Text.assemble(("Error: ", "bold red"), f"{error} {how_to_go_on}"), soft_wrap=True)
+    except StoppedError as error:
+        again = shlex.join(["equipoise", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+        errors.print(f"{error} Go on with: {again}", markup=False, soft_wrap=True)
+        raise typer.Exit(143) from error
+    except (NonFiniteError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+        what = f"{error}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            what = f"Out of memory ({error}). Try a smaller --batch-size."
+        elif isinstance(error, OSError):
+            what = f"{error}. What was complete before is intact."
+        errors.print(Text.assemble(("Error: ", "bold red"), f"{what} {how_to_go_on}"), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         errors.print(f"Stopped; what is done is kept. {how_to_go_on}", markup=False, soft_wrap=True)

@@ -59,7 +59,7 @@ class Plan(BaseModel):
         1024
         >>> Plan.of(data="census-income", epochs="two")
         Traceback (most recent call last):
-        equipoise.compare.plan.PlanError: The comparison's settings cannot be used.
+        equipoise.compare.settings_file.PlanError: The comparison's settings cannot be used.
           epochs: input should be a valid integer; found 'two'
     """
 

@@ -3,6 +3,7 @@
 from equipoise.training.checkpoint import CheckpointError
 from equipoise.training.compatibility import IncompatibleError
 from equipoise.training.errors import SettingError
+from equipoise.training.interruptions import StoppedError, listening
 from equipoise.training.learner import Learner
 from equipoise.training.loop import Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
@@ -23,9 +24,11 @@ __all__ = [
     "Schedule",
     "SettingError",
     "Sharding",
+    "StoppedError",
     "World",
     "count_steps",
     "launched",
+    "listening",
     "parallelize",
     "parse_method",
     "train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from equipoise.ranking.metrics import TaskMetrics
 from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 from equipoise.training.errors import SettingError
+from equipoise.training.interruptions import StoppedError
 from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
@@ -59,6 +60,7 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
 
@@ -83,12 +85,15 @@ def train(
             the record so far.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
         on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
+        stop: asked after every step whether to end there, with a checkpoint; under several ranks all ask at the
+            readings of the monitor, and end together once one is told to.
 
     Raises:
         SettingError: a setting is not known or out of range, or the training split is smaller than a batch.
         CheckpointError: there is nothing to resume from, or it belongs to other settings.
         NonFiniteError: a loss was not finite under "raise", or a prediction in any case; the checkpoint is the last
             one from before.
+        StoppedError: ``stop`` has said so.
     """
     world = world or World(device=usable_device(device))
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
@@ -118,54 +123,110 @@ def train(
         "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
-    if resume and checkpoint is not None:
-        state = load_checkpoint(checkpoint, identity, learner.sharded_state())
-        learner.load_state_dict(state["learner"])
-        run = Run(**state["run"])
-        if world.rank < len(state["rng"]):  # a rank that there was not goes on with the random state that it has
-            torch.set_rng_state(state["rng"][world.rank])
+    progress = _Progress(run, NonFiniteLosses(world, schema.task_names), _Window(world, len(schema.tasks)))
+    saving = _Saving(checkpoint, identity, learner)
+    if resume:
+        progress = saving.load(progress)
 
     points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
     read_every = max(1, total // monitor_reads)
     subset = _random_rows(dataset.validation, evaluation_rows)
-    watch = NonFiniteLosses(world, schema.task_names)
-    window = _Window(world, len(schema.tasks))
-    for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=run.steps):
-        losses = learner.step(batch.to(learner.device))
-        watch.see(losses, step)
-        window.add(losses)
+    for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=progress.steps):
+        progress.add(step, learner.step(batch.to(learner.device)))
         if step % read_every == 0:
-            window.readings += [(step, reading) for reading in learner.read()]
-            _refuse_non_finite(watch, window, run, non_finite)
+            progress.window.readings += [(step, reading) for reading in learner.read()]
+            progress.refuse_non_finite(non_finite)
         if on_progress is not None:
             on_progress(step, total)
         if step in points:
-            _refuse_non_finite(watch, window, run, non_finite)
-            window.close(run)
+            progress.refuse_non_finite(non_finite)
             logits = _predict(learner, subset)
-            run.curve.append(_point(schema, step, batch_size, window.losses, _measure(schema, subset, logits)))
-            run.skipped_steps += learner.skipped_steps
-            for task, (steps, _) in watch.read().items():
-                run.non_finite[task] = run.non_finite.get(task, 0) + steps
+            losses = progress.close(learner)
+            progress.run.curve.append(_point(schema, step, batch_size, losses, _measure(schema, subset, logits)))
             if logits is None:
-                run.status = "diverged"
-                raise NonFiniteError(f"A prediction is not finite after step {step}: {_REMEDY}", run)
-            if checkpoint is not None:
-                content = {"learner": learner.state_dict(), "run": asdict(run), "rng": _random_states(world)}
-                save_checkpoint(checkpoint, step, identity, content, learner.sharded_state())
-            learner.skipped_steps = 0
-            watch, window = NonFiniteLosses(world, schema.task_names), _Window(world, len(schema.tasks))
-    return _finish(run, learner, dataset, batch_size)
+                raise _diverged(progress.run)
+            saving.save(step, progress)
+        if stop is not None and (world.size == 1 or step % read_every == 0) and _any_rank(stop(), world):
+            raise StoppedError(step, saved=saving.save(step, progress))
+    return _finish(progress.run, learner, dataset, batch_size)
 
 
-def _refuse_non_finite(watch: NonFiniteLosses, window: _Window, run: Run, non_finite: NonFinite) -> None:
-    if non_finite != "raise" or not (found := watch.read()):
-        return
-    window.close(run)
-    run.non_finite = {task: steps for task, (steps, _) in found.items()}
+@dataclass
+class _Progress:
+    """The record up to the last evaluation point, and what has happened since."""
+
+    run: Run
+    watch: NonFiniteLosses
+    window: _Window
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return self.run.steps + self.window.steps
+
+    def add(self, step: int, losses: Tensor) -> None:
+        self.watch.see(losses, step)
+        self.window.add(losses)
+
+    def close(self, learner: Learner) -> list[float]:
+        """Bring what has happened into the record and begin anew; the mean losses."""
+        losses = self.window.close(self.run)
+        for task, (steps, _) in self.watch.read().items():
+            self.run.non_finite[task] = self.run.non_finite.get(task, 0) + steps
+        self.run.skipped_steps += learner.skipped_steps
+        learner.skipped_steps = 0
+        self.watch = NonFiniteLosses(self.watch.world, self.watch.tasks)
+        self.window = _Window(self.window.world, len(losses))
+        return losses
+
+    def refuse_non_finite(self, policy: NonFinite) -> None:
+        if policy != "raise" or not (found := self.watch.read()):
+            return
+        self.window.close(self.run)
+        self.run.non_finite = {task: steps for task, (steps, _) in found.items()}
+        self.run.status = "diverged"
+        first = ", ".join(f"{task} in step {step}" for task, (_, step) in found.items())
+        raise NonFiniteError(f"The loss is not finite, first of {first}: {_REMEDY}", self.run)
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """Where checkpoints go, and whose they are."""
+
+    folder: Path | None
+    identity: Mapping[str, str]
+    learner: Learner
+
+    def save(self, step: int, progress: _Progress) -> bool:
+        """Whether there is a folder to save to."""
+        if self.folder is None:
+            return False
+        content = {
+            "learner": self.learner.state_dict(), "run": asdict(progress.run),
+            "watch": progress.watch.state_dict(), "window": progress.window.state_dict(),
+            "rng": _random_states(self.learner.world), "skipped_steps": self.learner.skipped_steps,
+        }  # fmt: skip
+        save_checkpoint(self.folder, step, self.identity, content, self.learner.sharded_state())
+        return True
+
+    def load(self, progress: _Progress) -> _Progress:
+        """The learner's state is restored, and the progress with it."""
+        if self.folder is None:
+            return progress
+        state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
+        self.learner.load_state_dict(state["learner"])
+        self.learner.skipped_steps = state["skipped_steps"]
+        progress.watch.load_state_dict(state["watch"])
+        progress.window.load_state_dict(state["window"])
+        rank = self.learner.world.rank
+        if rank < len(state["rng"]):  # a rank that there was not goes on with the random state that it has
+            torch.set_rng_state(state["rng"][rank])
+        return _Progress(Run(**state["run"]), progress.watch, progress.window)
+
+
+def _diverged(run: Run) -> NonFiniteError:
     run.status = "diverged"
-    first = ", ".join(f"{task} in step {step}" for task, (_, step) in found.items())
-    raise NonFiniteError(f"The loss is not finite, first of {first}: {_REMEDY}", run)
+    return NonFiniteError(f"A prediction is not finite after step {run.steps}: {_REMEDY}", run)
 
 
 def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
@@ -190,6 +251,14 @@ def _expect_positive(numbers: Mapping[str, int]) -> None:
             raise SettingError(f"{name} must be at least 1, found {value}.")
 
 
+def _any_rank(told: bool, world: World) -> bool:
+    if world.size == 1:
+        return told
+    found = torch.tensor(int(told), device=world.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found.item())
+
+
 class _Window:
     """What happened since the last evaluation point, still on the device."""
 
@@ -199,6 +268,7 @@ class _Window:
         self.counted = torch.zeros_like(self.loss_sum)
         self.steps = 0
         self.readings: list[tuple[int, Reading]] = []
+        self.monitor: list[dict[str, float]] = []
         self.started = time.perf_counter()
 
     def add(self, losses: Tensor) -> None:
@@ -207,15 +277,38 @@ class _Window:
         self.counted += finite
         self.steps += 1
 
-    def close(self, run: Run) -> None:
-        """Bring time, steps and readings into the run, and the means of the finite losses to the host."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from; of several ranks the sums of all."""
+        self._read()
+        sums = torch.stack([self.loss_sum, self.counted])
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        seconds = time.perf_counter() - self.started
+        return {"sums": sums.cpu(), "steps": self.steps, "seconds": seconds, "monitor": list(self.monitor)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The first rank goes on with the sums of all."""
+        if self.world.rank == 0:
+            self.loss_sum, self.counted = state["sums"].to(self.world.device).unbind()
+        self.steps = state["steps"]
+        self.monitor = list(state["monitor"])
+        self.started -= state["seconds"]
+
+    def _read(self) -> None:
+        self.monitor += [{"step": step, **reading.scalars()} for step, reading in self.readings]
+        self.readings = []
+
+    def close(self, run: Run) -> list[float]:
+        """Bring time, steps and readings into the run; the means of the finite losses."""
         if self.world.size > 1:
             dist.all_reduce(self.loss_sum)
             dist.all_reduce(self.counted)
-        self.losses: list[float] = (self.loss_sum / self.counted).tolist()  # waits for the device
+        losses: list[float] = (self.loss_sum / self.counted).tolist()  # waits for the device
         run.seconds += time.perf_counter() - self.started
         run.steps += self.steps
-        run.monitor += [{"step": step, **reading.scalars()} for step, reading in self.readings]
+        self._read()
+        run.monitor += self.monitor
+        return losses
 
 
 def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
@@ -278,8 +371,7 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     schema, test = dataset.schema, dataset.test
     validation_logits, test_logits = _predict(learner, dataset.validation), _predict(learner, test)
     if validation_logits is None or test_logits is None:
-        run.status = "diverged"
-        raise NonFiniteError(f"A prediction is not finite after step {run.steps}: {_REMEDY}", run)
+        raise _diverged(run)
     run.validation = _measure(schema, dataset.validation, validation_logits)
     run.test = _measure(schema, test, test_logits)
     if bool((test.weight != 1).any()):

@@ -48,12 +48,21 @@ class NonFiniteLosses:
         self._first += torch.where(bad & (self._steps == 0), step, 0)
         self._steps += bad
 
-    def read(self) -> dict[str, tuple[int, int]]:
-        """Task -> in how many steps, and the first of them; of all ranks, which must all ask. Waits for the device."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts so far; of several ranks the highest."""
         found = torch.stack([self._steps, self._first])
         if self.world.size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
-        steps, first = found.tolist()
+        return {"steps": found[0].cpu(), "first": found[1].cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on counting from there."""
+        self._steps, self._first = state["steps"].to(self.world.device), state["first"].to(self.world.device)
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """Task -> in how many steps, and the first of them; of all ranks, which must all ask. Waits for the device."""
+        found = self.state_dict()
+        steps, first = found["steps"].tolist(), found["first"].tolist()
         return {task: (steps[m], first[m]) for m, task in enumerate(self.tasks) if steps[m]}
 
 
