@@ -99,8 +99,8 @@ def markdown(result: dict) -> str:
     ]
     for row in result["rows"]:
         cells = [
-            row["method"], f"{row['steps']:,}", f"{row['memory'][-1] / 1e6:.0f}", f"{100 * row['memory_growth']:+.2f} %",
-            f"{row['median_ms'][-1]:.2f}", f"{100 * row['drift']:+.1f} %",
+            row["method"], f"{row['steps']:,}", f"{row['memory'][-1] / 1e6:.0f}",
+            f"{100 * row['memory_growth']:+.2f} %", f"{row['median_ms'][-1]:.2f}", f"{100 * row['drift']:+.1f} %",
         ]  # fmt: skip
         lines += [f"| {' | '.join(cells)} |"]
     return "\n".join(lines) + "\n"
