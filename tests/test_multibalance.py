@@ -483,3 +483,24 @@ def test_gradients_whose_squares_nearly_vanish_are_weighed_as_large_ones_are(mag
         return weigh(gram, torch.tensor([True, True]))
 
     torch.testing.assert_close(weights(1e-310), weights(1.0))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["numbers", "tensors"])
+def test_a_spike_moves_a_clipped_average_no_further_than_clip_times_itself(compiled):
+    def fed(clip: float | None, norms: list[float]) -> Tensor:
+        fork = MultiBalance(1, gamma=0.1, clip=clip)
+        weigh = torch.compile(fork.weigh, backend="eager") if compiled else fork.weigh
+        for norm in norms:
+            weigh(torch.tensor([[norm**2]]), torch.tensor([True]))
+        return fork.magnitudes
+
+    calm = [2.0] * 5
+    torch.testing.assert_close(fed(3.0, [*calm, 1e6]), fed(None, [*calm, 6.0]))
+    torch.testing.assert_close(fed(3.0, [*calm, 5.0]), fed(None, [*calm, 5.0]))
+    torch.testing.assert_close(fed(3.0, [1e6]), torch.tensor([1e6]))  # the first norm has nothing to be measured by
+
+
+@pytest.mark.parametrize("options", [{"clip": 1.0}, {"clip": float("inf")}, {"clip": 3.0, "magnitude": "none"}])
+def test_a_clip_that_cannot_work_is_refused(options):
+    with pytest.raises(ValueError, match="clip must be above 1 and finite, with a magnitude to average"):
+        MultiBalance(2, **options)

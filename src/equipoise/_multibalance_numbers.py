@@ -34,6 +34,7 @@ class Step:
     magnitude: str
     direction: str
     even: float  # 1/M as the dtype of λ has it
+    clip: float = math.inf
 
     def move(self, state: StepState, gram: Sequence[Sequence[float]], present: Sequence[bool]) -> list[float]:
         """Moves ``state`` by one step and returns ``M λ_m r_m / n_m``, 0 for tasks that are not present."""
@@ -53,7 +54,10 @@ class Step:
 
     def _move_averages(self, state: StepState, norms: dict[int, float]) -> dict[int, float]:
         for task, norm in norms.items():
-            state.average[task] += self.gamma * (norm - state.average[task])
+            newest = norm
+            if state.correction[task] > 0:
+                newest = min(norm, self.clip * (state.average[task] / state.correction[task]))
+            state.average[task] += self.gamma * (newest - state.average[task])
             state.correction[task] += self.gamma * (1 - state.correction[task])
         lengths = {task: state.average[task] / state.correction[task] for task in norms}
         if self.magnitude == "equal" and norms:

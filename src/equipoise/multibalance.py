@@ -48,6 +48,8 @@ class MultiBalance(Fork):
         direction: which matrix moves λ.
         task_weights: the user's preferences λ⁰ (brought to sum 1), one positive number per task in the order of
             ``tasks``; all equal if None.
+        clip: against spikes, limits the norm that enters a task's moving average to so many times that average, above
+            1; a gradient itself is brought to the averages' length in any case.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
 
@@ -78,6 +80,7 @@ class MultiBalance(Fork):
         magnitude: Magnitude = "equal",
         direction: Direction = "cosine",
         task_weights: Sequence[float] | None = None,
+        clip: float | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
     ) -> None:
@@ -90,6 +93,11 @@ class MultiBalance(Fork):
             raise ValueError(f"magnitude must be one of {get_args(Magnitude)}, found {magnitude!r}.")
         if direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+        if clip is not None and (magnitude == "none" or not 1 < clip < math.inf):
+            raise ValueError(
+                f"clip must be above 1 and finite, with a magnitude to average; found {clip}, {magnitude!r}."
+            )
+        self.clip = clip
         self.gamma = gamma
         self.rho = rho
         self.beta = beta
@@ -126,7 +134,10 @@ class MultiBalance(Fork):
         norms = gram.diagonal().sqrt()
         length = norms
         if self.magnitude != "none":
-            newest = torch.stack([norms, torch.ones_like(norms)])
+            newest = norms
+            if self.clip is not None:
+                newest = torch.where(self.averages[1] > 0, norms.minimum(self.clip * self.magnitudes), norms)
+            newest = torch.stack([newest, torch.ones_like(norms)])
             self.averages.lerp_(torch.where(present, newest, self.averages), self.gamma)
             length = self.magnitudes
             if self.magnitude == "equal":
@@ -140,7 +151,8 @@ class MultiBalance(Fork):
 
     def _weigh_numbers(self, gram: Tensor, present: Tensor) -> Tensor:
         """The same step on Python's numbers: on a CPU thirty tiny tensor operations take far longer."""
-        step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even)
+        clip = math.inf if self.clip is None else self.clip
+        step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even, clip)
         state = StepState(self._shares, self.balance.tolist(), *self.averages.tolist())
         weights = step.move(state, gram.tolist(), present.tolist())
         if self.magnitude != "none":
@@ -166,6 +178,7 @@ class MultiBalance(Fork):
         return (
             f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
             f"magnitude={self.magnitude!r}, direction={self.direction!r}, task_weights={self.task_weights!r}"
+            f"{'' if self.clip is None else f', clip={self.clip}'}"
         )
 
 

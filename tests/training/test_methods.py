@@ -91,7 +91,7 @@ def test_settings_change_with_the_options_and_differ_between_methods() -> None:
         ("pcgrad", "Expected a method out of single-task, equal, .*, clippy; found 'pcgrad'"),
         ("", "found ''"),
         ("equal:beta=1", "'equal' takes no options; found beta"),
-        ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, overlap; found alpha"),
+        ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, clip, overlap; found alpha"),
         ("multibalance:beta", "options as key=value with commas between; found 'beta'"),
         ("multibalance:", "options as key=value"),
         ("multibalance:beta=-1", "rho and beta must be finite and at least 0.*beta=-1"),
