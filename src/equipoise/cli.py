@@ -32,6 +32,7 @@ from equipoise.training import (
     launched,
     listening,
 )
+from equipoise.training.checkpoint import last_checkpoint
 
 __all__ = ["app", "main"]
 
@@ -97,7 +98,8 @@ def train(
     Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite), 2 wrong input, 130 Ctrl-C, 143
     SIGTERM, after which a checkpoint of the last step is there.
 
-    Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ...
+    Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
+    --max-restarts R they go on from the last checkpoint when one of them dies.
     """
     with (
         _plainly(f"Run the same command with --resume to go on from {out}."),
@@ -110,6 +112,9 @@ def train(
             non_finite=non_finite,
             methods=[method], rates={method: lr} if lr is not None else None,
         )  # fmt: skip
+        # A group that torchrun has started anew after a rank's death goes on without being told.
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = resume or (restarted and last_checkpoint(out / "checkpoint") is not None)
         if world.rank:
             train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return

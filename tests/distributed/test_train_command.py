@@ -63,3 +63,39 @@ def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(tmp_pat
     assert "needs every task's whole gradient of the shared parameters, which FSDP2 shards" in done.stderr
     assert "equipoise/cli.py" not in done.stderr  # no traceback but torchrun's own
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+DYING = """
+import os, signal
+from equipoise import cli
+from equipoise.training import Learner
+
+step, seen = Learner.step, []
+
+def dying(learner, batch):
+    seen.append(None)
+    if len(seen) == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(learner, batch)
+
+Learner.step = dying
+cli.main()
+"""
+
+
+def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoint(tmp_path):
+    assert run(tmp_path / "whole", sharding="ddp").returncode == 0
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    command = [
+        *(word for word in RANKS if word != "-m"), "--max-restarts", "1", script, "train",
+        "--config", tmp_path / "whole" / "settings.yaml", "--out", tmp_path / "dying",
+    ]  # fmt: skip
+    command.insert(3, "-m")
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
+    found, whole = record(tmp_path / "dying"), record(tmp_path / "whole")
+    assert numbers(found) == numbers(whole)
+    assert found["steps"] == whole["steps"]

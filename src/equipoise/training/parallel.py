@@ -15,6 +15,8 @@ from typing import Any, Final, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.ranking.embedding import FeatureEmbedding
@@ -72,7 +74,12 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
     local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=timeout)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    # Of its own for each restart of the group: in the store are still the addresses of the processes before.
+    store = PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        "nccl" if local.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+    )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local)
     finally:
