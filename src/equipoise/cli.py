@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
 from equipoise.training import (
+    LostRanksError,
     NonFinite,
     NonFiniteError,
     Schedule,
@@ -92,19 +94,22 @@ def train(
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    rank_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that torchrun's processes wait for one that does not answer.")
+    ] = 600,
 ) -> None:
     """Train one method once; leaves checkpoints and run.json in --out.
 
-    Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite), 2 wrong input, 130 Ctrl-C, 143
-    SIGTERM, after which a checkpoint of the last step is there.
+    Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
+    130 Ctrl-C, 143 SIGTERM, after which a checkpoint of the last step is there.
 
     Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
     --max-restarts R they go on from the last checkpoint when one of them dies.
     """
     with (
         _plainly(f"Run the same command with --resume to go on from {out}."),
-        launched(device) as world,
         listening() as stop,
+        launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
     ):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
@@ -238,7 +243,7 @@ def _plainly(how_to_go_on: str = "") -> Iterator[None]:
         again = shlex.join(["equipoise", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
         errors.print(f"{error} Go on with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(143) from error
-    except (NonFiniteError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+    except (NonFiniteError, LostRanksError, MemoryError, torch.OutOfMemoryError, OSError) as error:
         what = f"{error}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             what = f"Out of memory ({error}). Try a smaller --batch-size."

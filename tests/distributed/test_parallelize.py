@@ -121,6 +121,7 @@ def refusals() -> dict[str, str]:
     model = build("equal", "shared-bottom")
     attempts = {
         "narrow columns": lambda: parallelize(narrow, "column-wise"),
+        "narrow rows": lambda: parallelize(SharedBottom(SCHEMA, embedding_dim=6), "row-wise"),
         "no tables": lambda: parallelize(nn.Linear(2, 2), "row-wise"),
         "no categorical": lambda: parallelize(SharedBottom(Schema([], [Numeric("age")], [Task("click")])), "row-wise"),
         "sparse fsdp": lambda: parallelize(SharedBottom(SCHEMA, sparse=True), "fsdp"),
@@ -195,7 +196,8 @@ def test_four_ranks_train_as_one_process_does(four, case):
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        ("narrow columns", "found table 'user' with 6 columns and 2 ranks"),
+        ("narrow columns", "expected a multiple of 8, found 6 in table 'user'. Set embedding_dim to 8, or use ddp"),
+        ("narrow rows", "expected a multiple of 4, found 6 in table 'user'. Set embedding_dim to 8, or use ddp"),
         ("no tables", "found none in Linear"),
         ("no categorical", "found a schema without categorical features"),
         ("sparse fsdp", "FSDP2 cannot shard sparse gradients, found sparse=True in embedding.table"),

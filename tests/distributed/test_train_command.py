@@ -82,20 +82,55 @@ Learner.step = dying
 cli.main()
 """
 
+HANGING = """
+import os, signal, threading
+from equipoise import cli
+from equipoise.training import Learner
+
+step, seen = Learner.step, []
+
+def hanging(learner, batch):
+    seen.append(None)
+    if len(seen) == 9 and os.environ["RANK"] == "1":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun need not wait until it may kill
+        threading.Event().wait()
+    return step(learner, batch)
+
+Learner.step = hanging
+cli.main()
+"""
+
+
+def test_a_rank_that_hangs_ends_the_training_with_a_message_that_names_it(tmp_path):
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING)
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    command = [
+        *RANKS[:-1], script, "train", "--config", tmp_path / "settings.yaml", "--out", tmp_path / "out",
+        "--rank-timeout", "5",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "Error: Rank 0 has lost contact with rank 1 of 2: dead, or without an answer for 5 s." in said
+    assert "with --resume to go on" in said
+    assert "Timed out" not in done.stderr  # no traceback of gloo's
+
 
 def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoint(tmp_path):
     assert run(tmp_path / "whole", sharding="ddp").returncode == 0
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     command = [
-        *(word for word in RANKS if word != "-m"), "--max-restarts", "1", script, "train",
+        *RANKS[:-1], "--max-restarts", "1", script, "train",
         "--config", tmp_path / "whole" / "settings.yaml", "--out", tmp_path / "dying",
     ]  # fmt: skip
-    command.insert(3, "-m")
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
     found, whole = record(tmp_path / "dying"), record(tmp_path / "whole")
     assert numbers(found) == numbers(whole)
+    assert "Rank 0 has lost contact with rank 1 of 2" in " ".join(done.stderr.split())
     assert found["steps"] == whole["steps"]

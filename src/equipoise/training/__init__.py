@@ -8,14 +8,16 @@ from equipoise.training.learner import Learner
 from equipoise.training.loop import Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
 from equipoise.training.non_finite import NonFinite, NonFiniteError
-from equipoise.training.parallel import Sharding, World, launched, parallelize
+from equipoise.training.parallel import Sharding, parallelize
 from equipoise.training.run import Run
+from equipoise.training.world import LostRanksError, World, launched
 
 __all__ = [
     "METHODS",
     "CheckpointError",
     "IncompatibleError",
     "Learner",
+    "LostRanksError",
     "Method",
     "MethodError",
     "NonFinite",

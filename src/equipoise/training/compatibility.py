@@ -11,7 +11,8 @@ from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
 from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.training.non_finite import NonFinite
-from equipoise.training.parallel import Sharding, World
+from equipoise.training.parallel import Sharding
+from equipoise.training.world import World
 
 __all__ = ["CHECKS", "Combination", "IncompatibleError", "check_compatible"]
 

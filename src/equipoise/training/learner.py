@@ -21,15 +21,8 @@ from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
 from equipoise.training.non_finite import NonFinite, all_finite, spare
-from equipoise.training.parallel import (
-    Sharding,
-    World,
-    dense_parameters,
-    fused_optimizer,
-    is_sharded,
-    parallelize,
-    usable_device,
-)
+from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.world import World, usable_device
 
 __all__ = ["Learner"]
 

@@ -24,8 +24,9 @@ from equipoise.training.interruptions import StoppedError
 from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
-from equipoise.training.parallel import Sharding, World, usable_device
+from equipoise.training.parallel import Sharding
 from equipoise.training.run import Run
+from equipoise.training.world import World, usable_device
 
 __all__ = ["Schedule", "count_steps", "train"]
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from equipoise.training.parallel import World
+from equipoise.training.world import World
 
 if TYPE_CHECKING:
     from equipoise.training.run import Run

@@ -1,22 +1,16 @@
-"""Several processes, one training: who this process is, and how a model is spread over all of them.
+"""Several processes, one training: how a model is spread over them.
 
 Only existing engines: DistributedDataParallel, FSDP2, and TorchRec's DistributedModelParallel for embedding tables.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.ranking.embedding import FeatureEmbedding
@@ -24,66 +18,12 @@ from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.training.errors import SettingError
 
-__all__ = [
-    "Sharding",
-    "World",
-    "dense_parameters",
-    "fused_optimizer",
-    "is_sharded",
-    "launched",
-    "parallelize",
-    "usable_device",
-]
+__all__ = ["Sharding", "dense_parameters", "fused_optimizer", "is_sharded", "parallelize"]
 
 Sharding = Literal["ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner"]
 """ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so."""
 
-_TIMEOUT: Final = timedelta(minutes=10)
-_SMALLEST_COLUMNS: Final = 4  # FBGEMM's kernels take widths that are multiples of it
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that train together.
-
-    Attributes:
-        rank: this process's number, from 0.
-        size: how many there are.
-        device: where this process trains.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value that never changes
-
-    def share(self, rows: int) -> slice:
-        """This rank's part of a batch of so many rows."""
-        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
-
-
-@contextmanager
-def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[World]:
-    """The world that ``torchrun`` has started this process in; without it, a world of one.
-
-    Gloo connects CPUs, NCCL GPUs, of which every process takes the one of its local rank. A rank that does not answer
-    within ``timeout`` ends the others with an error.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield World(device=usable_device(device))
-        return
-    local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
-    if local.type == "cuda":
-        torch.cuda.set_device(local)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    # Of its own for each restart of the group: in the store are still the addresses of the processes before.
-    store = PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(
-        "nccl" if local.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
-    )
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), local)
-    finally:
-        dist.destroy_process_group()
+_WIDTH_UNIT: Final = 4  # FBGEMM's kernels take widths that are multiples of it
 
 
 def parallelize(
@@ -145,18 +85,6 @@ def is_sharded(tensor: Tensor, /) -> bool:
     return hasattr(tensor, "placements") or hasattr(tensor, "local_shards")
 
 
-def usable_device(name: torch.device | str, /) -> torch.device:
-    """The device of this name, if PyTorch can use it here.
-
-    Raises:
-        SettingError: it is not known, not built in, or not there.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # not known; not built in or not there
-        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
-
-
 def _fully_sharded(model: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - slow to import
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
@@ -196,6 +124,7 @@ def _table_sharded(
             f"TorchRec shards EmbeddingBagCollection modules, found none in {type(model).__name__}: make its tables "
             "one, or use ddp."
         )
+    _check_widths(tables, sharding)
     values = {
         f"{name}.{key}": parameter.detach().clone()
         for name, part in tables.items()
@@ -216,6 +145,20 @@ def _table_sharded(
     )
     _fill(wrapped.state_dict(), values)  # TorchRec does not carry the values of CPU tables over
     return wrapped
+
+
+def _check_widths(tables: Mapping[str, nn.Module], sharding: Sharding) -> None:
+    parts = dist.get_world_size() if sharding == "column-wise" else 1
+    unit = _WIDTH_UNIT * parts
+    for part in tables.values():
+        for config in part.embedding_bag_configs():  # type: ignore[operator]
+            if config.embedding_dim % unit:
+                cut = f", and column-wise sharding cuts them into {parts} parts" if parts > 1 else ""
+                raise SettingError(
+                    f"TorchRec's kernels take tables whose width is a multiple of {_WIDTH_UNIT}{cut}: expected a "
+                    f"multiple of {unit}, found {config.embedding_dim} in table {config.name!r}. Set embedding_dim to "
+                    f"{-(-config.embedding_dim // unit) * unit}, or use ddp."
+                )
 
 
 def _plan(
@@ -244,12 +187,6 @@ def _plan(
         per_table = {}
         for place, config in enumerate(configs):
             if sharding == "column-wise":
-                if config.embedding_dim % ranks or config.embedding_dim // ranks % _SMALLEST_COLUMNS:
-                    raise SettingError(
-                        f"column-wise sharding cuts a table's columns into one part per rank, each a multiple of "
-                        f"{_SMALLEST_COLUMNS} wide; found table {config.name!r} with {config.embedding_dim} columns "
-                        f"and {ranks} ranks. Choose another embedding_dim, or table-wise or row-wise."
-                    )
                 per_table[config.name] = plans.column_wise(ranks=list(range(ranks)))
             elif sharding == "table-wise":
                 per_table[config.name] = plans.table_wise(rank=place % ranks)

@@ -1,0 +1,116 @@
+"""The processes that train together: who this one is, and what it says when it loses another one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from equipoise.training.errors import SettingError
+
+__all__ = ["LostRanksError", "World", "launched", "usable_device"]
+
+_TIMEOUT: Final = timedelta(minutes=10)
+# How gloo's errors tell that another rank is gone, or silent; NCCL has an error type for it.
+_GONE: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+_SILENT: Final = ("Timed out waiting", "Application timeout")
+
+
+class LostRanksError(RuntimeError):
+    """Other ranks have died or hang: the message names them."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many there are.
+        device: where this process trains.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value that never changes
+
+    def share(self, rows: int) -> slice:
+        """This rank's part of a batch of so many rows."""
+        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+
+@contextmanager
+def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[World]:
+    """The world that ``torchrun`` has started this process in; without it, a world of one.
+
+    Gloo connects CPUs, NCCL GPUs, of which every process takes the one of its local rank.
+
+    Args:
+        device: "cpu", "cuda", or what else PyTorch knows.
+        timeout: how long a rank waits for another one in a collective.
+
+    Raises:
+        SettingError: the device cannot be used.
+        LostRanksError: within the block a rank has died, or has not answered within ``timeout``. With NCCL, whose own
+            watchdog ends the process with its own message, only where NCCL raises instead.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World(device=usable_device(device))
+        return
+    local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if local.type == "cuda":
+        torch.cuda.set_device(local)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    # Of its own for each restart of the group: in the store are still the addresses of the processes before.
+    store = PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        "nccl" if local.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+    )
+    try:
+        yield World(rank, size, local)
+    except RuntimeError as error:
+        gone, silent = (any(words in str(error) for words in signs) for signs in (_GONE, _SILENT))
+        if not gone and not silent and not isinstance(error, dist.DistError):
+            raise
+        # All that wait notice: at once when a connection breaks, else as far apart as they began to wait.
+        moment = 3.0 if gone else max(3.0, timeout.total_seconds() / 20)
+        raise LostRanksError(_whom(store, rank, size, timeout, moment)) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def usable_device(name: torch.device | str, /) -> torch.device:
+    """The device of this name, if PyTorch can use it here.
+
+    Raises:
+        SettingError: it is not known, not built in, or not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # not known; not built in or not there
+        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
+
+
+def _whom(store: PrefixStore, rank: int, size: int, timeout: timedelta, moment: float) -> str:
+    """Who has died or hangs: whoever does not say within so many seconds that it has lost contact, too."""
+    names = [f"lost-contact/{other}" for other in range(size)]
+    store.set(names[rank], "")
+    deadline = time.monotonic() + moment
+    while (silent := [r for r in range(size) if not store.check([names[r]])]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not silent:
+        return f"A connection between the {size} ranks broke; none of them has died."
+    who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+    return (
+        f"Rank {rank} has lost contact with {who} of {size}: dead, or without an answer for "
+        f"{timeout.total_seconds():g} s. See what that process said last."
+    )
