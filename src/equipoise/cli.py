@@ -73,8 +73,8 @@ Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; op
 def train(
     *,
     method: Annotated[
-        str, typer.Option(help="What `equipoise methods` lists; options behind a colon.")
-    ] = "multibalance",
+        str | None, typer.Option(help="Out of `equipoise methods`; options behind a colon.  [default: multibalance]")
+    ] = None,
     data_name: DataName = None,
     data_option: DataOptions = None,
     rows: Rows = None,
@@ -114,9 +114,9 @@ def train(
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
-            non_finite=non_finite,
-            methods=[method], rates={method: lr} if lr is not None else None,
+            non_finite=non_finite, methods=[method] if method else None,
         )  # fmt: skip
+        plan = _of_one_method(plan, lr)
         # A group that torchrun has started anew after a rank's death goes on without being told.
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         resume = resume or (restarted and last_checkpoint(out / "checkpoint") is not None)
@@ -229,6 +229,13 @@ def _plan(
         **settings,
     }
     return Plan.of(config, **{name: value for name, value in stated.items() if value is not None})
+
+
+def _of_one_method(plan: Plan, lr: float | None) -> Plan:
+    named = plan.methods if "methods" in plan.model_fields_set else ["multibalance"]
+    if len(named) > 1:
+        raise SettingError(f"train takes one method, found {', '.join(named)} in the settings: choose with --method.")
+    return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
 
 
 @contextmanager

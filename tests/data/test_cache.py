@@ -48,6 +48,11 @@ def assert_same(one: Dataset, other: Dataset) -> None:
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+
+
 class Builder:
     def __init__(self) -> None:
         self.calls = 0
@@ -65,12 +70,12 @@ def test_a_data_set_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_it_is_built_once_per_options_and_version(tmp_path: Path) -> None:
     build = Builder()
-    first = cached("toy", {"rows": 5}, build, version="1", folder=tmp_path)
-    assert_same(first, cached("toy", {"rows": 5}, build, version="1", folder=tmp_path))
+    first = cached("toy", {"rows": 5}, build, version="1")
+    assert_same(first, cached("toy", {"rows": 5}, build, version="1"))
     assert build.calls == 1
-    cached("toy", {"rows": 6}, build, version="1", folder=tmp_path)
-    cached("toy", {"rows": 5}, build, version="2", folder=tmp_path)
-    cached("toys", {"rows": 5}, build, version="1", folder=tmp_path)
+    cached("toy", {"rows": 6}, build, version="1")
+    cached("toy", {"rows": 5}, build, version="2")
+    cached("toys", {"rows": 5}, build, version="1")
     assert build.calls == 4
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -98,20 +103,23 @@ def drop_rows(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, empty, replace_by_other_parquet, drop_a_column, drop_rows])
 def test_a_broken_file_is_built_anew_with_a_warning(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build = Builder()
-    cached("toy", {}, build, version="1", folder=tmp_path)
+    cached("toy", {}, build, version="1")
     (path,) = tmp_path.iterdir()
     damage(path)
     with caplog.at_level(logging.WARNING):
-        assert_same(make_dataset(), cached("toy", {}, build, version="1", folder=tmp_path))
+        assert_same(make_dataset(), cached("toy", {}, build, version="1"))
     assert build.calls == 2
     assert "building it anew" in caplog.text
-    cached("toy", {}, build, version="1", folder=tmp_path)
+    cached("toy", {}, build, version="1")
     assert build.calls == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    dataset = cached("toy", {}, Builder(), version="1", folder=tmp_path / "file" / "cache")
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "file" / "cache"))
+    dataset = cached("toy", {}, Builder(), version="1")
     assert_same(make_dataset(), dataset)
     assert "EQUIPOISE_CACHE" in caplog.text
 
@@ -121,7 +129,7 @@ def test_an_error_while_building_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        cached("toy", {}, build, version="1", folder=tmp_path)
+        cached("toy", {}, build, version="1")
     assert not list(tmp_path.iterdir())
 
 
@@ -146,11 +154,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(error: type[BaseException], tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_folder_is_the_given_one_then_the_variable_then_the_platforms(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_that_of_the_variable_else_the_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "variable"))
-    assert cache_folder(tmp_path / "given") == tmp_path / "given"
     assert cache_folder() == tmp_path / "variable"
     monkeypatch.delenv("EQUIPOISE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

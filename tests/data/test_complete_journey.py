@@ -48,7 +48,8 @@ def sample(tables: Tables, examples: Examples) -> Sample:
 def dataset(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tables, "read", staticmethod(lambda: tables))
-        return load(rows=SMALL, seed=3, cache_dir=tmp_path_factory.mktemp("cache"))
+        patch.setenv("EQUIPOISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load(rows=SMALL, seed=3)
 
 
 @cache
@@ -413,22 +414,26 @@ def test_features_tell_purchases(dataset: Dataset) -> None:
 
 def test_a_second_load_reads_the_cache(tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tables, "read", staticmethod(lambda: tables))
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
     told: list[float] = []
-    first = load(rows=5_000, cache_dir=tmp_path, progress=lambda _, done: told.append(done))
+    first = load(rows=5_000, progress=lambda _, done: told.append(done))
     assert told[0] == 0
     assert told[-1] == 1
     assert told == sorted(told)
     monkeypatch.setattr(Tables, "read", None)
-    second = load(rows=5_000, cache_dir=tmp_path)
+    second = load(rows=5_000)
     assert torch.equal(first.train.categorical, second.train.categorical)
     assert torch.equal(first.test.numeric, second.test.numeric)
     assert second.notes == first.notes
 
 
 @pytest.mark.parametrize("options", [{"rows": 10}, {"rows": 10**9}, {"rows": 1e5}, {"rows": True}, {"seed": -1}])
-def test_options_out_of_range_are_refused(options: dict[str, int], tmp_path: Path) -> None:
+def test_options_out_of_range_are_refused(
+    options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"Expected (rows|seed) to be a whole number"):
-        load(**options, cache_dir=tmp_path)
+        load(**options)
     assert not list(tmp_path.iterdir())
 
 

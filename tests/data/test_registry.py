@@ -20,6 +20,12 @@ def test_an_unknown_option_is_refused_with_the_options_there_are(name: str) -> N
         load(name, taste=1, colour=2)
 
 
+@pytest.mark.parametrize("option", ["cache_dir", "progress"])
+def test_no_option_says_where_to_write_or_is_a_word_where_a_program_belongs(option: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"takes the options rows, seed; found {option}"):
+        load("complete-journey", **{option: str(tmp_path)})
+
+
 def test_options_reach_the_loader() -> None:
     dataset = load("funnel", rows=1000, seed=4, conflict=0.5)
     assert len(dataset.train) == 700

@@ -62,7 +62,8 @@ census-income-full, funnel; found 'funnels'.
 
 
 def _check_options(name: str, signature: inspect.Signature, options: dict[str, object]) -> None:
-    known = list(signature.parameters)
-    unknown = sorted(options.keys() - set(known))
+    known = [option for option in signature.parameters if option != "progress"]  # that is for programs alone
+    taken = set(signature.parameters) if callable(options.get("progress")) else set(known)
+    unknown = sorted(options.keys() - taken)
     if unknown:
         raise DataError(f"Data set {name!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")

@@ -29,14 +29,12 @@ _SPLITS: Final = ("train", "validation", "test")
 _WEIGHT: Final = "weight"
 
 
-def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder for built data: the given one, else ``$EQUIPOISE_CACHE``, else the platform's user cache.
+def cache_folder() -> Path:
+    """The folder for built data: ``$EQUIPOISE_CACHE``, else the platform's user cache.
 
-    Example:
-        >>> cache_folder("somewhere").name
-        'somewhere'
+    No option of a data set names it, so that a settings file cannot make a run write elsewhere.
     """
-    chosen = folder or os.environ.get("EQUIPOISE_CACHE")
+    chosen = os.environ.get("EQUIPOISE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
     import pooch  # only this branch needs it
@@ -71,7 +69,6 @@ def cached(
     build: Callable[[], Dataset],
     *,
     version: str,
-    folder: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """The data set as it was built before with the same options and version, or built now and kept.
 
@@ -83,11 +80,10 @@ def cached(
         options: everything that the result depends on, as JSON can hold it.
         build: makes the data set.
         version: changes whenever ``build`` would give something else for the same options.
-        folder: see :func:`cache_folder`.
     """
     identity = {"name": name, "options": dict(options), "version": version}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    path = cache_folder(folder) / f"{name}-{digest}.parquet"
+    path = cache_folder() / f"{name}-{digest}.parquet"
     if path.is_file():
         try:
             return read_dataset(path)

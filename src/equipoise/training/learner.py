@@ -102,8 +102,8 @@ class Learner:
         sharding: Sharding = "ddp",
         non_finite: NonFinite = "raise",
     ) -> None:
-        if not lr > 0:
-            raise SettingError(f"The learning rate must be above 0, found {lr}.")
+        if not 0 < lr < float("inf"):
+            raise SettingError(f"The learning rate must be finite and above 0, found {lr}.")
         self.schema = schema
         self.method = method
         self.device = usable_device(device)

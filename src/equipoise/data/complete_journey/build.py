@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Final
@@ -30,7 +29,6 @@ def load(
     *,
     rows: int = ROWS,
     seed: int = 0,
-    cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Complete Journey: will a household buy what is on promotion in the store it visits? Five nested tasks.
@@ -45,7 +43,6 @@ def load(
         rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
             without a purchase are kept; below, only that share of the households, at the default's rate.
         seed: of the sample, ≥ 0.
-        cache_dir: the cache folder; see :func:`equipoise.data.cache.cache_folder`.
         progress: called as the building goes on.
 
     Returns:
@@ -68,7 +65,6 @@ found 100. For all 319 million exposures there is complete_journey.stream_all.
         options,
         lambda: build(rows=rows, seed=seed, progress=progress),
         version=VERSION,
-        folder=cache_dir,
     )
 
 
