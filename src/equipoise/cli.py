@@ -90,6 +90,9 @@ def train(
     non_finite: Annotated[
         NonFinite | None, typer.Option(help="What a loss that is not finite leads to; raise by default.")
     ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; besides, one at each of eight evaluations.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
@@ -114,7 +117,7 @@ def train(
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
-            non_finite=non_finite, methods=[method] if method else None,
+            non_finite=non_finite, checkpoint_every=checkpoint_every, methods=[method] if method else None,
         )  # fmt: skip
         plan = _of_one_method(plan, lr)
         # A group that torchrun has started anew after a rank's death goes on without being told.

@@ -135,5 +135,14 @@ def test_what_limits_the_result_is_said(comparison, changes, expected):
     assert expected in told(comparison(**changes), cautions)
 
 
+def test_a_setting_that_makes_runs_irreproducible_is_said(comparison):
+    folder = comparison()
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) | {"irreproducible": "a kernel adds in no fixed order"} for line in lines]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    expected = "A second run may differ in the last digits: a kernel adds in no fixed order."
+    assert told(folder, cautions).count(expected) == 1
+
+
 def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
     assert told(comparison(methods=("equal", "single-task", "multibalance-paper")), cautions) == ""

@@ -1,6 +1,8 @@
+import gzip
 import json
 import math
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from equipoise.compare.plan import Plan
 from equipoise.compare.rates import GRID
 from equipoise.compare.records import read_runs
 from equipoise.compare.runner import compare, train_into
+from equipoise.data import DataError
+from equipoise.data.census_income import COLUMNS, NUMERIC
 from equipoise.training import METHODS, Run, SettingError
 
 SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "batch_size": 256, "epochs": 1}
@@ -127,6 +131,38 @@ def test_a_worker_that_dies_is_explained_and_what_is_done_is_kept(tmp_path: Path
     with pytest.raises(SettingError, match="fewer jobs than 2"):
         compare(plan(seeds=40), tmp_path, jobs=2, watch=Killing())
     assert len(read_runs(tmp_path / "runs.jsonl")) >= 1
+
+
+def test_a_data_file_that_vanishes_before_the_workers_read_it_is_named_and_what_is_done_is_kept(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "census-income"
+    source.mkdir()
+    rows = [[*("ab"[i % 2] for _ in COLUMNS)] for i in range(200)]
+    for row, entry in enumerate(rows):
+        values = {"marital_stat": ["Never married", "Widowed"][row % 2], "income_50k": ["- 50000.", "50000+."][row % 2]}
+        values |= {"education": ["Bachelors degree(BA AB BS)", "Children"][row % 2], "instance_weight": "1.0"}
+        values |= dict.fromkeys(NUMERIC, "1")
+        for name, value in values.items():
+            entry[COLUMNS.index(name)] = value
+    text = gzip.compress("".join(", ".join(row) + "\n" for row in rows).encode())
+    for name in ("census-income.data.gz", "census-income.test.gz"):
+        (source / name).write_bytes(text)
+    settings = plan(
+        data="census-income-full", data_options={"folder": str(source)}, batch_size=32, methods=["equal", "clippy"]
+    )
+
+    class Vanishing(Recorder):
+        def phase(self, title: str, parts: int, done: int = 0, /) -> None:
+            super().phase(title, parts, done)
+            if title == "Training":
+                shutil.rmtree(source)
+
+    compare(settings.model_copy(update={"methods": ["equal"]}), tmp_path / "out", jobs=1)
+    done = results(tmp_path / "out" / "runs.jsonl")
+    with pytest.raises(DataError, match=str(source)):
+        compare(settings, tmp_path / "out", jobs=2, watch=Vanishing())
+    assert results(tmp_path / "out" / "runs.jsonl") == done
 
 
 def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:

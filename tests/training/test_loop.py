@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from equipoise.data import Dataset, Split
+from equipoise.data import Dataset, Split, load
+from equipoise.data.cache import read_dataset, write_dataset
 from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.ranking.schema import Batch
 from equipoise.training import METHODS, CheckpointError, Learner, NonFiniteError, Run, SettingError, count_steps, train
 from equipoise.training import loop as loop_module
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
+from equipoise.training.reproducibility import why_irreproducible
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}
 
@@ -49,10 +51,41 @@ def test_the_record_of_a_run_is_complete(tiny: Dataset) -> None:
     assert run.examples_per_second == pytest.approx(run.steps * 64 / run.seconds)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny: Dataset) -> None:
-    runs = [train(tiny, METHODS["equal"], **SETTINGS, seed=seed) for seed in (5, 5, 6)]
-    assert comparable(runs[0]) == comparable(runs[1])
-    assert runs[0].test != runs[2].test
+@pytest.mark.parametrize("name", list(METHODS))
+def test_two_runs_with_the_same_seed_are_identical(tiny: Dataset, name: str) -> None:
+    runs = []
+    for unrelated in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(unrelated)  # what else the process draws has no part in it
+            runs.append(comparable(train(tiny, METHODS[name], **SETTINGS, seed=5)))
+    assert runs[0] == runs[1]
+    assert runs[0]["irreproducible"] == ""
+
+
+def test_another_seed_gives_another_run(tiny: Dataset) -> None:
+    runs = [train(tiny, METHODS["equal"], **SETTINGS, seed=seed) for seed in (5, 6)]
+    assert runs[0].test != runs[1].test
+
+
+def test_an_accelerator_is_said_to_make_runs_differ_unless_it_is_told_not_to() -> None:
+    assert "use_deterministic_algorithms" in why_irreproducible(torch.device("cuda"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert why_irreproducible(torch.device("cuda")) == ""
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_data_file_that_vanishes_in_mid_run_changes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "set.parquet"
+    write_dataset(load("funnel", rows=1000), source)
+    settings = SETTINGS | {"epochs": 1}
+    whole = train(read_dataset(source), METHODS["equal"], **settings)
+    gone = train(
+        read_dataset(source), METHODS["equal"], **settings, on_progress=lambda *_: source.unlink(missing_ok=True)
+    )
+    assert not source.exists()
+    assert comparable(gone) == comparable(whole)
 
 
 def test_the_seed_decides_both_weights_and_batches(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +273,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
+def test_a_run_out_of_memory_goes_back_to_the_last_of_the_checkpoints_every_so_many_steps(tiny: Dataset, tmp_path):
+    whole = train(tiny, METHODS["multibalance"], **SETTINGS)
+    settings = SETTINGS | {"checkpoint": tmp_path, "checkpoint_every": 5}
+
+    def fail(done: int, _: int) -> None:
+        if done == 18:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(tiny, METHODS["multibalance"], **settings, on_progress=fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-15"]
+    assert comparable(train(tiny, METHODS["multibalance"], **settings, resume=True)) == comparable(whole)
+
+
 def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint"
     finished = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
@@ -267,7 +314,7 @@ def test_impossible_settings_are_named(tiny: Dataset) -> None:
     for name in ("epochs", "batch_size", "evaluations", "evaluation_rows", "monitor_reads"):
         with pytest.raises(SettingError, match=f"{name} must be at least 1, found 0"):
             train(tiny, METHODS["equal"], **{"batch_size": 64, name: 0})
-    with pytest.raises(SettingError, match="learning rate must be above 0, found 0"):
+    with pytest.raises(SettingError, match="learning rate must be finite and above 0, found 0"):
         train(tiny, METHODS["equal"], batch_size=64, lr=0.0)
     with pytest.raises(SettingError, match="tasks out of click, like; found share"):
         train(tiny, METHODS["equal"], batch_size=64, loss_scale={"share": 2})

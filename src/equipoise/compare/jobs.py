@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Literal
@@ -142,9 +142,13 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -
 @dataclass
 class _Worker:
     plan: Plan
-    dataset: Dataset
     stop: Event
     messages: Queue[tuple[Job, int, int]]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Loaded with the first job, whose result an error is then: one in the worker's start would break the pool."""
+        return data.load(self.plan.data, **self.plan.data_options)
 
 
 _worker: _Worker  # what this worker process needs for every job
@@ -155,7 +159,7 @@ def _start_worker(plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _worker = _Worker(plan, data.load(plan.data, **plan.data_options), stop, messages)
+    _worker = _Worker(plan, stop, messages)
 
 
 def _end_with_parent() -> None:

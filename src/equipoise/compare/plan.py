@@ -48,6 +48,8 @@ class Plan(BaseModel):
             :func:`equipoise.training.parallelize`.
         non_finite: what a loss that is not finite leads to, see :func:`equipoise.training.train`; a comparison goes on
             with the next run after "raise".
+        checkpoint_every: after how many steps `equipoise train` writes a checkpoint, besides those at its eight
+            evaluation points.
         seeds: how many; they are 0, 1, 2, ...
         tune: choose each method's rate out of ``grid`` by its mean validation NE over ``tune_seeds`` seeds,
             which are others than those of the comparison.
@@ -76,6 +78,7 @@ class Plan(BaseModel):
     schedule: Schedule = "linear"
     sharding: Sharding = "ddp"
     non_finite: NonFinite = "raise"
+    checkpoint_every: int | None = Field(default=None, ge=1)
     tune: bool = False
     tune_seeds: int = Field(default=1, ge=1)
     grid: list[Positive] = Field(default=list(GRID), min_length=1)

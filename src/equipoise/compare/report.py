@@ -203,10 +203,20 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
             "two-sided paired t-tests, adjusted with Holm's method within each table by task and each column "
             "of the main table; seeds that diverged on either side are left out",
         ),
+        ("Determinism", _determinism(results)),
         ("Speed", "steps of each method and of equal weights in alternation, in one process; median ratio"),
         ("Versions", _pairs(plan.versions)),
         ("Machine", _machine(plan.machine)),
     ]  # fmt: skip
+
+
+def _determinism(results: Results) -> str:
+    if any(run.irreproducible for run in results.runs):
+        return "a second run may differ in the last digits; the page says above why"
+    return (
+        "the same command gives the same numbers on the same machine with the same versions, whatever the number of "
+        "worker processes: every run uses one thread"
+    )
 
 
 def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:

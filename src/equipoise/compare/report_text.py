@@ -97,6 +97,8 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
             f"Not scored: {_listed(list(analysis.unscored))}. The test rows hold one class only, so that "
             "neither AUC nor NE is defined; no mean includes it."
         )
+    reasons = sorted({run.irreproducible for run in results.runs} - {""})
+    found += [f"A second run may differ in the last digits: {reason}." for reason in reasons]
     rates = sorted({run.lr for run in results.tuning})
     edge = [
         method.label

@@ -162,7 +162,8 @@ def train_into(
         model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
         batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
         world=world, sharding=plan.sharding, non_finite=plan.non_finite,
-        checkpoint=folder / "checkpoint", resume=resume, on_progress=partial(watch.step, job), stop=stop,
+        checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
+        on_progress=partial(watch.step, job), stop=stop,
     )  # fmt: skip
     if world is None or world.rank == 0:
         write_json(folder / "run.json", json.loads(run.to_json()))

@@ -40,6 +40,8 @@ def run_table(run: Run) -> Table:
         table.add_column(name, justify="right")
     for task, metrics in run.test.items():
         table.add_row(task, *(_number(metrics[name]) for name in ("auc", "ne", "log_loss", "calibration")))
+    if run.irreproducible:
+        table.caption = f"A second run may differ in the last digits: {run.irreproducible}."
     return table
 
 

@@ -25,6 +25,7 @@ from equipoise.training.learner import Learner
 from equipoise.training.methods import Method
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.parallel import Sharding
+from equipoise.training.reproducibility import why_irreproducible
 from equipoise.training.run import Run
 from equipoise.training.world import World, usable_device
 
@@ -59,14 +60,16 @@ def train(
     evaluation_rows: int = 20_000,
     monitor_reads: int = 50,
     checkpoint: Path | None = None,
+    checkpoint_every: int | None = None,
     resume: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
 
-    The seed decides the initial weights and the order of the batches, both the same for every method. Nothing
-    is read from the device between two evaluation points.
+    The seed decides the initial weights and the order of the batches, both the same for every method: a second run
+    gives the same numbers, unless the record says why not (``Run.irreproducible``). Nothing is read from the device
+    between two evaluation points.
 
     Args:
         model: a name that :func:`equipoise.ranking.models.build_model` knows, built with ``model_options``.
@@ -84,6 +87,8 @@ def train(
         monitor_reads: about how often the fork or PUB is read.
         checkpoint: a folder to write to at every evaluation point: models, optimizers, forks, random state and
             the record so far.
+        checkpoint_every: write one after so many steps too. What ends a step half made, as want of memory does,
+            goes back to the last one.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
         on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
         stop: asked after every step whether to end there, with a checkpoint; under several ranks all ask at the
@@ -103,7 +108,7 @@ def train(
             f"batch_size must be a multiple of the {world.size} ranks that share it, found {batch_size}."
         )
     counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
-    _expect_positive(counts)
+    _expect_positive(counts if checkpoint_every is None else counts | {"checkpoint_every": checkpoint_every})
     if schedule not in get_args(Schedule):
         raise SettingError(f"Expected a schedule out of {', '.join(get_args(Schedule))}; found {schedule!r}.")
     schema = dataset.schema
@@ -114,7 +119,7 @@ def train(
     )  # fmt: skip
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
-    run = Run(method.name, seed, lr)
+    run = Run(method.name, seed, lr, irreproducible=why_irreproducible(learner.device))
     identity = {
         "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
         "method": method.settings(schema.task_names),
@@ -146,6 +151,9 @@ def train(
             progress.run.curve.append(_point(schema, step, batch_size, losses, _measure(schema, subset, logits)))
             if logits is None:
                 raise _diverged(progress.run)
+            saving.save(step, progress)
+        elif checkpoint_every is not None and step % checkpoint_every == 0:
+            progress.refuse_non_finite(non_finite)  # what is saved can be gone on from
             saving.save(step, progress)
         if stop is not None and (world.size == 1 or step % read_every == 0) and _any_rank(stop(), world):
             raise StoppedError(step, saved=saving.save(step, progress))

@@ -32,6 +32,7 @@ class Run:
             before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
         non_finite: task -> in how many steps its loss was not finite, tasks that had none left out.
         skipped_steps: how many steps were left out because a loss or a gradient was not finite.
+        irreproducible: why a second run with the same seed may give other last digits; "" if nothing makes it.
         monitor: about fifty points with ``step`` and what the monitor read there.
     """
 
@@ -50,6 +51,7 @@ class Run:
     monitor: list[dict[str, float]] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=dict)
     skipped_steps: int = 0
+    irreproducible: str = ""
 
     @property
     def mean_validation_ne(self) -> float:
