@@ -16,15 +16,18 @@ SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 3, "monito
 BAD = (12, 17)
 
 
-@pytest.fixture
-def bad_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The loss of `like` is NaN in two steps of every training that starts after this."""
+@pytest.fixture(params=["loss", "gradient"])
+def bad_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The loss of `like`, or its gradient alone, is NaN in two steps of every training that starts after this."""
     losses, steps = learner_module.task_losses, [0]
 
     def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
         steps[0] += 1
         found = losses(logits, labels, **options)
-        return [found[0], found[1] * torch.nan] if steps[0] in BAD else found
+        if steps[0] not in BAD:
+            return found
+        nothing = (found[1] - found[1].detach()).sqrt()  # a 0 with a gradient of 0 * inf
+        return [found[0], found[1] * torch.nan if request.param == "loss" else found[1] + 0 * nothing]
 
     monkeypatch.setattr(learner_module, "task_losses", spoilt)
     return steps

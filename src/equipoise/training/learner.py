@@ -20,7 +20,7 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.non_finite import NonFinite, all_finite, spare
+from equipoise.training.non_finite import NonFinite, all_finite, watch
 from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
 from equipoise.training.world import World, usable_device
 
@@ -146,6 +146,8 @@ class Learner:
     def step(self, batch: Batch, /) -> Tensor:
         """One optimizer step of every model; the unscaled losses before it, shape [M], on the device.
 
+        A loss whose gradient is not finite is NaN here, even if it itself is finite.
+
         Args:
             batch: the global batch; of several ranks each trains on its share, and its losses are those shares of the
                 global ones whose mean over the ranks is the loss of the batch.
@@ -159,9 +161,10 @@ class Learner:
                 share.labels[:, member.tasks],
                 labelled=None if labelled is None else labelled[member.tasks],
             )
-            if self.non_finite == "skip-task":
-                for task, loss in zip(member.tasks, own, strict=True):
-                    spare(logits[task], loss)
+            finite = [
+                watch(logits[task], loss, spare=self.non_finite == "skip-task")
+                for task, loss in zip(member.tasks, own, strict=True)
+            ]
             member.optimizer.zero_grad()
             self.method.backward(
                 member.optimizer,
@@ -175,8 +178,8 @@ class Learner:
             if member.scheduler is not None:
                 member.scheduler.step()
                 member.hand_rate_on()
-            for task, loss in zip(member.tasks, own, strict=True):
-                losses[task] = loss.detach()
+            for task, loss, good in zip(member.tasks, own, finite, strict=True):
+                losses[task] = torch.where(good, loss.detach(), torch.nan)
         return torch.stack(losses)
 
     def logits(self, batch: Batch, /) -> Tensor:

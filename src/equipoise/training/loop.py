@@ -195,7 +195,7 @@ class _Progress:
         self.run.non_finite = {task: steps for task, (steps, _) in found.items()}
         self.run.status = "diverged"
         first = ", ".join(f"{task} in step {step}" for task, (_, step) in found.items())
-        raise NonFiniteError(f"The loss is not finite, first of {first}: {_REMEDY}", self.run)
+        raise NonFiniteError(f"The loss or its gradient is not finite, first of {first}: {_REMEDY}", self.run)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from equipoise.training.world import World
 if TYPE_CHECKING:
     from equipoise.training.run import Run
 
-__all__ = ["NonFinite", "NonFiniteError", "NonFiniteLosses", "all_finite", "spare"]
+__all__ = ["NonFinite", "NonFiniteError", "NonFiniteLosses", "all_finite", "watch"]
 
 NonFinite = Literal["raise", "skip-task", "skip-step"]
 """raise: end with an error; skip-task: the task has no part in that step; skip-step: nothing moves in that step."""
@@ -34,7 +34,7 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteLosses:
-    """Counts the steps in which a task's loss is not finite, on the device."""
+    """Counts the steps in which a task's loss is not finite (or NaN because its gradient is not), on the device."""
 
     def __init__(self, world: World, tasks: Sequence[str]) -> None:
         self.world = world
@@ -66,11 +66,24 @@ class NonFiniteLosses:
         return {task: (steps[m], first[m]) for m, task in enumerate(self.tasks) if steps[m]}
 
 
-def spare(logits: Tensor, loss: Tensor, /) -> None:
-    """Let a task whose loss is not finite send back a gradient of 0, with which it is absent at a fork."""
+def watch(logits: Tensor, loss: Tensor, /, *, spare: bool) -> Tensor:
+    """Whether a task's loss is finite, and after the backward pass whether its gradient at the logits is too.
+
+    Args:
+        spare: let the task send back a gradient of 0 if not, with which it is absent at a fork.
+
+    Returns:
+        A boolean scalar on the device, which the backward pass changes.
+    """
+    finite = loss.detach().isfinite()
+
+    def look(gradient: Tensor) -> Tensor | None:
+        finite.logical_and_(gradient.isfinite().all())
+        return torch.where(finite, gradient, 0.0) if spare else None
+
     if logits.requires_grad:
-        finite = loss.detach().isfinite()
-        logits.register_hook(lambda gradient: torch.where(finite, gradient, 0.0))  # type: ignore[no-untyped-call]
+        logits.register_hook(look)  # type: ignore[no-untyped-call]
+    return finite
 
 
 def all_finite(parameters: Sequence[Parameter], losses: Sequence[Tensor], world: World) -> bool:

@@ -30,7 +30,7 @@ class Run:
         validation: as ``test``, on the whole validation split.
         curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
             before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
-        non_finite: task -> in how many steps its loss was not finite, tasks that had none left out.
+        non_finite: task -> in how many steps its loss, or its gradient, was not finite; tasks that had none left out.
         skipped_steps: how many steps were left out because a loss or a gradient was not finite.
         irreproducible: why a second run with the same seed may give other last digits; "" if nothing makes it.
         monitor: about fifty points with ``step`` and what the monitor read there.
