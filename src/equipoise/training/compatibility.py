@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
+from equipoise.training.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
 from equipoise.training.non_finite import NonFinite
 from equipoise.training.parallel import Sharding
 from equipoise.training.world import World
@@ -72,6 +72,22 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
         yield (
             f"Method {given.method.name!r} needs every task's whole gradient of the shared parameters, which FSDP2 "
             "shards: use sharding ddp, or balance at a fork (multibalance)."
+        )
+
+
+@CHECKS.append
+def _whole_updates(given: Combination) -> Iterator[str]:
+    if not isinstance(given.method, ClippyMethod):
+        return
+    if given.sharding == "fsdp":
+        yield (
+            f"Method {given.method.name!r} bounds a parameter's step by its largest entry, which FSDP2 shards: use "
+            "sharding ddp."
+        )
+    elif given.with_torchrec and given.sharding != "data-parallel":
+        yield (
+            f"Method {given.method.name!r} bounds every parameter's step, but under sharding {given.sharding!r} the "
+            "tables step in their backward pass: use sharding ddp or data-parallel."
         )
 
 

@@ -121,6 +121,9 @@ class Learner:
                     built = build_model(model, schema, fork=method.fork(group), **options)
                 except ValueError as error:
                     raise SettingError(f"Model {model!r}: {error}") from error
+            tasks = [schema.task_names.index(task) for task in group]
+            if len(tasks) < len(schema.tasks):
+                _freeze_unused(built, tasks)
             built.to(self.device)
             module: nn.Module = built
             if self.world.size > 1:
@@ -138,7 +141,7 @@ class Learner:
                 _Member(
                     built, module, optimizer, fused_optimizer(module),
                     None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
-                    [schema.task_names.index(task) for task in group],
+                    tasks,
                     Monitor(built, optimizer) if method.monitored else None,
                 )
             )  # fmt: skip
@@ -238,6 +241,16 @@ class Learner:
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
+
+
+def _freeze_unused(model: RankingModel, tasks: Sequence[int]) -> None:
+    """What none of these tasks reaches gets no gradient, for which the engines of several ranks would wait."""
+    schema = model.schema
+    logits = model(torch.zeros(1, len(schema.categorical), dtype=torch.int64), torch.zeros(1, len(schema.numeric)))
+    parameters = list(model.parameters())
+    found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _plain(module: nn.Module) -> nn.Module:

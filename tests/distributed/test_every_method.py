@@ -1,0 +1,85 @@
+"""Every method that can be trained, on two ranks: as in one process, or refused with the reason."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.training import METHODS, IncompatibleError, Learner, World
+
+SCHEMA = Schema([Categorical("user", 50), Categorical("item", 31)], [Numeric("age")], [Task("click"), Task("buy")])
+STEPS, ROWS = 12, 32  # PUB solves in steps 1 and 11
+SHARDINGS = ("ddp", "fsdp", "table-wise")
+EXACT = ("ddp", "fsdp")  # TorchRec steps its tables by another optimizer: test_parallelize.py compares with that
+
+
+def batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(STEPS):
+        ids = torch.stack([torch.randint(f.cardinality, (ROWS,), generator=generator) for f in SCHEMA.categorical], 1)
+        age = torch.randn(ROWS, 1, generator=generator)
+        labels = torch.cat([age > 0, age < 0.3], dim=1).float()
+        labels[::5, 1] = torch.nan
+        found.append(Batch(ids, age, labels, torch.ones(ROWS)))
+    return found
+
+
+def train(name: str, sharding: str, world: World) -> dict | str:
+    """The batches' losses and the predictions at the end; or why not."""
+    try:
+        learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, sharding=sharding)
+    except IncompatibleError as error:
+        return str(error)
+    losses = torch.stack([learner.step(batch) for batch in batches()])
+    if world.size > 1:
+        dist.all_reduce(losses)
+    return {"losses": losses / world.size, "logits": learner.logits(batches()[0])}
+
+
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    torch.set_num_threads(1)
+    found = {(name, sharding): train(name, sharding, World(rank, 2)) for name in METHODS for sharding in SHARDINGS}
+    torch.save(found, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(folder,), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+REFUSED = {
+    **{(name, "fsdp"): "which FSDP2 shards" for name in ("pub", "pub-authors", "pub-adatask", "adatask")},
+    ("clippy", "fsdp"): "which FSDP2 shards",
+    ("clippy", "table-wise"): "step in their backward pass",
+}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_trains_as_in_one_process_or_is_refused(ranks, name, sharding):
+    one, other = (found[name, sharding] for found in ranks)
+    if (name, sharding) in REFUSED:
+        assert one == other
+        assert REFUSED[name, sharding] in one
+        return
+    assert torch.equal(one["logits"], other["logits"])
+    assert one["losses"][-1].sum() < one["losses"][0].sum()
+    if sharding in EXACT:
+        alone = train(name, "ddp", World())
+        for key, expected in alone.items():
+            torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5)
