@@ -9,12 +9,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from equipoise import PUB, Fork, MultiBalance
-from equipoise.optim import AdaTask
+from equipoise import PUB, Fork
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MMoE, SharedBottom
 from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+from equipoise.training import METHODS, parse_method
 from equipoise.training.errors import SettingError
+from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.training.parallel import dense_parameters, fused_optimizer, parallelize
 
 SCHEMA = Schema(
@@ -25,36 +26,26 @@ SCHEMA = Schema(
 STEPS, ROWS, LR = 6, 32, 0.05
 MODELS = {"shared-bottom": SharedBottom, "mmoe": MMoE}
 TORCHREC = ("table-wise", "row-wise", "column-wise", "data-parallel", "planner")
-FORKS = {
-    "multibalance": lambda: MultiBalance(3),
-    "overlap": lambda: MultiBalance(3, overlap=True),
-    "equal": lambda: Fork(3),
-}
-OPTIMIZERS = {
-    "pub": lambda o, shared, where: PUB(o, shared=shared, tasks=SCHEMA.task_names, update_every=2, **where),
-    "pub-update": lambda o, shared, where: PUB(
-        o, shared=shared, tasks=SCHEMA.task_names, utility="update", update_every=2, **where
-    ),
-    "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
-}
+MULTIBALANCE = [name for name in METHODS if name.startswith("multibalance")] + ["multibalance:overlap=true"]
+PUBS = ["pub:update_every=2", "pub-authors:update_every=2", "pub-adatask:update_every=2"]
 ADAGRAD = {"lr": LR, "eps": 1e-8}
 # (sharding, method, model)
 CASES = [
-    *(("ddp", method, "shared-bottom") for method in (*FORKS, *OPTIMIZERS)),
+    *(("ddp", method, "shared-bottom") for method in (*MULTIBALANCE, "equal", *PUBS, "adatask", "clippy")),
     *((sharding, "multibalance", "shared-bottom") for sharding in ("fsdp", *TORCHREC)),
     *((sharding, "equal", "shared-bottom") for sharding in ("fsdp", "row-wise")),
     *((sharding, "multibalance", "mmoe") for sharding in ("ddp", "fsdp", "table-wise")),
-    *(("table-wise", method, "shared-bottom") for method in ("overlap", *OPTIMIZERS)),
-    ("row-wise", "pub", "mmoe"),
+    *(("table-wise", method, "shared-bottom") for method in (*MULTIBALANCE[1:], *PUBS, "adatask")),
+    ("row-wise", PUBS[0], "mmoe"),
 ]
 # Three tables: with one rank more, one holds none.
-ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-bottom"), ("pub", "shared-bottom"))]
+ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-bottom"), (PUBS[0], "shared-bottom"))]
 
 
 def build(method: str, model: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return MODELS[model](SCHEMA, fork=FORKS[method]() if method in FORKS else None, embedding_dim=16)
+        return MODELS[model](SCHEMA, fork=parse_method(method).fork(SCHEMA.task_names), embedding_dim=16)
 
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -71,40 +62,39 @@ def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
     """Fork or PUB weights of every step, and predictions on a batch never seen."""
-    sharding, method, kind = case
-    model = build(method, kind)
-    call, where, share = model, {}, slice(None)
+    sharding, name, kind = case
+    method, model = parse_method(name), build(name, kind)
+    call, share = model, slice(None)
     if rank is not None:
         size = dist.get_world_size()
         share = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
         call = parallelize(model, sharding, table_optimizer=(torch.optim.Adagrad, ADAGRAD))
-        where = {"data_parallel": call}
     dense = list(dense_parameters(call).values())
-    apart = method in OPTIMIZERS and sharding in TORCHREC
+    apart = isinstance(method, PubMethod | AdaTaskMethod) and sharding in TORCHREC
     if apart and rank is None:  # what is fused there is stepped by hand here
         table = model.embedding.table.weight
         dense = [p for p in dense if p is not table]
         by_hand = torch.optim.Adagrad([table], **ADAGRAD)
     own = {id(p) for p in model.heads.parameters()}
     shared = [p for p in dense if id(p) not in own]
-    optimizer = torch.optim.Adagrad(dense, **ADAGRAD)
-    if method in OPTIMIZERS:
-        optimizer = OPTIMIZERS[method](optimizer, shared, where)
+    optimizer = method.optimizer(
+        torch.optim.Adagrad(dense, **ADAGRAD),
+        shared=shared,
+        tasks=SCHEMA.task_names,
+        data_parallel=None if rank is None else call,
+    )
     fused = fused_optimizer(call)
     *seen, unseen = batches()
     weights = []
     for ids, numbers, labels in seen:
         optimizer.zero_grad()
         losses = task_losses(call(ids[share], numbers[share]), labels[share])
-        if isinstance(optimizer, PUB | AdaTask):
-            if apart and rank is None:
-                alpha = optimizer.last_weights if isinstance(optimizer, PUB) else torch.ones(3)
-                weighted = (torch.stack(losses) * alpha.float()).sum()
-                (table.grad,) = torch.autograd.grad(weighted, table, retain_graph=True)
-                by_hand.step()
-            optimizer.backward(losses)
-        else:
-            torch.stack(losses).sum().backward()
+        if apart and rank is None:
+            alpha = optimizer.last_weights if isinstance(optimizer, PUB) else torch.ones(3)
+            weighted = (torch.stack(losses) * alpha.float()).sum()
+            (table.grad,) = torch.autograd.grad(weighted, table, retain_graph=True)
+            by_hand.step()
+        method.backward(optimizer, losses)
         optimizer.step()
         if fused is not None:
             fused.step()
@@ -174,7 +164,7 @@ def four(tmp_path_factory) -> list[dict]:
 
 def assert_as_one_process(found: list[dict], case: tuple[str, str, str]) -> None:
     expected = train(case)
-    assert case[1] in ("equal", "adatask") or (expected["weights"] != 1).any()
+    assert case[1] in ("equal", "adatask", "clippy") or (expected["weights"] != 1).any()
     for result in found:
         assert torch.equal(result[case]["weights"], found[0][case]["weights"])
         torch.testing.assert_close(result[case]["weights"], expected["weights"], rtol=1e-5, atol=1e-5)

@@ -84,10 +84,10 @@ def _whole_updates(given: Combination) -> Iterator[str]:
             f"Method {given.method.name!r} bounds a parameter's step by its largest entry, which FSDP2 shards: use "
             "sharding ddp."
         )
-    elif given.with_torchrec and given.sharding != "data-parallel":
+    elif given.with_torchrec:
         yield (
-            f"Method {given.method.name!r} bounds every parameter's step, but under sharding {given.sharding!r} the "
-            "tables step in their backward pass: use sharding ddp or data-parallel."
+            f"Method {given.method.name!r} bounds every parameter's step, but TorchRec's tables step in their backward "
+            "pass (or, data-parallel, lie apart where the model has one, which changes the bound): use sharding ddp."
         )
 
 
