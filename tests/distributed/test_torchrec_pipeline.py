@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from equipoise import PUB, MultiBalance
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrec_pipeline.py"
 
 
@@ -22,11 +24,13 @@ def example():
     return module
 
 
-def train(rank: int, pipelined: bool) -> dict:
+def train(rank: int, pipelined: bool, overlap: bool) -> dict:
     module = example()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = module.sharded(module.Ranker(), torch.device("cpu"))
+        ranker = module.Ranker()
+        ranker.dense.fork = MultiBalance(["click", "buy"], overlap=overlap)
+        model = module.sharded(ranker, torch.device("cpu"))
     fork = model.module.dense.fork
     dense = dict(module.in_backward_optimizer_filter(model.named_parameters()))
     optimizer = module.KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adagrad(parameters, lr=0.05))
@@ -45,6 +49,19 @@ def train(rank: int, pipelined: bool) -> dict:
     return {"losses": torch.stack(losses), "weights": torch.stack(weights)}
 
 
+def refusal(rank: int) -> str:
+    """The pipeline calls ``backward`` on the sum of the losses, which tells PUB nothing of the tasks."""
+    module = example()
+    model = module.sharded(module.Ranker(), torch.device("cpu"))
+    dense = dict(module.in_backward_optimizer_filter(model.named_parameters()))
+    shared = [p for name, p in dense.items() if "towers" not in name]
+    pub = PUB(torch.optim.Adagrad(dense.values(), lr=0.05), shared=shared, data_parallel=dist.group.WORLD)
+    pipeline = module.TrainPipelineSparseDist(model, pub, torch.device("cpu"))
+    with pytest.raises(RuntimeError) as caught:
+        pipeline.progress(module.batches(rank))
+    return str(caught.value)
+
+
 def work(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo",
@@ -54,7 +71,12 @@ def work(rank: int, folder: Path) -> None:
         timeout=datetime.timedelta(seconds=120),
     )
     torch.set_num_threads(1)
-    results = {way: train(rank, pipelined=way == "pipeline") for way in ("loop", "pipeline")}
+    results = {
+        f"{way}{', overlap' if overlap else ''}": train(rank, way == "pipeline", overlap)
+        for way in ("loop", "pipeline")
+        for overlap in (False, True)
+    }
+    results["PUB"] = refusal(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -66,9 +88,20 @@ def ranks(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_the_pipeline_trains_as_the_plain_loop_does(ranks):
+@pytest.mark.parametrize("kind", ["", ", overlap"])
+def test_the_pipeline_trains_as_the_plain_loop_does(ranks, kind):
     for found in ranks:
-        torch.testing.assert_close(found["pipeline"], found["loop"], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found[f"pipeline{kind}"], found[f"loop{kind}"], rtol=1e-6, atol=1e-7)
+
+
+def test_overlap_weighs_by_the_step_before(ranks):
+    now, before = (ranks[0][kind]["weights"] for kind in ("pipeline", "pipeline, overlap"))
+    assert torch.equal(before[0], torch.ones(2, dtype=before.dtype))
+    assert not torch.equal(now, before)
+
+
+def test_the_pipeline_backward_is_refused_by_pub_with_what_it_needs(ranks):
+    assert all("expected a call of backward(losses)" in found["PUB"] for found in ranks)
 
 
 def test_the_fork_balances_alike_on_both_ranks(ranks):
