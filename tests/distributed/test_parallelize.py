@@ -2,6 +2,7 @@
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
     return {"weights": torch.stack(weights), "predicted": predicted, "fused": fused is not None}
 
 
-def refusals() -> dict[str, str]:
+def refusals() -> dict[str, Any]:
     found = {}
     narrow = SharedBottom(SCHEMA, fork=Fork(3), embedding_dim=6)
     model = build("equal", "shared-bottom")
@@ -122,6 +123,9 @@ def refusals() -> dict[str, str]:
             attempt()
         except SettingError as error:
             found[name] = str(error)
+    normed = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    found["broadcasts"] = [parallelize(build("multibalance", "mmoe")).broadcast_buffers]
+    found["broadcasts"] += [parallelize(normed).broadcast_buffers]
     sharded = parallelize(model, "fsdp")
     shared = list(model.shared_parameters())
     try:
@@ -197,6 +201,10 @@ def test_four_ranks_train_as_one_process_does(four, case):
 )
 def test_what_cannot_work_is_refused_with_the_reason(two, attempt, message):
     assert message in two[0]["refusals"][attempt]
+
+
+def test_buffers_are_broadcast_in_every_step_only_where_they_can_differ(two):
+    assert two[0]["refusals"]["broadcasts"] == [False, True]
 
 
 def test_without_a_process_group_it_says_how_to_launch():

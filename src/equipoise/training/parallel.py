@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from equipoise.fork import Fork
 from equipoise.ranking.embedding import FeatureEmbedding
 from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
@@ -59,7 +60,7 @@ def parallelize(
             "`with launched():`, or after torch.distributed.init_process_group."
         )
     if sharding == "ddp":
-        return DistributedDataParallel(model)
+        return _replicated(model)
     if sharding == "fsdp":
         return _fully_sharded(model, torch.device(device))
     return _table_sharded(model, sharding, torch.device(device), table_optimizer)
@@ -83,6 +84,19 @@ def fused_optimizer(module: nn.Module, /) -> torch.optim.Optimizer | None:
 def is_sharded(tensor: Tensor, /) -> bool:
     """Whether it is a DTensor (FSDP2) or a ShardedTensor (TorchRec), whose modules are slow to import."""
     return hasattr(tensor, "placements") or hasattr(tensor, "local_shards")
+
+
+def _replicated(model: nn.Module) -> DistributedDataParallel:
+    wrapped = DistributedDataParallel(model)
+    # A fork's buffers are alike on all ranks by themselves, and constants stay so; before every forward pass they would
+    # be a broadcast for each dtype. Running statistics, as of BatchNorm, do need it.
+    wrapped.broadcast_buffers = any(
+        buffer.is_floating_point()
+        for part in model.modules()
+        if not isinstance(part, Fork)
+        for buffer in part.buffers(recurse=False)
+    )
+    return wrapped
 
 
 def _fully_sharded(model: nn.Module, device: torch.device) -> nn.Module:
