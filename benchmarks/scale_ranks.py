@@ -1,8 +1,11 @@
-"""What collectives take between processes of one machine, and what the model of scale.py makes of it.
+"""What collectives and methods take between processes of one machine, and what scale.py's model makes of the former.
 
     python benchmarks/scale_ranks.py --out benchmarks/results/scale-ranks.md
 
 Latency and bandwidth are taken from 2 ranks; those of 4 ranks are then predicted by the model's formula and measured.
+Methods train under DistributedDataParallel, in turn, a few steps each per round; a ratio is that to equal weights in
+the same round. What a method sends is counted where Python sends it; what DistributedDataParallel averages itself is
+the size of all gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle, islice
 from math import log2
 from pathlib import Path
 
@@ -19,10 +25,91 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from equipoise import fork as fork_module
 from equipoise.compare.describe import cpu_name
+from equipoise.compare.throughput import median_interval
+from equipoise.data import load
+from equipoise.training import Learner, World, parse_method
 
 SIZES = [4, 64, 1024, 4096, 1_000_000, 10_000_000]  # numbers; the first four are M² for M = 2, 8, 32, 64
-REPEATS = 31
+REPEATS, WARM_UP = 101, 10
+METHODS = ["equal", "multibalance", "multibalance:overlap=true", "pub", "pub-authors", "adatask"]
+ROUNDS, STEPS, BATCH = 21, 10, 2048  # ten steps hold one of PUB's solves
+
+
+def all_reduces() -> dict[int, float]:
+    """Numbers -> median seconds of an all-reduce of so many."""
+    medians = {}
+    for size in SIZES:
+        numbers, seconds = torch.ones(size), []
+        for _ in range(WARM_UP + REPEATS):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(numbers)
+            seconds.append(time.perf_counter() - started)
+            numbers.fill_(1.0)
+        medians[size] = statistics.median(seconds[WARM_UP:])
+    return medians
+
+
+class Sent:
+    """Counts what goes through both of PyTorch's ways to an all-reduce within the block."""
+
+    def __init__(self) -> None:
+        self.calls = self.bytes = 0
+        self._known = [(dist, dist.all_reduce), (fork_module, fork_module.all_reduce)]
+
+    def __enter__(self) -> Sent:
+        for module, function in self._known:
+            module.all_reduce = partial(self._count, function)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module, function in self._known:
+            module.all_reduce = function
+
+    def _count(self, function: Callable, tensor: torch.Tensor, *rest: object, **options: object) -> object:
+        self.calls += 1
+        self.bytes += tensor.numel() * tensor.element_size()
+        return function(tensor, *rest, **options)
+
+
+def methods(rank: int, ranks: int) -> dict[str, dict[str, float]]:
+    """Each method's seconds a step and what it sends in one."""
+    dataset = load("funnel", rows=40 * BATCH)
+    world = World(rank, ranks)
+    learners = {
+        name: Learner(
+            dataset.schema, parse_method(name), model="shared-bottom", lr=1e-3, seed=0, world=world,
+            model_options={"bottom": [512, 256]},
+        )
+        for name in METHODS
+    }  # fmt: skip
+    batches = cycle(list(islice(dataset.train.batches(BATCH), 20)))
+    found: dict[str, dict[str, float]] = {}
+    for name, learner in learners.items():
+        learner.step(next(batches))
+        with Sent() as sent:
+            for batch in islice(batches, STEPS):
+                learner.step(batch)
+        (member,) = learner._members
+        by_engine = getattr(member.module, "require_backward_grad_sync", False)
+        engine = sum(4 * p.numel() for p in member.module.parameters()) if by_engine else 0
+        found[name] = {"calls": sent.calls / STEPS, "own": sent.bytes / STEPS, "engine": engine}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for _ in range(ROUNDS):
+        for name, learner in learners.items():
+            dist.barrier()
+            started = time.perf_counter()
+            for batch in islice(batches, STEPS):
+                learner.step(batch)
+            seconds[name].append((time.perf_counter() - started) / STEPS)
+    for name in METHODS:
+        ratios = [own / equal for own, equal in zip(seconds[name], seconds["equal"], strict=True)]
+        low, high = median_interval(ratios)
+        found[name] |= {"ms": 1e3 * statistics.median(seconds[name]), "ratio": statistics.median(ratios)}
+        found[name] |= {"low": low, "high": high}
+    return found
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
@@ -30,20 +117,43 @@ def work(rank: int, ranks: int, folder: str) -> None:
         "gloo", init_method=(Path(folder) / f"rendezvous{ranks}").as_uri(), rank=rank, world_size=ranks
     )
     torch.set_num_threads(1)
-    medians = {}
-    for size in SIZES:
-        numbers, seconds = torch.ones(size), []
-        for _ in range(REPEATS):
-            dist.barrier()
-            started = time.perf_counter()
-            dist.all_reduce(numbers)
-            seconds.append(time.perf_counter() - started)
-            numbers.fill_(1.0)
-        medians[size] = statistics.median(seconds)
+    found = {"all_reduces": all_reduces(), "methods": methods(rank, ranks)}
     if rank == 0:
-        torch.save(medians, Path(folder) / f"{ranks}.pt")
+        torch.save(found, Path(folder) / f"{ranks}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def collectives_table(two: dict[int, float], four: dict[int, float]) -> list[str]:
+    latency = two[SIZES[0]] / 2  # the model's 2 log2(2) hops
+    largest = SIZES[-1]
+    bandwidth = 4 * largest / (two[largest] - 2 * latency)  # 2 (W - 1) / W is 1 for two ranks
+    lines = [
+        f"All-reduces, medians of {REPEATS}. From two ranks: {1e6 * latency:.0f} µs a hop, {bandwidth / 1e9:.2f} GB/s.",
+        "",
+        "| numbers | 2 ranks | 4 ranks | 4 ranks by the model |",
+        "|---:|---:|---:|---:|",
+    ]
+    for size in SIZES:
+        predicted = 2 * log2(4) * latency + 2 * 3 / 4 * 4 * size / bandwidth
+        lines.append(f"| {size:,} | {1e3 * two[size]:.3f} ms | {1e3 * four[size]:.3f} ms | {1e3 * predicted:.3f} ms |")
+    return lines
+
+
+def methods_table(ranks: int, found: dict[str, dict[str, float]]) -> list[str]:
+    lines = [
+        f"## Methods on {ranks} ranks",
+        "",
+        "| method | ms a step | of equal weights | 95 % | its own all-reduces a step | their MB | the engine's MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in found.items():
+        cells = [
+            name, f"{row['ms']:.1f}", f"×{row['ratio']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}",
+            f"{row['calls']:.1f}", f"{row['own'] / 1e6:.4f}", f"{row['engine'] / 1e6:.3f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -53,22 +163,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (2, 4):
             mp.spawn(work, args=(ranks, folder), nprocs=ranks)
-        two, four = (torch.load(Path(folder) / f"{ranks}.pt") for ranks in (2, 4))
-    latency = two[SIZES[0]] / 2  # the model's 2 log2(2) hops
-    largest = SIZES[-1]
-    bandwidth = 4 * largest / (two[largest] - 2 * latency)  # 2 (W - 1) / W is 1 for two ranks
+        two, four = (torch.load(Path(folder) / f"{ranks}.pt", weights_only=True) for ranks in (2, 4))
     lines = [
-        f"# All-reduces between processes of one machine: {cpu_name()}, 2 cores, gloo",
+        f"# Several processes of one machine: {cpu_name()}, 2 cores, gloo",
         "",
-        f"Written by `python {' '.join(sys.argv)}`; medians of {REPEATS}. Four ranks share two cores. From two ranks:",
-        f"{1e6 * latency:.0f} µs a hop, {bandwidth / 1e9:.2f} GB/s.",
+        f"Written by `python {' '.join(sys.argv)}`, torch {torch.__version__}. One thread per rank;",
+        "four ranks share two cores, so that what a collective waits for there is mostly a core.",
         "",
-        "| numbers | 2 ranks | 4 ranks | 4 ranks by the model |",
-        "|---:|---:|---:|---:|",
+        *collectives_table(two["all_reduces"], four["all_reduces"]),
+        "",
+        f"Methods: generated funnel, four tasks, shared bottom 512-256, global batch {BATCH}, Adam, {ROUNDS} rounds of",
+        f"{STEPS} steps of each; ratios are medians over rounds with their interval by order statistics.",
+        "",
+        *methods_table(2, two["methods"]),
+        "",
+        *methods_table(4, four["methods"]),
     ]
-    for size in SIZES:
-        predicted = 2 * log2(4) * latency + 2 * 3 / 4 * 4 * size / bandwidth
-        lines.append(f"| {size:,} | {1e3 * two[size]:.3f} ms | {1e3 * four[size]:.3f} ms | {1e3 * predicted:.3f} ms |")
     chosen.out.write_text("\n".join(lines) + "\n")
 
 

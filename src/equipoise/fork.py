@@ -43,8 +43,8 @@ class Fork(nn.Module):
     of B/W and mean losses weigh as one rank with a batch of B does. So every rank must go through the fork's backward
     in every step. A ``DistributedDataParallel`` also broadcasts all buffers before each forward pass, which the fork's
     do not need: ``forward_sync_buffers=False`` (before torch 2.13 ``broadcast_buffers=False``) saves it, where no
-    other module's buffers need it. With ``overlap`` nobody waits for the all-reduce: a step weighs by the matrix of the step before,
-    which has had a whole step to arrive, and the first step by weights of 1.
+    other module's buffers need it. With ``overlap`` nobody waits for the all-reduce: a step weighs by the matrix of the
+    step before, which has had a whole step to arrive, and the first step by weights of 1.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
 
