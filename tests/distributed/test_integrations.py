@@ -53,12 +53,24 @@ def test_at_an_encoder_a_loss_23_times_as_large_has_no_more_say(example):
     torch.testing.assert_close(weighted[0], weighted[1])
 
 
-@pytest.mark.parametrize("name", ["plain", "lightning_module", "accelerate_loop", "hugging_face"])
+@pytest.mark.parametrize("name", ["pub_lightning", "pub_accelerate"])
+def test_pub_trains_there_as_in_a_plain_loop(example, name):
+    (found, optimizer), (expected, alone) = example(name).train(), example("pub").train()
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value, rtol=0, atol=0)
+    assert torch.equal(optimizer.last_weights, alone.last_weights)
+    assert (alone.last_weights != 1).all()
+
+
+SCRIPTS = ["plain", "lightning_module", "accelerate_loop", "hugging_face", "pub", "pub_lightning", "pub_accelerate"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_example_runs_as_a_script(name, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", EXAMPLES / f"{name}.py"],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "weights at the fork: [" in done.stdout
+    assert f"weights {'of the updates' if name.startswith('pub') else 'at the fork'}: [" in done.stdout
     assert list(tmp_path.iterdir()) == []

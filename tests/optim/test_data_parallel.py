@@ -98,7 +98,10 @@ def train(name: str, rank: int | None) -> dict:
             for task, score in enumerate(scores)
         ]
         optimizer.zero_grad()
-        optimizer.backward(losses)
+        if rank is not None and step % 2:
+            optimizer.total(losses).backward()
+        else:
+            optimizer.backward(losses)
         optimizer.step()
         weights.append(getattr(optimizer, "last_weights", torch.ones(TASKS)).clone())
     return {"parameters": {key: value.detach().clone() for key, value in net.named_parameters()}, "weights": weights}

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from equipoise.optim._averaging import Averaging, averaging_of
 from equipoise.optim._checks import check_groups, check_shared, distinct, scalars_of
 from equipoise.optim._rules import rule_of
+from equipoise.optim._total import total_of
 from equipoise.optim._wrapper import Wrapper
 from equipoise.optim.clippy import Clippy
 
@@ -101,6 +102,35 @@ class TaskOptimizer(Wrapper):
         else:
             self._backward_averaged(self._averaging, pending, present, heads)
         pending.marks = _marks(self.shared)
+
+    def total(self, losses: Sequence[Tensor | None] | Tensor, /) -> Tensor:
+        """A scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
+
+        Its value is the sum of the losses, and its ``backward()`` is :meth:`backward` with each loss times the factor
+        that arrives there (that of a ``GradScaler``, or 1 over the number of accumulated micro-batches).
+
+        Args:
+            losses: as for :meth:`backward`.
+
+        Returns:
+            A scalar that requires grad; ``backward()`` on it works once.
+
+        Raises:
+            TypeError, ValueError: as :meth:`backward` does.
+
+        Example:
+            >>> from equipoise import AdaTask
+            >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = AdaTask(torch.optim.SGD([shared, head], lr=0.5), shared=[shared])
+            >>> loss = optimizer.total([shared.sum(), (shared * head).sum()])
+            >>> loss.item()
+            4.0
+            >>> loss.backward()
+            >>> optimizer.step()
+            >>> shared.data
+            tensor([0., 0.])
+        """
+        return total_of(scalars_of(losses), self.backward)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,0 +1,27 @@
+"""PUB in a plain PyTorch loop: the optimizer is wrapped, and takes the tasks' losses one by one."""
+
+import torch
+
+from equipoise import PUB
+from ranker import Ranker, batches, task_losses
+
+
+def balanced(model: Ranker) -> PUB:
+    """Adam whose updates of the table and the bottom are balanced between the tasks."""
+    shared = [*model.table.parameters(), *model.bottom.parameters()]
+    return PUB(torch.optim.Adam(model.parameters(), lr=1e-2), shared=shared, tasks=["click", "buy"])
+
+
+def train() -> tuple[Ranker, PUB]:
+    torch.manual_seed(0)
+    model = Ranker(fork=None)
+    optimizer = balanced(model)
+    for ids, labels in batches():
+        optimizer.zero_grad()
+        optimizer.backward(task_losses(model(ids), labels))
+        optimizer.step()
+    return model, optimizer
+
+
+if __name__ == "__main__":
+    print("weights of the updates:", train()[1].last_weights.tolist())
