@@ -1,5 +1,6 @@
 """The cache gives back what was built, never half of it, and survives whatever lies in its folder."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from equipoise.data.cache import cache_folder, cached, read_dataset, replace_file, write_dataset
 from equipoise.data.dataset import Dataset, Split
@@ -160,3 +163,45 @@ def test_the_folder_is_that_of_the_variable_else_the_platforms(tmp_path: Path, m
     monkeypatch.delenv("EQUIPOISE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert cache_folder().name == "equipoise"
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["age", "user"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("name", "rows", "schema", "notes", "best_ne")
+PLACES = [*FIELDS, ("schema", "categorical"), ("schema", "numeric"), ("schema", "tasks"), ("rows", 0)]
+
+
+@given(st.sampled_from([*PLACES, None]), ANYTHING)
+@settings(
+    max_examples=300, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+def test_whatever_a_files_description_says_it_is_read_or_built_anew(
+    tmp_path: Path, place: object, value: object
+) -> None:
+    path = tmp_path / "set.parquet"
+    write_dataset(make_dataset(), path)
+    table = pq.read_table(path)
+    description = json.loads(table.schema.metadata[b"equipoise"])
+    if place is None:
+        description = value
+    elif isinstance(place, tuple):
+        description[place[0]][place[1]] = value
+    else:
+        description[place] = value
+    text = json.dumps(description).encode()
+    pq.write_table(table.replace_schema_metadata({b"equipoise": text}), path)
+    try:
+        found = read_dataset(path)
+    except (OSError, ValueError, KeyError, TypeError):  # what `cached` takes as a reason to build anew
+        return
+    assert sum(len(split) for split in (found.train, found.validation, found.test)) == table.num_rows
+    assert all(isinstance(name, str) for name in (found.name, *found.schema.task_names, *found.notes))

@@ -68,6 +68,16 @@ def test_opposed_tasks_move_nothing_and_stay_finite(utility, step):
     assert (optimizer.last_weights > 0).all()
 
 
+def test_the_rounding_error_that_opposed_tasks_of_other_lengths_leave_is_not_blown_up_to_a_step():
+    start = torch.tensor([1.0, -2.0, 3.0])
+    for length in (0.1, 0.3, 0.7, 1.3):
+        p = nn.Parameter(start.clone())
+        optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, utility="update", step="match")
+        optimizer.backward(points(p)([1.1, 1.3, 1.7], [-1.1 * length, -1.3 * length, -1.7 * length]))
+        optimizer.step()
+        assert torch.equal(p.data, start)
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_task_without_gradient_keeps_its_weight_and_the_others_go_on(kind, wrapper):

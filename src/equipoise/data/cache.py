@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +17,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import PositiveInt, TypeAdapter
 
 from equipoise.data.dataset import Dataset, Split
-from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+from equipoise.ranking.schema import Schema
 
 __all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_dataset"]
 
 _LOG = logging.getLogger(__name__)
 _KEY: Final = b"equipoise"  # where a file's own description lies among the Parquet metadata
-_SPLITS: Final = ("train", "validation", "test")
 _WEIGHT: Final = "weight"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What a file says of itself beside its columns; ``rows`` are those of the three splits."""
+
+    name: str
+    rows: tuple[PositiveInt, PositiveInt, PositiveInt]
+    schema: Schema
+    notes: tuple[str, ...]
+    best_ne: dict[str, float]
 
 
 def cache_folder() -> Path:
@@ -105,14 +116,9 @@ def cached(
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
     """Writes a data set as one Parquet file: features, labels and ``weight``, the splits' rows in turn."""
-    schema, splits = dataset.schema, [getattr(dataset, split) for split in _SPLITS]
-    description = {
-        "name": dataset.name,
-        "rows": [len(split) for split in splits],
-        "schema": asdict(schema),
-        "notes": list(dataset.notes),
-        "best_ne": dataset.best_ne,
-    }
+    schema, splits = dataset.schema, (dataset.train, dataset.validation, dataset.test)
+    train, validation, test = (len(split) for split in splits)
+    description = _Description(dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne)
     categorical = torch.cat([split.categorical for split in splits]).numpy()
     numeric = torch.cat([split.numeric for split in splits]).numpy()
     labels = torch.cat([split.labels for split in splits]).numpy()
@@ -120,7 +126,7 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
     columns |= {feature.name: numeric[:, i] for i, feature in enumerate(schema.numeric)}
     columns |= {task.name: labels[:, i] for i, task in enumerate(schema.tasks)}
     columns[_WEIGHT] = torch.cat([split.weight for split in splits]).numpy()
-    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(description).encode()})
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(asdict(description)).encode()})
     with replace_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -137,15 +143,12 @@ def read_dataset(path: Path) -> Dataset:
     metadata = table.schema.metadata or {}
     if _KEY not in metadata:
         raise ValueError("expected a data set written by equipoise, found other Parquet")
-    description = json.loads(metadata[_KEY])
-    rows: list[int] = description["rows"]
+    description = TypeAdapter(_Description).validate_json(metadata[_KEY], strict=True)
+    rows = description.rows
     if sum(rows) != table.num_rows:
         raise ValueError(f"expected {sum(rows)} rows, found {table.num_rows}")
-    schema = Schema(
-        tuple(Categorical(**feature) for feature in description["schema"]["categorical"]),
-        tuple(Numeric(**feature) for feature in description["schema"]["numeric"]),
-        tuple(Task(**task) for task in description["schema"]["tasks"]),
-    )
+    columns = description.schema
+    schema = Schema(tuple(columns.categorical), tuple(columns.numeric), tuple(columns.tasks))
     categorical = _columns(table, [feature.name for feature in schema.categorical], np.int32)
     numeric = _columns(table, [feature.name for feature in schema.numeric], np.float32)
     labels = _columns(table, list(schema.task_names), np.float32)
@@ -155,8 +158,8 @@ def read_dataset(path: Path) -> Dataset:
         Split(*(block[end - count : end] for block in (categorical, numeric, labels, weight)))
         for count, end in zip(rows, ends, strict=True)
     )
-    notes, best_ne = tuple(description["notes"]), description["best_ne"]
-    return Dataset(description["name"], schema, train, validation, test, notes=notes, best_ne=best_ne)
+    notes, best_ne = description.notes, description.best_ne
+    return Dataset(description.name, schema, train, validation, test, notes=notes, best_ne=best_ne)
 
 
 def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torch.Tensor:

@@ -105,6 +105,7 @@ class JointStep:
         steps: list[Tensor] = []
         places: list[Tensor] = []
         references: list[Tensor] = []
+        squares = torch.zeros(self._rows, dtype=torch.float64, device=self._device)
         for block in self._blocks:
             g = self._gradients(block)
             if self._own is None:
@@ -118,9 +119,11 @@ class JointStep:
             if plain is not None:
                 reference = moves[1] if self._own else updates[-1]
                 references.append(torch.linalg.vector_norm(reference, dtype=torch.float64))
+                squares += torch.linalg.vector_norm(updates[: self._rows], dim=1, dtype=torch.float64).square_()
             self._store(block, after)
         if plain is not None:
-            torch._foreach_mul_(steps, _ratio(references, steps))
+            rounding = self._rows * torch.finfo(self._dtype).eps * torch.dot(weights.double().abs(), squares.sqrt_())
+            torch._foreach_mul_(steps, _ratio(references, steps, rounding))
         for entry in self._entries:
             if decay := self._rule.decoupled_decay(entry.options):
                 entry.theta.mul_(1 - entry.options["lr"] * decay)
@@ -167,8 +170,8 @@ class JointStep:
         return updates if rate == self._lead else updates * (rate / self._lead)
 
 
-def _ratio(references: list[Tensor], steps: list[Tensor]) -> Tensor:
-    """Norm of the reference step by that of the step; 0 where the latter is 0."""
+def _ratio(references: list[Tensor], steps: list[Tensor], rounding: Tensor) -> Tensor:
+    """Norm of the reference step by that of the step; 0 where the latter, as of opposed tasks, is rounding error."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)), dtype=torch.float64)
     reference = torch.linalg.vector_norm(torch.stack(references))
-    return torch.where(norm > 0, reference / norm, 0.0).to(steps[0].dtype)
+    return torch.where(norm > rounding, reference / norm, 0.0).to(steps[0].dtype)
