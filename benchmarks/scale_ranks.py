@@ -2,7 +2,8 @@
 
     python benchmarks/scale_ranks.py --out benchmarks/results/scale-ranks.md
 
-Latency and bandwidth are taken from 2 ranks; those of 4 ranks are then predicted by the model's formula and measured.
+Latency (of the four smallest) and bandwidth (of the largest) are taken from 2 ranks; those of 4 ranks are then
+predicted by the model's formula and measured.
 Methods train under DistributedDataParallel, in turn, a few steps each per round; a ratio is that to equal weights in
 the same round. What a method sends is counted where Python sends it; what DistributedDataParallel averages itself is
 the size of all gradients.
@@ -125,7 +126,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 
 
 def collectives_table(two: dict[int, float], four: dict[int, float]) -> list[str]:
-    latency = two[SIZES[0]] / 2  # the model's 2 log2(2) hops
+    latency = statistics.median(two[size] for size in SIZES[:4]) / 2  # the model's 2 log2(2) hops
     largest = SIZES[-1]
     bandwidth = 4 * largest / (two[largest] - 2 * latency)  # 2 (W - 1) / W is 1 for two ranks
     lines = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from task_nets import Net, pub, train, values
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from equipoise.optim import PUB, AdaTask, Clippy
 
@@ -94,6 +95,20 @@ def test_wrong_losses_are_named(losses, error, message):
     optimizer.zero_grad()
     with pytest.raises(error, match=message):
         optimizer.backward(losses(*net.losses(1)))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_reentrant_checkpoints_hide_the_parameters_and_are_refused(reentrant, monkeypatch):
+    net, plain = Net(2), Net(2)
+    optimizer, forward = pub(net), net.bottom.forward
+    monkeypatch.setattr(net.bottom, "forward", lambda z: checkpoint(forward, z, use_reentrant=reentrant))
+    if reentrant:
+        with pytest.raises(RuntimeError, match="Pass use_reentrant=False"):
+            train(net, optimizer, [0])
+    else:
+        train(net, optimizer, range(3))
+        train(plain, pub(plain), range(3))
+        assert torch.equal(values(net), values(plain))
 
 
 def test_losses_may_come_as_one_tensor():

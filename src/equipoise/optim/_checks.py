@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["check_groups", "check_shared", "distinct", "scalars_of"]
+__all__ = ["check_groups", "check_reachable", "check_shared", "distinct", "scalars_of"]
 
 
 def scalars_of(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
@@ -32,6 +32,26 @@ def scalars_of(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
             )
         found.append(loss if loss is not None and loss.requires_grad else None)
     return found
+
+
+def check_reachable(losses: Iterable[Tensor]) -> None:
+    """Reentrant checkpoints hide the parameters behind them from a pass that asks for these parameters' gradients."""
+    nodes = [loss.grad_fn for loss in losses]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "A step needs the tasks' gradients of the shared parameters, found activation checkpointing of the "
+                "reentrant kind, which hides them. Pass use_reentrant=False to torch.utils.checkpoint (Hugging Face: "
+                "gradient_checkpointing_kwargs={'use_reentrant': False})."
+            )
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
 
 
 def distinct(shared: Iterable[Parameter]) -> list[Parameter]:

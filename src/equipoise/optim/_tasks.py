@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim._averaging import Averaging, averaging_of
-from equipoise.optim._checks import check_groups, check_shared, distinct, scalars_of
+from equipoise.optim._checks import check_groups, check_reachable, check_shared, distinct, scalars_of
 from equipoise.optim._rules import rule_of
 from equipoise.optim._total import total_of
 from equipoise.optim._wrapper import Wrapper
@@ -76,6 +76,7 @@ class TaskOptimizer(Wrapper):
         self._count: int | None = None
         self._pending: Pending | None = None
         self._stepped = False
+        self._checked = False  # the first losses' graph, which takes a moment
 
     def backward(self, losses: Sequence[Tensor | None] | Tensor, /) -> None:
         """Takes the place of ``sum(losses).backward()``; several calls before a step add up, as there.
@@ -90,10 +91,13 @@ class TaskOptimizer(Wrapper):
         Raises:
             TypeError: an entry is neither a tensor nor None.
             ValueError: the number of losses has changed, or one is not a scalar.
-            RuntimeError: ``zero_grad`` has not been called since the last step, or the shared parameters have gradients
-                from elsewhere.
+            RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
+                from elsewhere, or lie behind reentrant checkpoints.
         """
         found = scalars_of(losses)
+        if not self._checked:
+            check_reachable(loss for loss in found if loss is not None)
+            self._checked = True
         pending = self._pending_for(len(found))
         present = {task: loss for task, loss in enumerate(found) if loss is not None}
         heads = [p for p in self._heads() if p.requires_grad]
