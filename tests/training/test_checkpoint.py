@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,35 @@ def test_a_failed_save_leaves_the_checkpoint_before_and_nothing_else(tmp_path: P
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, {}, {"weights": torch.zeros(2)})
     assert torch.equal(load_checkpoint(tmp_path, {})["weights"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from pathlib import Path
+from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+
+folder, value = Path(sys.argv[1]), torch.arange(10_000.0)
+save_checkpoint(folder, 1, {}, {"value": value})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_checkpoint(folder, 2, {}, {"value": value + 1})
+except OSError as error:
+    print(error)
+assert torch.equal(load_checkpoint(folder, {})["value"], value)
+"""
+
+
+def test_when_the_disk_takes_no_more_the_reason_is_said_and_the_checkpoint_before_is_intact(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"Rank 0 could not write the checkpoint of step 2 \(\[Errno 27\] File too large\); .* has [\d,]+ MB free\n",
+        done.stdout,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 

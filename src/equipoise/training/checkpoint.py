@@ -67,7 +67,7 @@ def save_checkpoint(
             unfinished.mkdir(parents=True)
         _barrier()
         with _alone():
-            save(tensors, storage_writer=FileSystemWriter(unfinished), no_dist=_ranks() == 1)
+            _save_tensors(tensors, unfinished, step)
         if _rank() == 0:
             content = {"format": _FORMAT, "settings": dict(settings), "state": plain}
             _write(unfinished / "state.json", json.dumps(content))
@@ -81,6 +81,21 @@ def save_checkpoint(
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
     _barrier()
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path, step: int) -> None:
+    try:
+        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=_ranks() == 1)
+    except CheckpointException as error:  # the same on all ranks
+        rank, (failure, _) = next(iter(error.failures.items()))
+        reason: BaseException | None = failure
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__  # PyTorch's writer complains of what it could not finish, on top
+        free = shutil.disk_usage(folder.parent).free / 1e6
+        raise OSError(
+            f"Rank {rank} could not write the checkpoint of step {step} ({reason or failure}); "
+            f"{folder.parent} has {free:,.0f} MB free"
+        ) from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:
