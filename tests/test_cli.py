@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from equipoise import cli
@@ -259,11 +260,41 @@ def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
     assert run(*words, "--resume")[0] == 0
 
 
+WITHOUT_MEMORY = """
+import torch
+from equipoise import cli
+from equipoise.training import Learner
+
+step, steps = Learner.step, []
+
+def greedy(learner, batch):
+    steps.append(None)
+    if len(steps) == 3:
+        torch.empty(2**60)  # more than any machine gives
+    return step(learner, batch)
+
+Learner.step = greedy
+cli.main()
+"""
+
+
+def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / "run")]
+    script = tmp_path / "without_memory.py"
+    script.write_text(WITHOUT_MEMORY)
+    command = [sys.executable, script, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Error: Out of memory (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (OSError(28, "No space left on device"), "No space left on device. What was complete before is intact."),
         (MemoryError("8 GiB"), "Out of memory (8 GiB). Try a smaller --batch-size."),
+        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). Try a smaller"),
     ],
 )
 def test_a_training_that_fails_says_what_happened_and_how_to_go_on(

@@ -241,6 +241,9 @@ def _of_one_method(plan: Plan, lr: float | None) -> Plan:
     return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
 
 
+_NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a RuntimeError
+
+
 @contextmanager
 def _plainly(how_to_go_on: str = "") -> Iterator[None]:
     """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C."""
@@ -253,10 +256,12 @@ def _plainly(how_to_go_on: str = "") -> Iterator[None]:
         again = shlex.join(["equipoise", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
         errors.print(f"{error} Go on with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(143) from error
-    except (NonFiniteError, LostRanksError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         what = f"{error}"
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            what = f"Out of memory ({error}). Try a smaller --batch-size."
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
+            what = f"Out of memory ({what}). Try a smaller --batch-size."
+        elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
+            raise
         elif isinstance(error, OSError):
             what = f"{error}. What was complete before is intact."
         errors.print(Text.assemble(("Error: ", "bold red"), f"{what} {how_to_go_on}"), soft_wrap=True)
