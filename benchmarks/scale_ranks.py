@@ -75,8 +75,8 @@ class Sent:
         return function(tensor, *rest, **options)
 
 
-def methods(rank: int, ranks: int) -> dict[str, dict[str, float]]:
-    """Each method's seconds a step and what it sends in one."""
+def methods(rank: int, ranks: int, rows: int) -> dict[str, dict[str, float]]:
+    """Each method's seconds a step of so many rows over all ranks, and what it sends in one."""
     dataset = load("funnel", rows=40 * BATCH)
     world = World(rank, ranks)
     learners = {
@@ -86,7 +86,7 @@ def methods(rank: int, ranks: int) -> dict[str, dict[str, float]]:
         )
         for name in METHODS
     }  # fmt: skip
-    batches = cycle(list(islice(dataset.train.batches(BATCH), 20)))
+    batches = cycle(list(islice(dataset.train.batches(rows), 20)))
     found: dict[str, dict[str, float]] = {}
     for name, learner in learners.items():
         learner.step(next(batches))
@@ -100,7 +100,8 @@ def methods(rank: int, ranks: int) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     for _ in range(ROUNDS):
         for name, learner in learners.items():
-            dist.barrier()
+            if ranks > 1:
+                dist.barrier()
             started = time.perf_counter()
             for batch in islice(batches, STEPS):
                 learner.step(batch)
@@ -118,7 +119,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
         "gloo", init_method=(Path(folder) / f"rendezvous{ranks}").as_uri(), rank=rank, world_size=ranks
     )
     torch.set_num_threads(1)
-    found = {"all_reduces": all_reduces(), "methods": methods(rank, ranks)}
+    found = {"all_reduces": all_reduces(), "methods": methods(rank, ranks, BATCH)}
     if rank == 0:
         torch.save(found, Path(folder) / f"{ranks}.pt")
     dist.barrier()
@@ -141,10 +142,8 @@ def collectives_table(two: dict[int, float], four: dict[int, float]) -> list[str
     return lines
 
 
-def methods_table(ranks: int, found: dict[str, dict[str, float]]) -> list[str]:
+def methods_table(found: dict[str, dict[str, float]]) -> list[str]:
     lines = [
-        f"## Methods on {ranks} ranks",
-        "",
         "| method | ms a step | of equal weights | 95 % | its own all-reduces a step | their MB | the engine's MB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -165,6 +164,8 @@ def main() -> None:
         for ranks in (2, 4):
             mp.spawn(work, args=(ranks, folder), nprocs=ranks)
         two, four = (torch.load(Path(folder) / f"{ranks}.pt", weights_only=True) for ranks in (2, 4))
+    torch.set_num_threads(1)
+    alone = methods(0, 1, BATCH // 2)
     lines = [
         f"# Several processes of one machine: {cpu_name()}, 2 cores, gloo",
         "",
@@ -176,9 +177,17 @@ def main() -> None:
         f"Methods: generated funnel, four tasks, shared bottom 512-256, global batch {BATCH}, Adam, {ROUNDS} rounds of",
         f"{STEPS} steps of each; ratios are medians over rounds with their interval by order statistics.",
         "",
-        *methods_table(2, two["methods"]),
+        f"## In one process, with a batch of {BATCH // 2}, the share of one of two ranks",
         "",
-        *methods_table(4, four["methods"]),
+        *methods_table(alone),
+        "",
+        "## On 2 ranks",
+        "",
+        *methods_table(two["methods"]),
+        "",
+        "## On 4 ranks",
+        "",
+        *methods_table(four["methods"]),
     ]
     chosen.out.write_text("\n".join(lines) + "\n")
 

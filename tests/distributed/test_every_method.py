@@ -13,7 +13,7 @@ from equipoise.training import METHODS, IncompatibleError, Learner, World
 
 SCHEMA = Schema([Categorical("user", 50), Categorical("item", 31)], [Numeric("age")], [Task("click"), Task("buy")])
 STEPS, ROWS = 12, 32  # PUB solves in steps 1 and 11
-SHARDINGS = ("ddp", "fsdp", "table-wise")
+SHARDINGS = ("ddp", "fsdp", "table-wise", "row-wise+fsdp")
 EXACT = ("ddp", "fsdp")  # TorchRec steps its tables by another optimizer: test_parallelize.py compares with that
 
 
@@ -63,8 +63,11 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 
 REFUSED = {
-    **{(name, "fsdp"): "which FSDP2 shards" for name in ("pub", "pub-authors", "pub-adatask", "adatask")},
-    ("clippy", "fsdp"): "which FSDP2 shards",
+    **{
+        (name, sharding): "which FSDP2 shards"
+        for name in ("pub", "pub-authors", "pub-adatask", "adatask", "clippy")
+        for sharding in ("fsdp", "row-wise+fsdp")
+    },
     ("clippy", "table-wise"): "step in their backward pass",
 }
 

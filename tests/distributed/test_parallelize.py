@@ -27,15 +27,16 @@ SCHEMA = Schema(
 STEPS, ROWS, LR = 6, 32, 0.05
 MODELS = {"shared-bottom": SharedBottom, "mmoe": MMoE}
 TORCHREC = ("table-wise", "row-wise", "column-wise", "data-parallel", "planner")
+WITH_FSDP = ("table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp")
 MULTIBALANCE = [name for name in METHODS if name.startswith("multibalance")] + ["multibalance:overlap=true"]
 PUBS = ["pub:update_every=2", "pub-authors:update_every=2", "pub-adatask:update_every=2"]
 ADAGRAD = {"lr": LR, "eps": 1e-8}
 # (sharding, method, model)
 CASES = [
     *(("ddp", method, "shared-bottom") for method in (*MULTIBALANCE, "equal", *PUBS, "adatask", "clippy")),
-    *((sharding, "multibalance", "shared-bottom") for sharding in ("fsdp", *TORCHREC)),
-    *((sharding, "equal", "shared-bottom") for sharding in ("fsdp", "row-wise")),
-    *((sharding, "multibalance", "mmoe") for sharding in ("ddp", "fsdp", "table-wise")),
+    *((sharding, "multibalance", "shared-bottom") for sharding in ("fsdp", *TORCHREC, *WITH_FSDP)),
+    *((sharding, "equal", "shared-bottom") for sharding in ("fsdp", "row-wise", "row-wise+fsdp")),
+    *((sharding, "multibalance", "mmoe") for sharding in ("ddp", "fsdp", "table-wise", "table-wise+fsdp")),
     *(("table-wise", method, "shared-bottom") for method in (*MULTIBALANCE[1:], *PUBS, "adatask")),
     ("row-wise", PUBS[0], "mmoe"),
 ]
@@ -103,7 +104,12 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
         weights.append(torch.ones(3) if balancer is None else balancer.last_weights.float().clone())
     with torch.no_grad():
         predicted = torch.stack(call(*unseen[:2]))
-    return {"weights": torch.stack(weights), "predicted": predicted, "fused": fused is not None}
+    return {
+        "weights": torch.stack(weights),
+        "predicted": predicted,
+        "fused": fused is not None,
+        "in parts": any(hasattr(p, "placements") for p in dense),
+    }
 
 
 def refusals() -> dict[str, Any]:
@@ -173,8 +179,9 @@ def assert_as_one_process(found: list[dict], case: tuple[str, str, str]) -> None
         assert torch.equal(result[case]["weights"], found[0][case]["weights"])
         torch.testing.assert_close(result[case]["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result[case]["predicted"], expected["predicted"], rtol=1e-4, atol=1e-5)
+        assert result[case]["in parts"] == case[0].endswith("fsdp")
     # Of two ranks or more some hold no table of a table-wise sharding.
-    assert any(result[case]["fused"] for result in found) == (case[0] in TORCHREC and case[0] != "data-parallel")
+    assert any(result[case]["fused"] for result in found) == (case[0] not in ("ddp", "fsdp", "data-parallel"))
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)

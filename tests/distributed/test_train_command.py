@@ -46,7 +46,9 @@ def test_two_ranks_give_the_result_of_one_process(tmp_path, sharding, method):
     assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(("sharding", "method"), [("fsdp", "multibalance"), ("table-wise", "pub")])
+@pytest.mark.parametrize(
+    ("sharding", "method"), [("fsdp", "multibalance"), ("table-wise", "pub"), ("row-wise+fsdp", "multibalance")]
+)
 def test_sharded_training_resumes_as_if_it_had_not_stopped(tmp_path, sharding, method):
     assert run(tmp_path, "--method", method, sharding=sharding).returncode == 0
     whole = record(tmp_path)

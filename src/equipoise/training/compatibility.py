@@ -37,6 +37,11 @@ class Combination:
         return isinstance(self.method, PubMethod | AdaTaskMethod)
 
     @property
+    def with_fsdp(self) -> bool:
+        """Whether FSDP2 shards parameters."""
+        return self.sharding.endswith("fsdp")
+
+    @property
     def with_torchrec(self) -> bool:
         """Whether TorchRec shards the tables."""
         return self.sharding not in ("ddp", "fsdp")
@@ -68,10 +73,11 @@ def _sharding_needs_ranks(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _whole_gradients(given: Combination) -> Iterator[str]:
-    if given.sharding == "fsdp" and given.needs_tasks_gradients:
+    if given.with_fsdp and given.needs_tasks_gradients:
+        other = given.sharding.removesuffix("+fsdp") if given.with_torchrec else "ddp"
         yield (
             f"Method {given.method.name!r} needs every task's whole gradient of the shared parameters, which FSDP2 "
-            "shards: use sharding ddp, or balance at a fork (multibalance)."
+            f"shards: use sharding {other}, or balance at a fork (multibalance)."
         )
 
 
@@ -79,7 +85,7 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 def _whole_updates(given: Combination) -> Iterator[str]:
     if not isinstance(given.method, ClippyMethod):
         return
-    if given.sharding == "fsdp":
+    if given.with_fsdp:
         yield (
             f"Method {given.method.name!r} bounds a parameter's step by its largest entry, which FSDP2 shards: use "
             "sharding ddp."

@@ -21,8 +21,12 @@ from equipoise.training.errors import SettingError
 
 __all__ = ["Sharding", "dense_parameters", "fused_optimizer", "is_sharded", "parallelize"]
 
-Sharding = Literal["ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner"]
-"""ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so."""
+Sharding = Literal[
+    "ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner",
+    "table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp",
+]  # fmt: skip
+"""ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so, and
+the dense parameters whole on every rank, or sharded by FSDP2."""
 
 _WIDTH_UNIT: Final = 4  # FBGEMM's kernels take widths that are multiples of it
 
@@ -42,7 +46,7 @@ def parallelize(
         model: on ``device``. For TorchRec a :class:`RankingModel`, whose embedding becomes TorchRec's with its
             weights, or any model with ``EmbeddingBagCollection`` modules.
         sharding: see :data:`Sharding`. Under ``"fsdp"`` every child of ``model`` is sharded apart; under ``"planner"``
-            TorchRec chooses a sharding per table.
+            TorchRec chooses a sharding per table. Behind ``"+fsdp"`` so is every child without tables.
         table_optimizer: class and options of the optimizer that is fused into the tables' backward pass, in TorchRec's
             shardings but ``"data-parallel"``.
 
@@ -100,18 +104,24 @@ def _replicated(model: nn.Module) -> DistributedDataParallel:
 
 
 def _fully_sharded(model: nn.Module, device: torch.device) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - slow to import
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
-
     sparse = [name for name, part in model.named_modules() if getattr(part, "sparse", False)]
     if sparse:
         raise SettingError(f"FSDP2 cannot shard sparse gradients, found sparse=True in {', '.join(sparse)}: set False.")
+    _shard(model, device, apart=set())
+    return model
+
+
+def _shard(model: nn.Module, device: torch.device, apart: set[nn.Parameter]) -> None:
+    """FSDP2 on the model and each child of its own, but not on the parameters that are sharded already."""
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - slow to import
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in model.children():
-        if any(True for _ in child.parameters()) and not isinstance(child, nn.ModuleList):
+        own = set(child.parameters())
+        if own and not own & apart and not isinstance(child, nn.ModuleList):
             fully_shard(child, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model
+    fully_shard(model, mesh=mesh, ignored_params=apart)
 
 
 def _table_sharded(
@@ -129,7 +139,7 @@ def _table_sharded(
     import torchrec  # noqa: PLC0415 - an optional dependency
     from torchrec.distributed import DistributedModelParallel  # noqa: PLC0415
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: PLC0415
-    from torchrec.distributed.model_parallel import DefaultDataParallelWrapper  # noqa: PLC0415
+    from torchrec.distributed.model_parallel import DataParallelWrapper, DefaultDataParallelWrapper  # noqa: PLC0415
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward  # noqa: PLC0415
 
     tables = {name: part for name, part in model.named_modules() if isinstance(part, torchrec.EmbeddingBagCollection)}
@@ -138,30 +148,39 @@ def _table_sharded(
             f"TorchRec shards EmbeddingBagCollection modules, found none in {type(model).__name__}: make its tables "
             "one, or use ddp."
         )
-    _check_widths(tables, sharding)
+    of_tables, _, of_dense = sharding.partition("+")
+    _check_widths(tables, of_tables)
     values = {
         f"{name}.{key}": parameter.detach().clone()
         for name, part in tables.items()
         for key, parameter in part.named_parameters()
     }
-    if sharding != "data-parallel":
+    if of_tables != "data-parallel":
         kind, options = table_optimizer
         for part in tables.values():
             apply_optimizer_in_backward(kind, part.parameters(), dict(options))
+
+    class FullySharded(DataParallelWrapper):  # type: ignore[misc]
+        def wrap(self, dmp: Any, env: Any, device: torch.device) -> None:
+            module = dmp.module
+            held = set(DistributedModelParallel._sharded_parameter_names(module))
+            _shard(module, device, {p for name, p in module.named_parameters() if name in held})
+
+    # With a static graph DDP averages the first backward pass even where PUB has taken the averaging over.
+    whole = DefaultDataParallelWrapper(static_graph=False)
     sharder = EmbeddingBagCollectionSharder()
     wrapped: nn.Module = DistributedModelParallel(
         model,
         device=device,
-        plan=_plan(model, tables, sharding, device, sharder),
+        plan=_plan(model, tables, of_tables, device, sharder),
         sharders=[sharder],
-        # With a static graph DDP averages the first backward pass even where PUB has taken the averaging over.
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+        data_parallel_wrapper=FullySharded() if of_dense else whole,
     )
     _fill(wrapped.state_dict(), values)  # TorchRec does not carry the values of CPU tables over
     return wrapped
 
 
-def _check_widths(tables: Mapping[str, nn.Module], sharding: Sharding) -> None:
+def _check_widths(tables: Mapping[str, nn.Module], sharding: str) -> None:
     parts = dist.get_world_size() if sharding == "column-wise" else 1
     unit = _WIDTH_UNIT * parts
     for part in tables.values():
@@ -175,9 +194,7 @@ def _check_widths(tables: Mapping[str, nn.Module], sharding: Sharding) -> None:
                 )
 
 
-def _plan(
-    model: nn.Module, tables: Mapping[str, nn.Module], sharding: Sharding, device: torch.device, sharder: Any
-) -> Any:
+def _plan(model: nn.Module, tables: Mapping[str, nn.Module], sharding: str, device: torch.device, sharder: Any) -> Any:
     from torchrec.distributed import sharding_plan as plans  # noqa: PLC0415
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology  # noqa: PLC0415
     from torchrec.distributed.types import ShardingPlan  # noqa: PLC0415
