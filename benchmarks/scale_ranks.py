@@ -123,6 +123,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     if rank == 0:
         torch.save(found, Path(folder) / f"{ranks}.pt")
     dist.barrier()
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     balanced = train(MultiBalance(["click", "buy"]), device)  # + instead of train(None, device)
     if dist.get_rank() == 0:
         print("weights at the fork:", balanced.fork.last_weights.tolist())
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
 
 

@@ -117,6 +117,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         first, last = losses[0].tolist(), losses[-1].tolist()
         print(f"losses {first} -> {last}; weights at the fork {model.module.dense.fork.last_weights.tolist()}")
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
 
 

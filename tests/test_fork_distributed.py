@@ -155,6 +155,7 @@ def work(rank: int, folder: Path) -> None:
         "compiled": compiled(rank),
     }
     torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
 
 

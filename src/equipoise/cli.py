@@ -278,7 +278,7 @@ def main() -> None:
     except SystemExit as end:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise
-        # Gloo's threads now and then abort an orderly end of the interpreter, which torchrun would take for a failure.
+        # After an error gloo's threads may still wait for Python's lock, and abort an orderly end of the interpreter.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)

@@ -1,12 +1,9 @@
 """Every method that can be trained, on two ranks: as in one process, or refused with the reason."""
 
-import datetime
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import on_ranks
 
 from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, IncompatibleError, Learner, World
@@ -41,25 +38,13 @@ def train(name: str, sharding: str, world: World) -> dict | str:
     return {"losses": losses / world.size, "logits": learner.logits(batches()[0])}
 
 
-def work(rank: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    torch.set_num_threads(1)
-    found = {(name, sharding): train(name, sharding, World(rank, 2)) for name in METHODS for sharding in SHARDINGS}
-    torch.save(found, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+def work(rank: int) -> dict:
+    return {(name, sharding): train(name, sharding, World(rank, 2)) for name in METHODS for sharding in SHARDINGS}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_ranks(2, tmp_path_factory.mktemp("ranks"), work)
 
 
 REFUSED = {

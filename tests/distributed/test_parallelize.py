@@ -1,13 +1,11 @@
 """A ranker on two or four ranks trains as one process with the whole batch does, however it is spread over them."""
 
-import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import on_ranks
 from torch import Tensor, nn
 
 from equipoise import PUB, Fork
@@ -141,35 +139,19 @@ def refusals() -> dict[str, Any]:
     return found
 
 
-def work(rank: int, ranks: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    torch.set_num_threads(1)
-    cases = CASES if ranks == 2 else ON_FOUR
-    results: dict = {case: train(case, rank) for case in cases}
-    results["refusals"] = refusals()
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-def spawned(ranks: int, folder: Path) -> list[dict]:
-    mp.spawn(work, args=(ranks, folder), nprocs=ranks)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+def work(rank: int) -> dict:
+    cases = CASES if dist.get_world_size() == 2 else ON_FOUR
+    return {case: train(case, rank) for case in cases} | {"refusals": refusals()}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict]:
-    return spawned(2, tmp_path_factory.mktemp("two"))
+    return on_ranks(2, tmp_path_factory.mktemp("two"), work)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> list[dict]:
-    return spawned(4, tmp_path_factory.mktemp("four"))
+    return on_ranks(4, tmp_path_factory.mktemp("four"), work)
 
 
 def assert_as_one_process(found: list[dict], case: tuple[str, str, str]) -> None:

@@ -1,6 +1,5 @@
 """MultiBalance in TorchRec's unchanged pipeline does what the plain loop does."""
 
-import datetime
 import importlib.util
 import subprocess
 import sys
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import on_ranks
 
 from equipoise import PUB, Fork, MultiBalance
 from equipoise.training import parallelize
@@ -101,30 +99,18 @@ def train_pub(rank: int, how: str) -> dict | str:
     return {"losses": torch.stack(losses), "weights": torch.stack(weights)}
 
 
-def work(rank: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    torch.set_num_threads(1)
+def work(rank: int) -> dict:
     results = {
         f"{way}{', overlap' if overlap else ''}": train(rank, way == "pipeline", overlap)
         for way in ("loop", "pipeline")
         for overlap in (False, True)
     }
-    results |= {f"{how}, PUB": train_pub(rank, how) for how in ("loop", "pipeline", "unaware")}
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return results | {f"{how}, PUB": train_pub(rank, how) for how in ("loop", "pipeline", "unaware")}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("pipeline")
-    mp.spawn(work, args=(folder,), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_ranks(2, tmp_path_factory.mktemp("pipeline"), work)
 
 
 @pytest.mark.parametrize("kind", ["", ", overlap", ", PUB"])

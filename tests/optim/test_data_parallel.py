@@ -144,6 +144,7 @@ def work(rank: int, folder: Path) -> None:
     results: dict = {name: train(name, rank) for name in CASES}
     results["collectives"] = count_collectives(rank)
     torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
 
 

@@ -323,6 +323,7 @@ def on_rank(rank: int, folder: str) -> None:
         for each in (metrics, *singles):
             each.reset()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
+    torch.distributed.barrier()  # gloo's threads now and then abort a process that ends at once
     torch.distributed.destroy_process_group()
 
 

@@ -77,6 +77,9 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
     )
     try:
         yield World(rank, size, local)
+        # Gloo's threads need Python's lock to let go of work that is done, and abort a Python that ends before they
+        # have had it. While all wait here they can.
+        dist.barrier()
     except RuntimeError as error:
         gone, silent = (any(words in str(error) for words in signs) for signs in (_GONE, _SILENT))
         if not gone and not silent and not isinstance(error, dist.DistError):

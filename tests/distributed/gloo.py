@@ -1,0 +1,29 @@
+"""Runs a function on several processes that are connected by gloo."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def on_ranks(ranks: int, folder: Path, work: Callable[[int], dict]) -> list[dict]:
+    """What ``work(rank)`` gives on each rank; it must live at the top of a module."""
+    mp.spawn(_run, args=(ranks, folder, work), nprocs=ranks)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def _run(rank: int, ranks: int, folder: Path, work: Callable[[int], dict]) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    torch.set_num_threads(1)
+    torch.save(work(rank), folder / f"rank{rank}.pt")
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
+    dist.destroy_process_group()
