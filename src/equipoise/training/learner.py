@@ -20,7 +20,7 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.non_finite import NonFinite, all_finite, watch
+from equipoise.training.non_finite import NonFinite, all_finite, finite_losses, watch
 from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
 from equipoise.training.world import World, usable_device
 
@@ -76,7 +76,7 @@ class Learner:
         sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`. Tables that
             TorchRec shards are stepped by Adagrad, fused into the backward pass, at the same learning rate.
         non_finite: what a loss that is not finite leads to, see :data:`equipoise.training.NonFinite`; "raise" is
-            the caller's to do. "skip-step" waits for the device in every step.
+            the caller's to do. "skip-step" waits for the device in every step; of several ranks all skip what one must.
 
     Attributes:
         skipped_steps: how many steps "skip-step" has left out.
@@ -164,10 +164,10 @@ class Learner:
                 share.labels[:, member.tasks],
                 labelled=None if labelled is None else labelled[member.tasks],
             )
-            finite = [
-                watch(logits[task], loss, spare=self.non_finite == "skip-task")
-                for task, loss in zip(member.tasks, own, strict=True)
-            ]
+            spare = self.non_finite == "skip-task"
+            finite = finite_losses(own, self.world, together=spare).unbind()
+            for task, good in zip(member.tasks, finite, strict=True):
+                watch(logits[task], good, spare=spare)
             member.optimizer.zero_grad()
             self.method.backward(
                 member.optimizer,

@@ -15,7 +15,7 @@ from equipoise.training.world import World
 if TYPE_CHECKING:
     from equipoise.training.run import Run
 
-__all__ = ["NonFinite", "NonFiniteError", "NonFiniteLosses", "all_finite", "watch"]
+__all__ = ["NonFinite", "NonFiniteError", "NonFiniteLosses", "all_finite", "finite_losses", "watch"]
 
 NonFinite = Literal["raise", "skip-task", "skip-step"]
 """raise: end with an error; skip-task: the task has no part in that step; skip-step: nothing moves in that step."""
@@ -66,16 +66,23 @@ class NonFiniteLosses:
         return {task: (steps[m], first[m]) for m, task in enumerate(self.tasks) if steps[m]}
 
 
-def watch(logits: Tensor, loss: Tensor, /, *, spare: bool) -> Tensor:
-    """Whether a task's loss is finite, and after the backward pass whether its gradient at the logits is too.
+def finite_losses(losses: Sequence[Tensor], world: World, /, *, together: bool) -> Tensor:
+    """Which tasks' losses are finite, bool, shape [M], on the device; ``together``: on all ranks, which all ask."""
+    finite = torch.stack([loss.detach() for loss in losses]).isfinite()
+    if together and world.size > 1:
+        on_all = finite.to(torch.int32)
+        dist.all_reduce(on_all, dist.ReduceOp.MIN)
+        finite = on_all.bool()
+    return finite
+
+
+def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
+    """Look at a task's gradient at its logits, too, in the backward pass; of several ranks each looks at its own.
 
     Args:
+        finite: whether the task's loss is finite, a boolean scalar on the device, which the backward pass changes.
         spare: let the task send back a gradient of 0 if not, with which it is absent at a fork.
-
-    Returns:
-        A boolean scalar on the device, which the backward pass changes.
     """
-    finite = loss.detach().isfinite()
 
     def look(gradient: Tensor) -> Tensor | None:
         finite.logical_and_(gradient.isfinite().all())
@@ -83,7 +90,6 @@ def watch(logits: Tensor, loss: Tensor, /, *, spare: bool) -> Tensor:
 
     if logits.requires_grad:
         logits.register_hook(look)  # type: ignore[no-untyped-call]
-    return finite
 
 
 def all_finite(parameters: Sequence[Parameter], losses: Sequence[Tensor], world: World) -> bool:

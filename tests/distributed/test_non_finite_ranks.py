@@ -1,0 +1,70 @@
+"""A loss that is not finite on one rank alone: what is skipped is skipped on all, as in one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from gloo import on_ranks
+from torch import Tensor
+
+from equipoise.ranking.schema import Batch, Numeric, Schema, Task
+from equipoise.training import METHODS, Learner, World
+from equipoise.training import learner as learner_module
+
+SCHEMA = Schema([], [Numeric("age")], [Task("click"), Task("buy")])
+NAMES = ("single-task", "equal", "multibalance", "pub", "adatask")
+POLICIES = ("skip-task", "skip-step")
+STEPS, ROWS, BAD = 6, 32, 3
+
+
+def train(name: str, policy: str, world: World) -> dict:
+    losses, calls = learner_module.task_losses, [0]
+
+    def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
+        """In one step rank 0's rows, or in one process all, have a loss of `buy` that is NaN."""
+        found = losses(logits, labels, **options)
+        calls[0] += 1
+        tasks = range(len(found)) if len(found) > 1 else [(calls[0] - 1) % 2]
+        steps = calls[0] if len(found) > 1 else (calls[0] + 1) // 2
+        return [
+            loss * torch.nan if steps == BAD and task == 1 and world.rank == 0 else loss
+            for task, loss in zip(tasks, found, strict=True)
+        ]
+
+    generator = torch.Generator().manual_seed(1)
+    learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, non_finite=policy)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner_module, "task_losses", spoilt)
+        for _ in range(STEPS):
+            age = torch.randn(ROWS, 1, generator=generator)
+            labels = torch.cat([age > 0, age < 0.3], dim=1).float()
+            seen.append(learner.step(Batch(torch.zeros(ROWS, 0, dtype=torch.int64), age, labels, torch.ones(ROWS))))
+    together = torch.stack(seen)
+    if world.size > 1:
+        dist.all_reduce(together)
+    probe = Batch(
+        torch.zeros(9, 0, dtype=torch.int64), torch.linspace(-2, 2, 9)[:, None], torch.ones(9, 2), torch.ones(9)
+    )
+    return {
+        "losses": together / world.size, "logits": learner.logits(probe), "skipped": torch.tensor(learner.skipped_steps)
+    }  # fmt: skip
+
+
+def work(rank: int) -> dict:
+    return {(name, policy): train(name, policy, World(rank, 2)) for name in NAMES for policy in POLICIES}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    return on_ranks(2, tmp_path_factory.mktemp("ranks"), work)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_one_rank_skips_all_skip_as_one_process_does(ranks, name, policy):
+    one, other = (found[name, policy] for found in ranks)
+    assert torch.equal(one["logits"], other["logits"])
+    alone = train(name, policy, World())
+    assert alone["losses"].isnan().nonzero().tolist() == [[BAD - 1, 1]]
+    for key, expected in alone.items():
+        torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5, equal_nan=True)
