@@ -1,4 +1,4 @@
-"""Every method that can be trained, on two ranks: as in one process, or refused with the reason."""
+"""Every method that can be trained, on two and four ranks: as in one process, or refused with the reason."""
 
 import pytest
 import torch
@@ -39,12 +39,18 @@ def train(name: str, sharding: str, world: World) -> dict | str:
 
 
 def work(rank: int) -> dict:
-    return {(name, sharding): train(name, sharding, World(rank, 2)) for name in METHODS for sharding in SHARDINGS}
+    world = World(rank, dist.get_world_size())
+    return {(name, sharding): train(name, sharding, world) for name in METHODS for sharding in SHARDINGS}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory) -> list[dict]:
+    return on_ranks(request.param, tmp_path_factory.mktemp("ranks"), work)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    return on_ranks(2, tmp_path_factory.mktemp("ranks"), work)
+def alone() -> dict[str, dict]:
+    return {name: train(name, "ddp", World()) for name in METHODS}
 
 
 REFUSED = {
@@ -59,15 +65,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_method_trains_as_in_one_process_or_is_refused(ranks, name, sharding):
-    one, other = (found[name, sharding] for found in ranks)
+def test_a_method_trains_as_in_one_process_or_is_refused(ranks, alone, name, sharding):
+    one, *others = (found[name, sharding] for found in ranks)
     if (name, sharding) in REFUSED:
-        assert one == other
+        assert all(other == one for other in others)
         assert REFUSED[name, sharding] in one
         return
-    assert torch.equal(one["logits"], other["logits"])
+    assert all(torch.equal(one["logits"], other["logits"]) for other in others)
     assert one["losses"][-1].sum() < one["losses"][0].sum()
     if sharding in EXACT:
-        alone = train(name, "ddp", World())
-        for key, expected in alone.items():
+        for key, expected in alone[name].items():
             torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5)
