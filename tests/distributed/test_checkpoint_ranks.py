@@ -1,74 +1,107 @@
-"""A checkpoint that four ranks wrote loads on one, two and eight, whole tensors and sharded ones."""
+"""A checkpoint that four ranks wrote loads on one, two and eight, and training goes on there as on four."""
 
-import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from gloo import on_ranks
 
+from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.training import METHODS, Learner, World
 from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
 
-TABLE = torch.arange(60.0).reshape(20, 3)
+SCHEMA = Schema([Categorical("user", 50), Categorical("item", 31)], [Numeric("age")], [Task("click"), Task("buy")])
+CASES = [
+    ("ddp", "multibalance"), ("ddp", "pub-adatask"), ("fsdp", "multibalance"), ("table-wise", "pub"),
+    ("row-wise", "multibalance"), ("row-wise+fsdp", "multibalance"),
+]  # fmt: skip
+ROWS, BEFORE, AFTER = 32, 4, 3
 SETTINGS = {"seed": "3"}
+PROBE = torch.tensor([[1, 2], [49, 30], [7, 7]])
 
 
-def sharded(value: torch.Tensor) -> dict:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return {"table": distribute_tensor(value.clone(), mesh, [Shard(0)])}
+def batches(seed: int, steps: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(steps):
+        ids = torch.stack([torch.randint(f.cardinality, (ROWS,), generator=generator) for f in SCHEMA.categorical], 1)
+        age = torch.randn(ROWS, 1, generator=generator)
+        found.append(Batch(ids, age, torch.cat([age > 0, age < 0.3], dim=1).float(), torch.ones(ROWS)))
+    return found
 
 
-def work(rank: int, ranks: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / f"rendezvous{ranks}").as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    torch.set_num_threads(1)
-    if ranks == 4:
-        state = {"whole": TABLE[0].clone(), "step": 7, "momentum": sharded(TABLE + 1)["table"]}
-        save_checkpoint(folder / "checkpoint", 7, SETTINGS, state, sharded(TABLE))
-    else:
-        parts = sharded(torch.zeros_like(TABLE))
-        found = load_checkpoint(folder / "checkpoint", SETTINGS, parts)
-        assert parts["table"].to_local().shape[0] < len(TABLE)
-        torch.save((found, parts["table"].full_tensor()), folder / f"{ranks}-{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+def learner(sharding: str, method: str, world: World) -> Learner:
+    return Learner(SCHEMA, METHODS[method], model="shared-bottom", lr=0.01, seed=3, world=world, sharding=sharding)
+
+
+def logits(trained: Learner) -> torch.Tensor:
+    return trained.logits(Batch(PROBE, torch.zeros(3, 1), torch.ones(3, 2), torch.ones(3)))
+
+
+def go_on(trained: Learner) -> dict:
+    """What it predicts now, its losses from here on, and what it predicts then."""
+    found = {"loaded": logits(trained)}
+    losses = torch.stack([trained.step(batch) for batch in batches(2, AFTER)])
+    if trained.world.size > 1:
+        dist.all_reduce(losses)
+    return found | {"losses": losses / trained.world.size, "trained": logits(trained)}
+
+
+def write(rank: int, folder: Path) -> dict:
+    found = {}
+    for sharding, method in CASES:
+        trained = learner(sharding, method, World(rank, 4))
+        for batch in batches(1, BEFORE):
+            trained.step(batch)
+        place = folder / f"{sharding} {method}"
+        save_checkpoint(place, BEFORE, SETTINGS, trained.state_dict(), trained.sharded_state())
+        found[sharding, method] = go_on(trained)
+    return found
+
+
+def loaded(folder: Path, sharding: str, method: str, world: World) -> Learner:
+    fresh = learner(sharding, method, world)
+    state = load_checkpoint(folder / f"{sharding} {method}", SETTINGS, fresh.sharded_state())
+    fresh.load_state_dict(state)
+    return fresh
+
+
+def read(rank: int, folder: Path) -> dict:
+    world = World(rank, dist.get_world_size())
+    return {case: go_on(loaded(folder, *case, world)) for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    for ranks in (4, 2, 8):
-        mp.spawn(work, args=(ranks, folder), nprocs=ranks)
-    return folder
+def four(tmp_path_factory) -> tuple[Path, dict]:
+    """Where four ranks have written, and how they went on."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, on_ranks(4, tmp_path_factory.mktemp("four"), partial(write, folder=folder))[0]
 
 
-def test_four_ranks_leave_one_complete_checkpoint(folder):
-    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-7"]
+@pytest.fixture(scope="module", params=[1, 2, 8])
+def others(request, four, tmp_path_factory) -> list[dict]:
+    """How each of so many ranks goes on."""
+    return on_ranks(request.param, tmp_path_factory.mktemp("others"), partial(read, folder=four[0]))
 
 
-@pytest.mark.parametrize("ranks", [2, 8])
-def test_more_and_fewer_ranks_load_it(folder, ranks):
-    for rank in range(ranks):
-        found, table = torch.load(folder / f"{ranks}-{rank}.pt")
-        assert torch.equal(table, TABLE)
-        assert_whole(found)
+def assert_as_four(found: dict, expected: dict) -> None:
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_single_process_without_a_group_loads_it(folder):
-    table = torch.zeros_like(TABLE)
-    assert_whole(load_checkpoint(folder / "checkpoint", SETTINGS, {"table": table}))
-    assert torch.equal(table, TABLE)
+def test_four_ranks_leave_one_complete_checkpoint(four):
+    for sharding, method in CASES:
+        assert [path.name for path in (four[0] / f"{sharding} {method}").iterdir()] == [f"step-{BEFORE}"]
 
 
-def assert_whole(found: dict) -> None:
-    assert found["step"] == 7
-    assert torch.equal(found["whole"], TABLE[0])
-    assert torch.equal(found["momentum"], TABLE + 1)  # sharded when it was saved, but asked for as a part of the state
+@pytest.mark.parametrize("case", CASES)
+def test_other_numbers_of_ranks_load_it_and_go_on_as_the_four_do(four, others, case):
+    for found in others:
+        assert_as_four(found[case], four[1][case])
+
+
+@pytest.mark.parametrize("method", [method for sharding, method in CASES if sharding == "ddp"])
+def test_a_process_without_a_group_loads_it(four, method):
+    assert_as_four(go_on(loaded(four[0], "ddp", method, World())), four[1]["ddp", method])

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch.distributed as dist
+
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
 from equipoise.training.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
@@ -63,11 +65,11 @@ def check_compatible(combination: Combination, /) -> None:
 
 
 @CHECKS.append
-def _sharding_needs_ranks(given: Combination) -> Iterator[str]:
-    if given.sharding != "ddp" and given.world.size == 1:
+def _sharding_needs_a_group(given: Combination) -> Iterator[str]:
+    if given.sharding != "ddp" and not dist.is_initialized():
         yield (
-            f"Sharding {given.sharding!r} spreads a model over several processes, found one: launch with "
-            "torchrun --nproc-per-node N, or leave the sharding out."
+            f"Sharding {given.sharding!r} needs torchrun, found a process by itself: launch with "
+            "torchrun --nproc-per-node N (1 will do), or leave the sharding out."
         )
 
 

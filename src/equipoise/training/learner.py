@@ -126,7 +126,8 @@ class Learner:
                 _freeze_unused(built, tasks)
             built.to(self.device)
             module: nn.Module = built
-            if self.world.size > 1:
+            spread = self.world.size > 1 or sharding != "ddp"
+            if spread:
                 module = parallelize(
                     built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
                 )
@@ -135,7 +136,7 @@ class Learner:
                 torch.optim.Adam(dense.values(), lr=lr),
                 shared=[p for p in dense.values() if id(p) not in own],
                 tasks=group,
-                data_parallel=module if self.world.size > 1 else None,
+                data_parallel=module if spread else None,
             )
             self._members.append(
                 _Member(
