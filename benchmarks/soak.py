@@ -3,8 +3,10 @@
     python benchmarks/soak.py --out benchmarks/results/soak-cpu.json
 
 Batches of the generated funnel, the same ones over and over; every method gets an equal share of the steps in one
-process. After a warm-up the resident memory of the process and the median step time are taken in equal parts; growth is
-that of the last part over the first, drift the slope of a line through the parts' step times, over all of them.
+process. After a warm-up its steps are made in equal parts. Growth is the resident memory of the process after the last
+part over that after the first. A machine's speed changes over minutes by more than a drift would, so a second learner
+makes ten steps after every hundred of the first: drift is that of the ratio of their median step times, the slope of a
+line through all parts times the length of the line.
 """
 
 from __future__ import annotations
@@ -16,18 +18,27 @@ import os
 import statistics
 import sys
 import time
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle, islice
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
+from scipy.stats import linregress, t
 
 from equipoise.compare.describe import cpu_name
 from equipoise.data import load
+from equipoise.ranking.schema import Batch
 from equipoise.training import METHODS, Learner
 
-PARTS = 10
+PARTS = 20
 BATCHES = 50
+WARM_UP, BLOCK, BLOCK_BESIDE = 1000, 100, 10  # ten steps hold one of PUB's solves
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Stepper = Callable[[], float]
 
 
 def resident() -> int:
@@ -35,29 +46,44 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
-def soak(name: str, steps: int, batch_size: int) -> dict[str, object]:
+def timed_step(learner: Learner, batches: Iterator[Batch]) -> float:
+    started = time.perf_counter()
+    losses = learner.step(next(batches))
+    learner.read()
+    seconds = time.perf_counter() - started
+    assert bool(losses.isfinite().all())
+    return seconds
+
+
+def soak(name: str, steps: int, batch_size: int) -> dict[str, Any]:
     dataset = load("funnel", rows=2 * BATCHES * batch_size)
-    learner = Learner(dataset.schema, METHODS[name], model="shared-bottom", lr=1e-4, seed=0)
-    batches = list(islice(dataset.train.batches(batch_size), BATCHES))
-    for step in range(min(1000, steps // 10)):
-        learner.step(batches[step % BATCHES])
-        learner.read()
-    memory, medians = [], []
+    kept = list(islice(dataset.train.batches(batch_size), BATCHES))
+
+    def learner() -> Stepper:
+        made = Learner(dataset.schema, METHODS[name], model="shared-bottom", lr=1e-4, seed=0)
+        return partial(timed_step, made, cycle(kept))
+
+    step, beside = learner(), learner()
+    for _ in range(WARM_UP):
+        step()
+    for _ in range(BLOCK_BESIDE):
+        beside()
+    memory, medians, ratios = [], [], []
     for _ in range(PARTS):
-        seconds = []
-        for step in range(steps // PARTS):
-            started = time.perf_counter()
-            losses = learner.step(batches[step % BATCHES])
-            learner.read()
-            seconds.append(time.perf_counter() - started)
-        assert bool(losses.isfinite().all())
+        of_step, of_beside = [], []
+        for _ in range(steps // PARTS // BLOCK):
+            of_step += [step() for _ in range(BLOCK)]
+            of_beside += [beside() for _ in range(BLOCK_BESIDE)]
         gc.collect()
         memory.append(resident())
-        medians.append(statistics.median(seconds))
-    slope = statistics.linear_regression(range(PARTS), medians).slope
+        medians.append(1e3 * statistics.median(of_step))
+        ratios.append(statistics.median(of_step) / statistics.median(of_beside))
+    line = linregress(range(PARTS), ratios)
+    half = t.ppf(0.975, PARTS - 2) * line.stderr
     return {
-        "method": name, "steps": steps, "memory": memory, "median_ms": [1e3 * value for value in medians],
-        "memory_growth": memory[-1] / memory[0] - 1, "drift": slope * (PARTS - 1) / statistics.mean(medians),
+        "method": name, "steps": steps, "memory": memory, "median_ms": medians, "ratio": ratios,
+        "memory_growth": memory[-1] / memory[0] - 1,
+        "drift": [(PARTS - 1) * (line.slope + shift) for shift in (0.0, -half, half)],
     }  # fmt: skip
 
 
@@ -70,12 +96,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name in METHODS:
-        rows.append(soak(name, chosen.steps // len(METHODS) // PARTS * PARTS, chosen.batch_size))
-        print(
-            f"{name:26} {rows[-1]['steps']} steps  memory {100 * rows[-1]['memory_growth']:+.2f} %  "
-            f"step time {100 * rows[-1]['drift']:+.2f} %",
-            flush=True,
-        )
+        share = ceil(chosen.steps / len(METHODS) / PARTS / BLOCK) * PARTS * BLOCK
+        rows.append(soak(name, share, chosen.batch_size))
+        print(" | ".join(cells(rows[-1])), flush=True)
     if chosen.out is not None:
         result = {
             "command": " ".join(["python", *sys.argv]), "machine": cpu_name(), "torch": torch.__version__,
@@ -85,24 +108,32 @@ def main() -> None:
         chosen.out.with_suffix(".md").write_text(markdown(result))
 
 
-def markdown(result: dict) -> str:
+def cells(row: dict[str, Any]) -> list[str]:
+    drift, low, high = (100 * value for value in row["drift"])
+    return [
+        row["method"], f"{row['steps']:,}", f"{row['memory'][-1] / 1e6:.0f}", f"{100 * row['memory_growth']:+.2f} %",
+        f"{statistics.median(row['median_ms']):.2f}", f"{statistics.median(row['ratio']):.3f}",
+        f"{drift:+.1f} % ({low:+.1f} to {high:+.1f})",
+    ]  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
     total = sum(row["steps"] for row in result["rows"])
     lines = [
         f"# {total:,} steps with every method in turn: {result['machine']}, 1 thread",
         "",
         f"Generated funnel, batches of {result['batch_size']}, torch {result['torch']}; written by",
-        f"`{result['command']}`. Each method's steps in {PARTS} parts after a warm-up: growth is that",
-        "of the last part over the first, drift that of a line through all parts' median step times.",
+        f"`{result['command']}`. Each method's steps in {PARTS} parts after a warm-up.",
         "",
-        "| method | steps | resident memory, MB | growth | median step, ms | drift |",
-        "|---|---:|---:|---:|---:|---:|",
+        "Growth: of the process's resident memory from the end of the first part to that of the last. Ratio: median",
+        "step time over that of a second learner, which makes ten steps after every hundred of the first; its median",
+        "over the parts. Drift: how far that ratio goes from the first part to the last by a line through all, with",
+        "its 95 % interval.",
+        "",
+        "| method | steps | resident, MB | growth | median step, ms | ratio | drift |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in result["rows"]:
-        cells = [
-            row["method"], f"{row['steps']:,}", f"{row['memory'][-1] / 1e6:.0f}",
-            f"{100 * row['memory_growth']:+.2f} %", f"{row['median_ms'][-1]:.2f}", f"{100 * row['drift']:+.1f} %",
-        ]  # fmt: skip
-        lines += [f"| {' | '.join(cells)} |"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in result["rows"]]
     return "\n".join(lines) + "\n"
 
 
