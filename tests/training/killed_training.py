@@ -18,23 +18,31 @@ from equipoise.training import METHODS, Run, train
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
 
 SETTINGS = {"epochs": 6, "batch_size": 64, "lr": 1e-2, "evaluations": 30, "evaluation_rows": 100}
+STEPS = 9  # a child makes up to so many steps, of which every third is followed by a checkpoint, before it is killed
 
 
-def trained(dataset: Dataset, folder: Path) -> Run:
-    resume = last_checkpoint(folder) is not None
-    return train(dataset, METHODS["pub-adatask"], **SETTINGS, checkpoint=folder, resume=resume)
+def trained(dataset: Dataset, folder: Path, pipe: int | None = None) -> Run:
+    """A byte goes into the pipe with every step."""
+    return train(
+        dataset, METHODS["pub-adatask"], **SETTINGS, checkpoint=folder, resume=last_checkpoint(folder) is not None,
+        on_progress=None if pipe is None else lambda *_: os.write(pipe, b"."),
+    )  # fmt: skip
 
 
 def comparable(run: Run) -> dict:
     return json.loads(run.to_json()) | {"seconds": 0, "examples_per_second": 0}
 
 
-def child(dataset: Dataset, folder: Path) -> int:
+def child(dataset: Dataset, folder: Path) -> tuple[int, int]:
+    """Its number, and the end of a pipe that says how far it is."""
+    reading, writing = os.pipe()
     started = os.fork()
     if started:
-        return started
+        os.close(writing)
+        return started, reading
     try:
-        result = comparable(trained(dataset, folder))
+        os.close(reading)
+        result = comparable(trained(dataset, folder, writing))
         (folder / "result.part").write_text(json.dumps(result))
         (folder / "result.part").rename(folder / "result.json")
     finally:
@@ -45,26 +53,30 @@ def main() -> None:
     torch.set_num_threads(1)  # a forked child has none of its parent's threads
     kills, root = int(sys.argv[1]), Path(sys.argv[2])
     dataset = load("funnel", rows=1500)
-    expected = comparable(trained(dataset, root / "whole"))
+    started = time.monotonic()
+    whole = trained(dataset, root / "whole")
+    a_step = (time.monotonic() - started) / whole.steps  # checkpoints and evaluations included
+    expected = json.loads(json.dumps(comparable(whole)))
     moments = random.Random(0)
     killed, loaded, equal, turn = 0, 0, [], 0
     while killed < kills or not equal:
         folder = root / f"turn{turn}"
         folder.mkdir(exist_ok=True)
-        pid = child(dataset, folder)
-        limit = time.monotonic() + (moments.uniform(0, 0.4) if killed < kills else 60)
-        while time.monotonic() < limit and os.waitpid(pid, os.WNOHANG)[0] == 0:
-            time.sleep(0.001)
-        if not (folder / "result.json").exists():
+        pid, pipe = child(dataset, folder)
+        if killed < kills:
+            for _ in range(moments.randint(0, STEPS)):
+                os.read(pipe, 1)  # returns nothing at once when the child has ended
+            time.sleep(moments.uniform(0, 3 * a_step))  # somewhere in a step, an evaluation or a checkpoint
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        os.waitpid(pid, 0)
+        os.close(pipe)
+        if not (folder / "result.json").exists():
             killed += 1
             if (path := last_checkpoint(folder)) is not None:
-                settings = json.loads((path / "state.json").read_text())["settings"]
-                load_checkpoint(folder, settings)
+                load_checkpoint(folder, json.loads((path / "state.json").read_text())["settings"])
                 loaded += 1
         else:
-            equal.append(json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(expected)))
+            equal.append(json.loads((folder / "result.json").read_text()) == expected)
             turn += 1
     (root / "found.json").write_text(json.dumps({"killed": killed, "loaded": loaded, "equal": equal}))
 
