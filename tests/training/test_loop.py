@@ -273,16 +273,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
-def test_a_run_out_of_memory_goes_back_to_the_last_of_the_checkpoints_every_so_many_steps(tiny: Dataset, tmp_path):
+def test_what_ends_in_mid_move_goes_back_to_the_last_of_the_checkpoints_every_so_many_steps(
+    tiny: Dataset, tmp_path, monkeypatch
+) -> None:
     whole = train(tiny, METHODS["multibalance"], **SETTINGS)
-    settings = SETTINGS | {"checkpoint": tmp_path, "checkpoint_every": 5}
+    settings, steps, step = SETTINGS | {"checkpoint": tmp_path, "checkpoint_every": 5}, [], torch.optim.Adam.step
 
-    def fail(done: int, _: int) -> None:
-        if done == 18:
+    def fail(optimizer: torch.optim.Adam) -> None:
+        steps.append(None)
+        if len(steps) == 19:
             raise MemoryError
+        step(optimizer)
 
-    with pytest.raises(MemoryError):
-        train(tiny, METHODS["multibalance"], **settings, on_progress=fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", fail)
+        with pytest.raises(MemoryError):
+            train(tiny, METHODS["multibalance"], **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-15"]
     assert comparable(train(tiny, METHODS["multibalance"], **settings, resume=True)) == comparable(whole)
 

@@ -43,6 +43,19 @@ def test_by_default_the_task_and_the_step_are_named_and_the_last_checkpoint_is_f
     assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
 
 
+def test_a_training_that_was_ended_goes_on_from_its_checkpoint_without_the_task(
+    tiny: Dataset, bad_batches: list[int], tmp_path
+) -> None:
+    whole = train(tiny, METHODS["multibalance"], **SETTINGS, non_finite="skip-task")
+    bad_batches[0] = 0
+    with pytest.raises(NonFiniteError):
+        train(tiny, METHODS["multibalance"], **SETTINGS, checkpoint=tmp_path)
+    bad_batches[0] = 10
+    run = train(tiny, METHODS["multibalance"], **SETTINGS, checkpoint=tmp_path, resume=True, non_finite="skip-task")
+    assert run.test == whole.test
+    assert run.non_finite == whole.non_finite == {"like": 2}
+
+
 @pytest.mark.parametrize("name", ["equal", "multibalance", "pub", "adatask"])
 @pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
 def test_a_skipped_task_or_step_is_counted_and_spoils_nothing(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
-__all__ = ["StopRequest", "StoppedError", "listening"]
+import torch
+import torch.distributed as dist
+
+from equipoise.training.world import World
+
+__all__ = ["StopRequest", "StoppedError", "Stopping", "listening"]
+
+_SECONDS: Final = 1.0  # between two questions to all ranks, which wait for the device and for each other
 
 
 class StoppedError(Exception):
@@ -33,6 +42,36 @@ class StopRequest:
     def __call__(self) -> bool:
         """Asked after every step."""
         return self.made
+
+
+class Stopping:
+    """Asks a training's ranks whether one of them has been told to end: each step of a single process, else by time.
+
+    Args:
+        told: whether this process has been told; None: nobody ever is.
+        world: the ranks, which must all ask after every step.
+    """
+
+    def __init__(self, told: Callable[[], bool] | None, world: World) -> None:
+        self._told = told
+        self._world = world
+        self._asked, self._moment = 0, time.monotonic()
+        self._next = 1
+
+    def asked(self, step: int) -> bool:
+        """Whether to end after this step; all ranks get the same answer."""
+        if self._told is None or self._world.size == 1:
+            return self._told is not None and self._told()
+        if step < self._next:
+            return False
+        moment = time.monotonic()
+        seconds = (moment - self._moment) / max(1, step - self._asked)
+        found = torch.tensor([float(self._told()), seconds], dtype=torch.float64, device=self._world.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        told, slowest = found.tolist()
+        self._asked, self._moment = step, moment
+        self._next = step + max(1, int(_SECONDS / max(slowest, 1e-6)))
+        return bool(told)
 
 
 @contextmanager

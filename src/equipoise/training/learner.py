@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
 from equipoise.training.non_finite import NonFinite, all_finite, finite_losses, watch
 from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.reproducibility import random_states, restore_random_states
 from equipoise.training.world import World, usable_device
 
 __all__ = ["Learner"]
@@ -79,7 +80,8 @@ class Learner:
             the caller's to do. "skip-step" waits for the device in every step; of several ranks all skip what one must.
 
     Attributes:
-        skipped_steps: how many steps "skip-step" has left out.
+        steps: how many steps have been made.
+        skipped_steps: how many of them "skip-step" has left out.
 
     Raises:
         SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, a
@@ -109,7 +111,7 @@ class Learner:
         self.device = usable_device(device)
         self.world = world or World()
         self.non_finite = non_finite
-        self.skipped_steps = 0
+        self.steps = self.skipped_steps = 0
         check_compatible(Combination(method, sharding, dict(model_options or {}), self.world, non_finite))
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
@@ -146,6 +148,10 @@ class Learner:
                     Monitor(built, optimizer) if method.monitored else None,
                 )
             )  # fmt: skip
+        self._stage: Literal["whole", "begun", "moving"] = "whole"
+        self._buffers = [buffer for member in self._members for buffer in member.model.buffers()]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._kept_random = random_states(self.device)
 
     def step(self, batch: Batch, /) -> Tensor:
         """One optimizer step of every model; the unscaled losses before it, shape [M], on the device.
@@ -156,6 +162,7 @@ class Learner:
             batch: the global batch; of several ranks each trains on its share, and its losses are those shares of the
                 global ones whose mean over the ranks is the loss of the batch.
         """
+        self._begin()
         share, labelled = self._share(batch)
         losses: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
         for member in self._members:
@@ -170,10 +177,13 @@ class Learner:
             for task, good in zip(member.tasks, finite, strict=True):
                 watch(logits[task], good, spare=spare)
             member.optimizer.zero_grad()
+            if member.fused is not None:  # tables step in the backward pass
+                self._stage = "moving"
             self.method.backward(
                 member.optimizer,
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
+            self._stage = "moving"
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
                 member.optimizer.zero_grad()
                 self.skipped_steps += 1
@@ -184,7 +194,25 @@ class Learner:
                 member.hand_rate_on()
             for task, loss, good in zip(member.tasks, own, finite, strict=True):
                 losses[task] = torch.where(good, loss.detach(), torch.nan)
+        self.steps += 1
+        self._stage = "whole"
         return torch.stack(losses)
+
+    def take_back(self) -> bool:
+        """After what has ended :meth:`step` early: back to before it; False where it cannot be.
+
+        In a single process it can until parameters begin to move: before, nothing has but the forks' state.
+        """
+        if self.world.size > 1 or self._stage == "moving":
+            return False
+        for member in self._members:
+            member.optimizer.zero_grad()
+        if self._stage == "begun":
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, self._kept)
+            restore_random_states(self._kept_random, self.device)
+            self._stage = "whole"
+        return True
 
     def logits(self, batch: Batch, /) -> Tensor:
         """Every task's logits from the model that learns it, in eval mode, shape [B, M]."""
@@ -205,6 +233,8 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The state of models (their forks' too), optimizers and learning rate schedules, but :meth:`sharded_state`."""
         return {
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
             "models": [_whole(member.module) for member in self._members],
             "optimizers": [member.optimizer.state_dict() for member in self._members],
             "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
@@ -223,6 +253,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Back to a state that :meth:`state_dict` gave; :meth:`sharded_state` is loaded in place."""
+        self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
         parts = zip(self._members, state["models"], state["optimizers"], state["schedulers"], strict=True)
         for member, model, optimizer, scheduler in parts:
             _load_whole(member.module, model)
@@ -231,6 +262,14 @@ class Learner:
             if member.scheduler is not None:
                 member.scheduler.load_state_dict(scheduler)
             member.hand_rate_on()
+
+    def _begin(self) -> None:
+        if self.world.size > 1:
+            return
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        self._kept_random = random_states(self.device)
+        self._stage = "begun"
 
     def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """This rank's rows, and its divisors for the sums of the tasks' losses."""

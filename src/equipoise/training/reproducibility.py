@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-__all__ = ["why_irreproducible"]
+import torch
+from torch import Tensor
+
+__all__ = ["random_states", "restore_random_states", "why_irreproducible"]
+
+
+def random_states(device: torch.device, /) -> list[Tensor]:
+    """What random draws, as those of dropout, depend on: the state of the CPU's generator, and of the device's own."""
+    found = [torch.get_rng_state()]
+    return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
+
+
+def restore_random_states(states: Sequence[Tensor], device: torch.device, /) -> None:
+    """Back to what :func:`random_states` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def why_irreproducible(device: torch.device, /) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -46,6 +47,14 @@ class World:
     def share(self, rows: int) -> slice:
         """This rank's part of a batch of so many rows."""
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, all of one shape, on the CPU; all ranks must ask."""
+        if self.size == 1:
+            return [tensor.cpu()]
+        of_ranks = [torch.empty_like(tensor, device=self.device) for _ in range(self.size)]
+        dist.all_gather(of_ranks, tensor.to(self.device))
+        return [found.cpu() for found in of_ranks]
 
 
 @contextmanager
