@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -250,17 +251,28 @@ def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(cli.Display, "step", told)
-    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path)]
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / "a folder")]
     monkeypatch.setattr(sys, "argv", ["equipoise", *words])
     code, output = run(*words)
     assert code == 143
-    assert "Stopped after step 2, which a checkpoint holds. Go on with: equipoise train" in output
-    assert output.rstrip().endswith("--resume")
-    assert (tmp_path / "checkpoint" / "step-2").is_dir()
-    assert run(*words, "--resume")[0] == 0
+    assert "Stopped after step 2, which a checkpoint holds. Go on from step-2 with: equipoise train" in output
+    printed = shlex.split(output[output.index("equipoise train") :])
+    assert printed[1:] == [*words, "--resume"]
+    assert run(*printed[1:])[0] == 0
+
+
+def test_under_torchrun_the_command_that_goes_on_is_torchruns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["equipoise", "train", "--resume"])
+    begin = "Begin again with: torchrun --nnodes 2 --nproc-per-node 4 -m equipoise train"
+    assert cli._how_to_resume(tmp_path) == f"There is no checkpoint yet. {begin}"
+    (tmp_path / "checkpoint" / "step-7").mkdir(parents=True)
+    assert cli._how_to_resume(tmp_path).endswith("-m equipoise train --resume")
 
 
 WITHOUT_MEMORY = """
+import sys
 import torch
 from equipoise import cli
 from equipoise.training import Learner
@@ -269,7 +281,7 @@ step, steps = Learner.step, []
 
 def greedy(learner, batch):
     steps.append(None)
-    if len(steps) == 3:
+    if len(steps) == 3 and "--resume" not in sys.argv:
         torch.empty(2**60)  # more than any machine gives
     return step(learner, batch)
 
@@ -286,15 +298,21 @@ def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Error: Out of memory (" in done.stderr
+    assert "A checkpoint holds step 2, the last whole one. Go on from step-2 with: equipoise train" in done.stderr
     assert "Traceback" not in done.stderr
+    printed = shlex.split(done.stderr[done.stderr.index("equipoise train") :])
+    assert subprocess.run([sys.executable, script, *printed[1:]], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (OSError(28, "No space left on device"), "No space left on device. What was complete before is intact."),
-        (MemoryError("8 GiB"), "Out of memory (8 GiB). Try a smaller --batch-size."),
-        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). Try a smaller"),
+        (
+            MemoryError("8 GiB"),
+            "Out of memory (8 GiB). If nothing else took it, begin anew with a smaller --batch-size.",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). If nothing else"),
     ],
 )
 def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
@@ -307,4 +325,4 @@ def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
     code, output = run("train", *FUNNEL, "--out", str(tmp_path))
     assert code == 1
     assert message in output
-    assert "--resume to go on" in output
+    assert "There is no checkpoint yet. Begin again with: " in output

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,6 @@ from equipoise.training import (
     Sharding,
     StoppedError,
     launched,
-    listening,
 )
 from equipoise.training.checkpoint import last_checkpoint
 
@@ -104,16 +104,12 @@ def train(
     """Train one method once; leaves checkpoints and run.json in --out.
 
     Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
-    130 Ctrl-C, 143 SIGTERM, after which a checkpoint of the last step is there.
+    130 Ctrl-C, 143 SIGTERM. After each the command that goes on is printed.
 
     Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
     --max-restarts R they go on from the last checkpoint when one of them dies.
     """
-    with (
-        _plainly(f"Run the same command with --resume to go on from {out}."),
-        listening() as stop,
-        launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
-    ):
+    with _plainly(partial(_how_to_resume, out)), launched(device, timeout=timedelta(seconds=rank_timeout)) as world:
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
@@ -124,10 +120,10 @@ def train(
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         resume = resume or (restarted and last_checkpoint(out / "checkpoint") is not None)
         if world.rank:
-            train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
+            train_into(out, plan, seed=seed, world=world, resume=resume)
             return
         with Display(console) as display:
-            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
+            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display)
     console.print(run_table(run))
     console.print(f"Run and checkpoint: {out}")
 
@@ -156,7 +152,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
 ) -> None:
     """Compare methods: every method, every seed, then a report."""
-    with _plainly(f"Run the same command again to go on from {out}."):
+    with _plainly(lambda: f"Run the same command again to go on from {out}."):
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
         plan = _plan(
@@ -203,7 +199,7 @@ def build(
 ) -> None:
     """Build a data set that comes with a package, and keep it for the commands."""
     options: dict[str, Any] = {} if rows is None else {"rows": rows}
-    with _plainly("Run the same command again to go on."), DataBar(console) as bar:
+    with _plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
         if full:
             from equipoise.data.complete_journey import stream_all
 
@@ -245,7 +241,7 @@ _NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a Runtim
 
 
 @contextmanager
-def _plainly(how_to_go_on: str = "") -> Iterator[None]:
+def _plainly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
     """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C."""
     try:
         yield
@@ -253,22 +249,38 @@ def _plainly(how_to_go_on: str = "") -> Iterator[None]:
         errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
     except StoppedError as error:
-        again = shlex.join(["equipoise", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
-        errors.print(f"{error} Go on with: {again}", markup=False, soft_wrap=True)
+        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
+            errors.print(f"{error} {how_to_go_on()}", markup=False, soft_wrap=True)
         raise typer.Exit(143) from error
     except (MemoryError, RuntimeError, OSError) as error:
         what = f"{error}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
-            what = f"Out of memory ({what}). Try a smaller --batch-size."
+            what = f"Out of memory ({what}). If nothing else took it, begin anew with a smaller --batch-size."
         elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
             raise
         elif isinstance(error, OSError):
             what = f"{error}. What was complete before is intact."
-        errors.print(Text.assemble(("Error: ", "bold red"), f"{what} {how_to_go_on}"), soft_wrap=True)
+        message = " ".join([what, *getattr(error, "__notes__", ()), how_to_go_on()])
+        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        errors.print(f"Stopped; what is done is kept. {how_to_go_on}", markup=False, soft_wrap=True)
+    except KeyboardInterrupt as error:
+        message = " ".join(["Stopped; what is done is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
+        errors.print(message, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def _how_to_resume(out: Path) -> str:
+    """The command of this very training, with --resume if there is something to resume from."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    command = ["equipoise"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes = os.environ["GROUP_WORLD_SIZE"]
+        command = ["torchrun", *(["--nnodes", nodes] if nodes != "1" else [])]
+        command += ["--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "equipoise"]
+    last = last_checkpoint(out / "checkpoint")
+    if last is None:
+        return f"There is no checkpoint yet. Begin again with: {shlex.join([*command, *words])}"
+    return f"Go on from {last.name} with: {shlex.join([*command, *words, '--resume'])}"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,18 @@ from equipoise.compare.plan import Plan
 from equipoise.compare.records import append_run, read_runs, write_json
 from equipoise.compare.throughput import peak_memory, throughput_ratio
 from equipoise.data import Dataset
-from equipoise.training import METHODS, Learner, Method, Run, SettingError, World, count_steps, parse_method, train
+from equipoise.training import (
+    METHODS,
+    Learner,
+    Method,
+    Run,
+    SettingError,
+    World,
+    count_steps,
+    listening,
+    parse_method,
+    train,
+)
 
 __all__ = ["compare", "train_into"]
 
@@ -141,30 +152,32 @@ def train_into(
     world: World | None = None,
     resume: bool = False,
     watch: Watch | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of
     it.
 
+    While it trains, SIGTERM ends it after the step under way; before, when there is nothing to keep, at once.
+
     Args:
         world: the processes that train together; the first of them writes.
-        stop: see :func:`equipoise.training.train`.
 
     Raises:
         DataError, SettingError: the plan names what there is not, or cannot be resumed.
+        StoppedError: SIGTERM has come.
     """
     watch = watch or Watch()
     method = parse_method(plan.methods[0])
     dataset = _load(plan, watch)
     job = Job("run", method.name, seed, plan.rate(method.name))
-    run = train(
-        dataset, method,
-        model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
-        world=world, sharding=plan.sharding, non_finite=plan.non_finite,
-        checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
-        on_progress=partial(watch.step, job), stop=stop,
-    )  # fmt: skip
+    with listening() as stop:
+        run = train(
+            dataset, method,
+            model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
+            batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
+            world=world, sharding=plan.sharding, non_finite=plan.non_finite,
+            checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
+            on_progress=partial(watch.step, job), stop=stop,
+        )  # fmt: skip
     if world is None or world.rank == 0:
         write_json(folder / "run.json", json.loads(run.to_json()))
     return run
