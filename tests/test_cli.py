@@ -66,6 +66,9 @@ def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     assert first["lr"] == 0.01
     assert run(*words, "--resume")[0] == 0
     assert json.loads((tmp_path / "run.json").read_text()) == first
+    code, output = run(*words)
+    assert "Beginning anew; the checkpoints that were there go to " in output
+    assert (tmp_path / "checkpoint.before").is_dir()
     code, output = run(*words, "--resume", "--seed", "1")
     assert code == 2
     assert "seed: 0 there, 1 here" in output

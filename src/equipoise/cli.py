@@ -34,7 +34,7 @@ from equipoise.training import (
     StoppedError,
     launched,
 )
-from equipoise.training.checkpoint import last_checkpoint
+from equipoise.training.checkpoint import last_checkpoint, place_aside
 
 __all__ = ["app", "main"]
 
@@ -122,6 +122,8 @@ def train(
         if world.rank:
             train_into(out, plan, seed=seed, world=world, resume=resume)
             return
+        if not resume and last_checkpoint(out / "checkpoint") is not None:
+            console.print(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
         with Display(console) as display:
             run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display)
     console.print(run_table(run))

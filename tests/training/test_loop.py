@@ -305,6 +305,21 @@ def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset
     assert asdict(again) == asdict(finished)
 
 
+def test_beginning_anew_puts_what_an_earlier_training_has_left_aside(tiny: Dataset, tmp_path) -> None:
+    folder, settings = tmp_path / "checkpoint", SETTINGS | {"checkpoint": tmp_path / "checkpoint"}
+    train(tiny, METHODS["equal"], **settings)
+    left = {path.name for path in folder.iterdir()}
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 3:
+            raise _InterruptedError
+
+    with pytest.raises(_InterruptedError):
+        train(tiny, METHODS["equal"], **settings, on_progress=interrupt)
+    assert [path.name for path in folder.iterdir()] == ["step-3"]
+    assert {path.name for path in (tmp_path / "checkpoint.before").iterdir()} == left
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint"
     train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from equipoise.training.errors import SettingError
 from equipoise.training.plain_state import decode, encode
 
-__all__ = ["CheckpointError", "last_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "last_checkpoint", "load_checkpoint", "place_aside", "put_aside", "save_checkpoint"]
 
 _FORMAT: Final = 1
 _KEPT: Final = 2  # the last one, and one before
@@ -71,8 +71,8 @@ def save_checkpoint(
         if _rank() == 0:
             content = {"format": _FORMAT, "settings": dict(settings), "state": plain}
             _write(unfinished / "state.json", json.dumps(content))
-            shutil.rmtree(target, ignore_errors=True)  # of a run that started anew in this folder
-            unfinished.replace(target)
+            _sync(unfinished)
+            unfinished.rename(target)
             _sync(folder)
             for old in _complete(folder)[:-_KEPT]:
                 shutil.rmtree(old)
@@ -102,6 +102,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint in a folder, if there is one."""
     found = _complete(folder)
     return found[-1] if found else None
+
+
+def place_aside(folder: Path) -> Path:
+    """Where :func:`put_aside` puts the checkpoints of a folder."""
+    return folder.with_name(f"{folder.name}.before")
+
+
+def put_aside(folder: Path) -> None:
+    """Make room for a training that starts anew: what an earlier one has left could be taken for its own.
+
+    The checkpoints of one earlier training are kept, those that it had put aside itself are not.
+    """
+    if _rank() == 0 and last_checkpoint(folder) is not None:
+        shutil.rmtree(place_aside(folder), ignore_errors=True)
+        folder.rename(place_aside(folder))
+    _barrier()
 
 
 def load_checkpoint(

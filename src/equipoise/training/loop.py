@@ -85,6 +85,7 @@ def train(
         checkpoint: a folder to write to at every evaluation point: models, optimizers, forks, random state and
             the record so far. What ends the training otherwise, such as want of memory or Ctrl-C, leaves a checkpoint
             too in a single process, unless parameters were moving; a note on the exception says so.
+            Those of an earlier training there are put aside, into a folder of the same name with ``.before``.
         checkpoint_every: write one after so many steps too.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
         on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
@@ -122,8 +123,7 @@ def train(
     }  # fmt: skip
     progress = Progress(run, NonFiniteLosses(world, schema.task_names), Window(world, len(schema.tasks)), non_finite)
     saving = Saving(checkpoint, identity, learner)
-    if resume:
-        progress = saving.load(progress)
+    progress = saving.begin(progress, resume=resume)
 
     points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
     read_every = max(1, total // monitor_reads)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.monitor import Reading
-from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+from equipoise.training.checkpoint import load_checkpoint, put_aside, save_checkpoint
 from equipoise.training.learner import Learner
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.reproducibility import random_states, restore_random_states
@@ -166,9 +166,12 @@ class Saving:
             self._saved = progress.steps
         return True
 
-    def load(self, progress: Progress) -> Progress:
-        """Back to the last checkpoint: the learner's state is restored, and the progress with it."""
+    def begin(self, progress: Progress, *, resume: bool) -> Progress:
+        """Back to the last checkpoint, the learner too, or from the start with an empty folder."""
         if self.folder is None:
+            return progress
+        if not resume:
+            put_aside(self.folder)
             return progress
         state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
         world, device = self.learner.world, self.learner.device
