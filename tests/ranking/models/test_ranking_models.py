@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -273,3 +275,25 @@ def test_models_are_found_by_name_and_an_unknown_name_is_refused_with_the_known_
 def test_mmoe_without_experts_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 expert, found 0"):
         MMoE(SCHEMA, experts=0)
+
+
+@every_model
+@every_fork
+def test_an_exported_model_predicts_the_same_and_carries_no_name_that_a_user_chose(
+    name: str, forked: bool, tmp_path: Path
+) -> None:
+    hostile = "<script>alert(1)</script>"
+    schema = Schema(
+        [Categorical(f"{hostile}{place}", 20) for place in range(2)],
+        [Numeric("ag\ne" + hostile), Numeric("price")],
+        [Task(hostile + task) for task in "abc"],
+    )
+    model, some, other = make(name, schema, forked=forked).eval(), make_batch(schema), make_batch(schema, rows=7)
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(model, (some.categorical, some.numeric), dynamic_shapes=({0: rows}, {0: rows}))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        assert not any(b"alert(1)" in archive.read(part) for part in archive.namelist())
+    found = torch.export.load(tmp_path / "model.pt2").module()(other.categorical, other.numeric)
+    expected = model(other.categorical, other.numeric)
+    assert all(torch.equal(one, another) for one, another in zip(found, expected, strict=True))
