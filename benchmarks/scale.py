@@ -2,25 +2,27 @@
 
     python benchmarks/scale.py --out benchmarks/results/scale-model.md
 
-docs/scale.md states the assumptions and reads the result.
+docs/scale.md states the assumptions and reads the result; scale_ranks.py holds the model against measurements.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
 
 FLOAT = 4  # bytes; everything in float32
+TASKS = [2, 4, 8, 16, 32, 64]
+RANKS = [8, 64, 256, 1024]
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator of a cluster, at rates that large kernels reach."""
+    """One rank's processor and network, at rates that large kernels reach."""
 
-    flops: float = 2e14  # dense products per second (TF32, half of a data sheet's figure)
+    flops: float = 2e14  # of dense products per second (TF32, half of a data sheet's figure)
     memory: float = 2.7e12  # bytes per second (80 % of 3.35 TB/s)
     network: float = 4e10  # bytes per second and rank (80 % of 400 Gb/s)
     latency: float = 2e-5  # seconds per hop of a collective
@@ -34,117 +36,155 @@ class Workload:
     ranks: int
     batch: int = 65_536
     shared: float = 1e8  # dense parameters upstream of the fork
-    heads: float = 1e6  # parameters of each task's tower
+    head: float = 1e6  # parameters of each task's tower
     representation: int = 4096  # numbers per example at the fork
-    embedded: int = 26 * 128  # numbers per example that the tables give
+    features: int = 26  # lookups per example
+    width: int = 128  # of a table's row
+    table_rows: float = 1e9  # over all tables, which are sharded
+    replicated: float = 0  # parameters of tables that every rank holds instead, with dense gradients
     every: int = 10  # PUB's K
 
     @property
     def rows(self) -> float:
+        """Examples per rank."""
         return self.batch / self.ranks
+
+    @property
+    def embedded(self) -> float:
+        """Bytes that the tables give this rank, and get back as gradients."""
+        return FLOAT * self.rows * self.features * self.width
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step, beside or including the plain sum's, per rank.
+    """Of one step, per rank, on average over PUB's K steps.
 
     Attributes:
-        flops: in dense products, all passes.
-        memory: bytes read and written at the fork or for updates, beyond the plain sum's.
-        overlapped: bytes all-reduced while the backward pass goes on.
-        exposed: bytes all-reduced while nothing else goes on.
-        hops: collectives that have to be waited for.
-        held: bytes held beyond the plain sum's, at the worst moment, optimizer state included.
+        forward, backward: dense products of the passes that the plain sum makes too.
+        again: dense products beyond those.
+        memory: bytes read and written by the optimizer, the tables, at the fork and for updates.
+        hidden: bytes to all-reduce while the backward pass goes on.
+        exposed: bytes to all-reduce while nothing else goes on.
+        exchanged: bytes to send through the tables' all-to-all.
+        waits: small or large all-reduces that nothing hides.
+        held: bytes held at the worst moment, beyond the plain sum's.
+        state: bytes kept between steps, beyond the plain sum's.
     """
 
-    flops: float
+    forward: float
+    backward: float
+    again: float = 0.0
     memory: float = 0.0
-    overlapped: float = 0.0
+    hidden: float = 0.0
     exposed: float = 0.0
-    hops: int = 0
+    exchanged: float = 0.0
+    waits: int = 0
     held: float = 0.0
+    state: float = 0.0
+
+    def plus(self, **changes: float) -> Cost:
+        """With these added."""
+        own = asdict(self)
+        return Cost(**{name: value + changes.get(name, 0) for name, value in own.items()})
+
+    def times(self, factor: float) -> Cost:
+        """So many of it, one after the other."""
+        return Cost(**{name: factor * value for name, value in asdict(self).items()})
+
+
+def plain_sum(w: Workload) -> Cost:
+    """2 operations per parameter and example forward, 4 backward; Adam; every looked up row read and updated."""
+    products = (w.shared + w.tasks * w.head) * w.rows
+    dense = FLOAT * (w.shared + w.replicated + w.tasks * w.head)
+    adam = 7 * dense  # parameter, gradient and two moments read, all but the gradient written
+    tables = 4 * w.embedded  # read; gradient, row and its one state number read, row written
+    return Cost(
+        2 * products, 4 * products,
+        memory=adam + tables, hidden=dense, exchanged=0 if w.replicated else 2 * w.embedded,
+    )  # fmt: skip
 
 
 def costs(w: Workload) -> dict[str, Cost]:
-    """Every method's cost; a forward pass is 2 operations per parameter and example, a backward pass 4."""
-    dense = w.shared + w.tasks * w.heads
-    forward, backward = 2 * dense * w.rows, 4 * dense * w.rows
-    again = 4 * w.shared * w.rows  # one more pass through the shared layers
-    towers = 4 * w.tasks * w.heads * w.rows
+    """Every method's cost, with tables sharded by TorchRec but where a method is refused with them."""
+    m, k = w.tasks, 1 / w.every
+    plain = plain_sum(w)
+    shared, heads = FLOAT * (w.shared + w.replicated), FLOAT * m * w.head
     z = FLOAT * w.rows * w.representation
-    plain = forward + backward
-    gradients, of_tasks = FLOAT * dense, FLOAT * (w.tasks * w.shared + w.tasks * w.heads)
-    gram = FLOAT * w.tasks**2
-    fork_memory = 3 * w.tasks * z  # into the workspace and out of it again, and once more for the product
-    share = 1 / w.every
+    one_pass = 4 * w.shared * w.rows  # backward through the shared layers once more
+    towers = 4 * m * w.head * w.rows
+    # Into the workspace, out of it, and once more for the weighted sum; the plain sum's own additions not deducted.
+    fork = plain.plus(memory=3 * m * z, again=2 * m**2 * w.rows * w.representation, held=(m - 1) * z)
+    # Every task's gradient apart, and one pass more for sharded tables; averaged in one piece after the passes.
+    passes = (m - 1 if w.replicated else m) * one_pass
+    each = plain.plus(again=passes, exposed=m * shared + heads, waits=2, hidden=-plain.hidden, held=2 * m * shared)
+    mixed = {"again": m**2 * shared / 2, "memory": 6 * m * shared}  # gathered, their updates, inner products, mixed
     return {
-        "plain sum": Cost(plain, overlapped=gradients),
-        "MultiBalance": Cost(plain, fork_memory, gradients, exposed=gram, hops=1, held=(w.tasks - 1) * z),
-        "MultiBalance, overlap": Cost(plain, fork_memory, gradients + gram, held=(w.tasks - 1) * z),
-        "PUB": Cost(
-            plain + towers + share * (w.tasks - 1) * again,
-            share * 6 * of_tasks,
-            exposed=share * of_tasks + (1 - share) * gradients,
-            hops=2,
-            held=2 * of_tasks,
+        "plain sum": plain,
+        "single task": plain_sum(Workload(1, w.ranks)).times(m).plus(
+            state=(m - 1) * (shared * 3 + FLOAT * w.table_rows * (w.width + 1) / w.ranks)
         ),
-        "PUB, authors' form": Cost(
-            plain + (w.tasks - 1) * again, 6 * of_tasks, exposed=of_tasks, hops=2, held=2 * of_tasks
+        "MultiBalance": fork.plus(exposed=FLOAT * m**2, waits=1),
+        "MultiBalance, overlap": fork.plus(hidden=FLOAT * m**2),
+        "PUB": plain.plus(
+            again=towers + k * (passes + mixed["again"]), memory=k * mixed["memory"],
+            exposed=plain.hidden + k * (m - 1) * shared, hidden=-plain.hidden, waits=2, held=2 * m * shared,
         ),
-        "AdaTask": Cost(
-            plain + (w.tasks - 1) * again,
-            8 * of_tasks,
-            exposed=of_tasks,
-            hops=2,
-            held=2 * of_tasks + 2 * FLOAT * (w.tasks - 1) * w.shared,
+        "PUB, authors' form": each.plus(**mixed),
+        "AdaTask": each.plus(memory=8 * m * shared, state=2 * (m - 1) * shared),
+        "PUB + AdaTask": each.plus(
+            memory=(8 + 6 * k) * m * shared, again=k * mixed["again"], state=2 * (m - 1) * shared
         ),
-        "gradients of parameters (MGDA, UPGrad)": Cost(
-            plain + (w.tasks - 1) * again, 3 * of_tasks, exposed=of_tasks, hops=1, held=of_tasks
-        ),
-    }
+        "Clippy (no sharded tables)": plain.plus(memory=5 * (shared + heads), held=shared + heads),
+        "MGDA, UPGrad on parameters": each.plus(**mixed),
+    }  # fmt: skip
 
 
 def seconds(cost: Cost, w: Workload, hardware: Hardware) -> float:
-    """A step's time without its embedding tables, which are alike for all."""
+    """A step's time: what is hidden hides behind the backward pass alone, as far as that is long enough."""
     ring = 2 * (w.ranks - 1) / w.ranks / hardware.network
-    compute = cost.flops / hardware.flops
     return (
-        max(compute, cost.overlapped * ring)
+        (cost.forward + cost.again) / hardware.flops
+        + max(cost.backward / hardware.flops, cost.hidden * ring)
         + cost.memory / hardware.memory
         + cost.exposed * ring
-        + cost.hops * 2 * log2(w.ranks) * hardware.latency
+        + cost.exchanged * (w.ranks - 1) / w.ranks / hardware.network
+        + cost.waits * 2 * log2(w.ranks) * hardware.latency
     )
 
 
-def second_pass_through_tables(w: Workload) -> float:
-    """Bytes per rank that one more backward pass through sharded tables would send, which no method here makes."""
-    return FLOAT * w.rows * w.embedded
+def giga(number: float) -> str:
+    """Bytes in GB, down to what a Gram matrix has."""
+    return (
+        f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number:.0f} B"
+    )
 
 
-def tables(hardware: Hardware, sizes: list[int], ranks: list[int]) -> str:
-    lines = []
-    names = list(costs(Workload(2, 8)))
-    for count in ranks:
-        plain = seconds(costs(Workload(2, count))["plain sum"], Workload(2, count), hardware)
-        lines += [
-            f"## {count} ranks, {int(Workload(2, count).rows):,} examples each",
-            "",
-            f"The plain sum with 2 tasks: {1e3 * plain:.2f} ms. Times over the plain sum with as many tasks; in",
-            "brackets what is held beyond it, per rank.",
-            "",
-            "| method | " + " | ".join(f"M = {size}" for size in sizes) + " |",
-            "|---|" + "---:|" * len(sizes),
-        ]
-        for name in names[1:]:
-            cells = []
-            for size in sizes:
-                w = Workload(size, count)
-                found = costs(w)
-                ratio = seconds(found[name], w, hardware) / seconds(found["plain sum"], w, hardware)
-                cells.append(f"×{ratio:.2f} ({found[name].held / 1e9:.1f} GB)")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+def time_table(ranks: int, hardware: Hardware) -> list[str]:
+    names = list(costs(Workload(2, ranks)))
+    lines = [
+        "| method | " + " | ".join(f"M = {tasks}" for tasks in TASKS) + " |",
+        "|---|" + "---:|" * len(TASKS),
+    ]
+    for name in names:
+        cells = []
+        for tasks in TASKS:
+            w = Workload(tasks, ranks)
+            found = costs(w)
+            own, plain = (seconds(found[of], w, hardware) for of in (name, "plain sum"))
+            cells.append(f"{1e3 * own:.1f} ms" if name == "plain sum" else f"×{own / plain:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def bytes_table(w: Workload) -> list[str]:
+    lines = [
+        "| method | all-reduced, hidden | and waited for | all-to-all | memory traffic | held more | state more |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, cost in costs(w).items():
+        numbers = (cost.hidden, cost.exposed, cost.exchanged, cost.memory, cost.held, cost.state)
+        lines.append(f"| {name} | " + " | ".join(map(giga, numbers)) + " |")
+    return lines
 
 
 def main() -> None:
@@ -152,14 +192,25 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, required=True)
     chosen = arguments.parse_args()
     hardware = Hardware()
-    head = [
-        "# Step times at scale, on paper",
+    lines = [
+        "# A step at scale, on paper",
         "",
-        f"Written by `python {' '.join(sys.argv)}`: a model, not a measurement. {hardware};",
-        f"{Workload(0, 1)} with tasks and ranks as below.",
+        f"Written by `python {' '.join(sys.argv)}`: a model, not a measurement; docs/scale.md has the assumptions.",
         "",
+        f"- {hardware}",
+        f"- {Workload(0, 0)} with tasks and ranks as below",
     ]
-    chosen.out.write_text("\n".join(head) + tables(hardware, [2, 4, 8, 16, 32, 64], [8, 64, 256, 1024]))
+    for ranks in RANKS:
+        w = Workload(2, ranks)
+        table = giga(FLOAT * w.table_rows * (w.width + 1) / ranks)
+        lines += [
+            "", f"## {ranks} ranks: {w.rows:,.0f} examples and {table} of tables each", "",
+            "Time of a step of the plain sum, and of the others over it with as many tasks.", "",
+            *time_table(ranks, hardware),
+        ]  # fmt: skip
+        for tasks in (2, 8, 64):
+            lines += ["", f"Bytes per step and rank, M = {tasks}:", "", *bytes_table(Workload(tasks, ranks))]
+    chosen.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

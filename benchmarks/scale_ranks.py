@@ -3,7 +3,8 @@
     python benchmarks/scale_ranks.py --out benchmarks/results/scale-ranks.md
 
 Latency (of the four smallest) and bandwidth (of the largest) are taken from 2 ranks; those of 4 ranks are then
-predicted by the model's formula and measured.
+predicted by the model's formula and measured. With them and the rates of a matrix product and of a copy, the model
+says what each method adds to a step; that over the measured step of equal weights is its predicted ratio.
 Methods train under DistributedDataParallel, in turn, a few steps each per round; a ratio is that to equal weights in
 the same round. What a method sends is counted where Python sends it; what DistributedDataParallel averages itself is
 the size of all gradients.
@@ -31,11 +32,18 @@ from equipoise.compare.describe import cpu_name
 from equipoise.compare.throughput import median_interval
 from equipoise.data import load
 from equipoise.training import Learner, World, parse_method
+from scale import FLOAT, Hardware, Workload, costs
+from scale import seconds as predicted_seconds
 
 SIZES = [4, 64, 1024, 4096, 1_000_000, 10_000_000]  # numbers; the first four are M² for M = 2, 8, 32, 64
 REPEATS, WARM_UP = 101, 10
-METHODS = ["equal", "multibalance", "multibalance:overlap=true", "pub", "pub-authors", "adatask"]
+METHODS = {
+    "equal": "plain sum", "multibalance": "MultiBalance", "multibalance:overlap=true": "MultiBalance, overlap",
+    "pub": "PUB", "pub-authors": "PUB, authors' form", "adatask": "AdaTask",
+}  # fmt: skip
+"""Those measured, and what scale.py calls them."""
 ROUNDS, STEPS, BATCH = 21, 10, 2048  # ten steps hold one of PUB's solves
+BOTTOM = [512, 256]
 
 
 def all_reduces() -> dict[int, float]:
@@ -82,7 +90,7 @@ def methods(rank: int, ranks: int, rows: int) -> dict[str, dict[str, float]]:
     learners = {
         name: Learner(
             dataset.schema, parse_method(name), model="shared-bottom", lr=1e-3, seed=0, world=world,
-            model_options={"bottom": [512, 256]},
+            model_options={"bottom": BOTTOM},
         )
         for name in METHODS
     }  # fmt: skip
@@ -127,30 +135,73 @@ def work(rank: int, ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def collectives_table(two: dict[int, float], four: dict[int, float]) -> list[str]:
+def rate(work: Callable[[], object], amount: float) -> float:
+    """So much per second, by the median of several calls of what does it."""
+    seconds = []
+    for _ in range(WARM_UP + REPEATS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return amount / statistics.median(seconds[WARM_UP:])
+
+
+def calibrated(two: dict[int, float]) -> Hardware:
+    """One thread of this machine, and the all-reduces between two ranks."""
+    left, right, large = torch.ones(BATCH // 2, BOTTOM[0]), torch.ones(*BOTTOM), torch.ones(16_000_000)
+    target, largest = torch.empty_like(large), SIZES[-1]
     latency = statistics.median(two[size] for size in SIZES[:4]) / 2  # the model's 2 log2(2) hops
-    largest = SIZES[-1]
-    bandwidth = 4 * largest / (two[largest] - 2 * latency)  # 2 (W - 1) / W is 1 for two ranks
+    return Hardware(
+        flops=rate(lambda: left @ right, 2 * left.numel() * BOTTOM[1]),
+        memory=rate(lambda: target.copy_(large), 2 * FLOAT * large.numel()),
+        network=FLOAT * largest / (two[largest] - 2 * latency),  # 2 (W - 1) / W is 1 for two ranks
+        latency=latency,
+    )
+
+
+def workload(ranks: int, rows: int) -> Workload:
+    """What ``methods`` trains."""
+    schema = load("funnel", rows=40 * BATCH).schema
+    learner = Learner(schema, parse_method("equal"), model="shared-bottom", lr=1e-3, seed=0,
+                      model_options={"bottom": BOTTOM})  # fmt: skip
+    sizes = {name: p.numel() for name, p in learner._members[0].model.named_parameters()}
+    tasks = len(schema.tasks)
+    return Workload(
+        tasks, ranks, rows,
+        shared=sum(size for name, size in sizes.items() if name.startswith("bottom")),
+        head=sum(size for name, size in sizes.items() if name.startswith("heads")) / tasks,
+        representation=BOTTOM[-1], features=len(schema.categorical), width=8,
+        replicated=sizes["embedding.table.weight"], every=STEPS,
+    )  # fmt: skip
+
+
+def collectives_table(two: dict[int, float], four: dict[int, float], hardware: Hardware) -> list[str]:
     lines = [
-        f"All-reduces, medians of {REPEATS}. From two ranks: {1e6 * latency:.0f} µs a hop, {bandwidth / 1e9:.2f} GB/s.",
+        f"All-reduces, medians of {REPEATS}. From two ranks: {1e6 * hardware.latency:.0f} µs a hop, "
+        f"{hardware.network / 1e9:.2f} GB/s.",
         "",
         "| numbers | 2 ranks | 4 ranks | 4 ranks by the model |",
         "|---:|---:|---:|---:|",
     ]
     for size in SIZES:
-        predicted = 2 * log2(4) * latency + 2 * 3 / 4 * 4 * size / bandwidth
+        predicted = 2 * log2(4) * hardware.latency + 2 * 3 / 4 * FLOAT * size / hardware.network
         lines.append(f"| {size:,} | {1e3 * two[size]:.3f} ms | {1e3 * four[size]:.3f} ms | {1e3 * predicted:.3f} ms |")
     return lines
 
 
-def methods_table(found: dict[str, dict[str, float]]) -> list[str]:
+def methods_table(found: dict[str, dict[str, float]], w: Workload, hardware: Hardware) -> list[str]:
     lines = [
-        "| method | ms a step | of equal weights | 95 % | its own all-reduces a step | their MB | the engine's MB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | ms a step | of equal weights | 95 % | by the model | its own all-reduces a step | their MB | "
+        "the engine's MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    paper = costs(w)
     for name, row in found.items():
+        added = predicted_seconds(paper[METHODS[name]], w, hardware) - predicted_seconds(
+            paper["plain sum"], w, hardware
+        )
         cells = [
             name, f"{row['ms']:.1f}", f"×{row['ratio']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}",
+            f"×{1 + 1e3 * added / found['equal']['ms']:.3f}",
             f"{row['calls']:.1f}", f"{row['own'] / 1e6:.4f}", f"{row['engine'] / 1e6:.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -166,29 +217,30 @@ def main() -> None:
             mp.spawn(work, args=(ranks, folder), nprocs=ranks)
         two, four = (torch.load(Path(folder) / f"{ranks}.pt", weights_only=True) for ranks in (2, 4))
     torch.set_num_threads(1)
-    alone = methods(0, 1, BATCH // 2)
+    alone, hardware = methods(0, 1, BATCH // 2), calibrated(two["all_reduces"])
     lines = [
         f"# Several processes of one machine: {cpu_name()}, 2 cores, gloo",
         "",
         f"Written by `python {' '.join(sys.argv)}`, torch {torch.__version__}. One thread per rank;",
         "four ranks share two cores, so that what a collective waits for there is mostly a core.",
         "",
-        *collectives_table(two["all_reduces"], four["all_reduces"]),
+        *collectives_table(two["all_reduces"], four["all_reduces"], hardware),
         "",
         f"Methods: generated funnel, four tasks, shared bottom 512-256, global batch {BATCH}, Adam, {ROUNDS} rounds of",
-        f"{STEPS} steps of each; ratios are medians over rounds with their interval by order statistics.",
+        f"{STEPS} steps of each; ratios are medians over rounds with their interval by order statistics. The model's",
+        f"are for {hardware.flops / 1e9:.0f}e9 operations and {hardware.memory / 1e9:.1f} GB of traffic a second.",
         "",
         f"## In one process, with a batch of {BATCH // 2}, the share of one of two ranks",
         "",
-        *methods_table(alone),
+        *methods_table(alone, workload(1, BATCH // 2), hardware),
         "",
         "## On 2 ranks",
         "",
-        *methods_table(two["methods"]),
+        *methods_table(two["methods"], workload(2, BATCH), hardware),
         "",
         "## On 4 ranks",
         "",
-        *methods_table(four["methods"]),
+        *methods_table(four["methods"], workload(4, BATCH), hardware),
     ]
     chosen.out.write_text("\n".join(lines) + "\n")
 
