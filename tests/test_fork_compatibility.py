@@ -379,3 +379,18 @@ def test_with_overlap_a_step_has_the_weights_that_the_step_before_would_have_had
     plain = train(MultiBalance(3))
     for late in (train(MultiBalance(3, overlap=True)), train(MultiBalance(3, overlap=True), compiled=True)):
         torch.testing.assert_close(late, [torch.ones(3), *plain[:-1]])
+
+
+def test_with_overlap_a_task_that_comes_and_goes_keeps_the_weight_it_last_had():
+    def last_weights(overlap: bool) -> list[Tensor]:
+        fork, generator, found = MultiBalance(2, gamma=0.1, overlap=overlap), torch.Generator().manual_seed(0), []
+        for step in range(40):
+            shared = torch.randn(16, 4, generator=generator, requires_grad=True)
+            often, rare = fork(shared)
+            (often.square().mean() + (50 * rare.square().mean() if step % 2 else 0.0)).backward()
+            found.append(fork.last_weights.clone())
+        return found
+
+    with_, without = last_weights(True), last_weights(False)
+    assert 0.2 < without[-1][1] < 0.8  # 50 times as large, and brought down
+    torch.testing.assert_close(with_[-1][1], without[-3][1])  # of two steps ago, since it was not there in the last

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from equipoise.multibalance import MultiBalance
 
 RANKS = 2
+MANY = 100  # steps
 MODES = [("equal", "cosine"), ("own", "gram")]
 
 
@@ -52,12 +53,14 @@ def losses(scores: list[Tensor], labels: Tensor) -> list[Tensor]:
     return found
 
 
-def train(model: nn.Module, *, rank: int | None = None, reduce=None, spoil=None, lr=1e-5) -> list[Tensor]:
+def train(
+    model: nn.Module, *, rank: int | None = None, reduce=None, spoil=None, lr=1e-5, steps: int = 4
+) -> list[Tensor]:
     """The plain loop over the rank's share of each batch, all of it if None; the weights of every step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     fork = next(module for module in model.modules() if isinstance(module, MultiBalance))
     weights = []
-    for step, (inputs, labels) in enumerate(batches()):
+    for step, (inputs, labels) in enumerate(batches(steps)):
         if spoil is not None:
             spoil(step, labels)
         share = slice(None) if rank is None else slice(8 * rank, 8 * rank + 8)
@@ -116,9 +119,12 @@ def without_ddp(rank: int) -> dict:
 
 
 def overlapped(rank: int) -> dict:
-    """Saves and loads between two steps too: what is under way must have arrived."""
+    """Saves and loads between two steps too: what is under way must have arrived.
+
+    Many steps, because before each DDP broadcasts buffers, at a moment when the matrix is still under way.
+    """
     model = Ranker(seed=rank, overlap=True)
-    weights = train(DistributedDataParallel(model), rank=rank)
+    weights = train(DistributedDataParallel(model), rank=rank, steps=MANY)
     saved = copy.deepcopy(model.state_dict())
     twin = Ranker(overlap=True)
     twin.load_state_dict(saved)
@@ -127,7 +133,8 @@ def overlapped(rank: int) -> dict:
 
 def groups_of_one(rank: int) -> dict:
     groups = [dist.new_group([other]) for other in range(RANKS)]
-    model = Ranker(process_group=groups[rank])
+    model = copy.deepcopy(Ranker(process_group=groups[rank]))  # the group itself is not copied
+    assert model.fork.process_group is groups[rank]
     return record(model, train(model, rank=rank))
 
 
@@ -228,7 +235,7 @@ def test_torch_compile_sums_over_the_ranks_too(ranks):
 
 def test_an_overlapped_fork_weighs_by_the_step_before_on_all_ranks(ranks):
     model = Ranker(overlap=True)
-    weights = train(model)
+    weights = train(model, steps=MANY)
     found = [result["overlapped"] for result in ranks]
     assert_as_one_process(found, record(model, weights))
     assert_same_on_all_ranks(found)

@@ -6,6 +6,7 @@ their Gram matrix decides the weights with which they flow on into the shared la
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +45,8 @@ class Fork(nn.Module):
     in every step. A ``DistributedDataParallel`` also broadcasts all buffers before each forward pass, which the fork's
     do not need: ``forward_sync_buffers=False`` (before torch 2.13 ``broadcast_buffers=False``) saves it, where no
     other module's buffers need it. With ``overlap`` nobody waits for the all-reduce: a step weighs by the matrix of the
-    step before, which has had a whole step to arrive, and the first step by weights of 1.
+    step before, which has had a whole step to arrive, and the first step by weights of 1; a task that the step before
+    lacked has the weight it last had.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
 
@@ -100,16 +102,23 @@ class Fork(nn.Module):
         self.tasks = _task_names(tasks)
         self.process_group = process_group
         self.overlap = overlap
-        self._work: dist.Work | None = None
+        self._under_way: tuple[dist.Work, Tensor] | None = None
         count = len(self.tasks)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("last_gram", torch.empty(count, count, dtype=wide), persistent=False)
-        self.register_buffer("last_weights", torch.empty(count, dtype=wide), persistent=False)
+        self.register_buffer("last_weights", torch.empty(count, dtype=wide), persistent=overlap)
         self.register_buffer("last_present", torch.empty(count, dtype=torch.bool), persistent=False)
         self.register_buffer("loss_scale", torch.empty((), dtype=wide), persistent=False)
         self.register_buffer("arriving", torch.empty(count, count, dtype=wide) if overlap else None)
         Fork.reset_parameters(self)
         follow(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self.process_group)] = self.process_group  # ranks are not copied
+        other: Self = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         self._wait()
@@ -202,7 +211,11 @@ class Fork(nn.Module):
             gram = torch.where(present & present.unsqueeze(1), gram, 0.0)
         weights = self.weigh(gram, present)
         # A copy in either case: what a subclass returns may be its own state, which moves on.
-        weights = weights.clone() if all_present else torch.where(present, weights, 1.0)
+        if all_present:
+            weights = weights.clone()
+        else:
+            # A task that the step before lacked may be here in this one: its last weight is the best there is.
+            weights = torch.where(present, weights, self.last_weights if self.overlap else 1.0)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
@@ -219,16 +232,22 @@ class Fork(nn.Module):
         if not compiled:
             self._wait()
         before = self.arriving.clone()
-        self.arriving.copy_(all_reduce(gram, "sum", group) if compiled and group is not None else gram)
-        if group is not None and not compiled:
-            self._work = dist.all_reduce(self.arriving, group=group, async_op=True)
+        if group is None or compiled:
+            self.arriving.copy_(gram if group is None else all_reduce(gram, "sum", group))
+        else:
+            # Not into the buffer itself, which a DistributedDataParallel broadcasts before the next forward pass.
+            work = dist.all_reduce(gram, group=group, async_op=True)
+            assert work is not None
+            self._under_way = work, gram
         return before
 
     def _wait(self) -> None:
         """Until the matrix under way has arrived: nobody may read, replace or save it before."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
+        if self._under_way is not None and self.arriving is not None:
+            work, gram = self._under_way
+            work.wait()
+            self.arriving.copy_(gram)
+            self._under_way = None
 
     def _factor(self) -> Tensor | None:
         """What the losses of the backward under way were multiplied by; None where that is 1 for sure."""
