@@ -136,6 +136,30 @@ def refusals() -> dict[str, Any]:
         PUB(torch.optim.Adam(sharded.parameters()), shared=shared, data_parallel=dist.group.WORLD)
     except TypeError as error:
         found["pub with fsdp"] = str(error)
+    found |= refusals_with_tables()
+    return found
+
+
+def refusals_with_tables() -> dict[str, str]:
+    """Of PUB in one's own loop with TorchRec."""
+    found = {}
+    call = parallelize(build("pub", "shared-bottom"), "data-parallel")
+    dense = list(dense_parameters(call).values())
+    try:
+        PUB(torch.optim.Adagrad(dense), shared=dense[-4:], data_parallel=call)
+    except ValueError as error:
+        found["pub with data-parallel tables"] = str(error)
+    model = build("pub", "shared-bottom")
+    call = parallelize(model, "table-wise")
+    optimizer = PUB(
+        torch.optim.Adagrad(dense_parameters(call).values()), shared=model.bottom.parameters(), data_parallel=call
+    )
+    ids, numbers, _ = batches()[0]
+    call(ids, numbers)
+    try:
+        optimizer.backward([None, None, None])
+    except RuntimeError as error:
+        found["pub without a loss"] = str(error)
     return found
 
 
@@ -186,6 +210,8 @@ def test_four_ranks_train_as_one_process_does(four, case):
         ("sparse fsdp", "FSDP2 cannot shard sparse gradients, found sparse=True in embedding.table"),
         ("unknown", "found 'diagonal'"),
         ("pub with fsdp", "sharded over ranks"),
+        ("pub with data-parallel tables", "Shard them table-, row- or column-wise"),
+        ("pub without a loss", "found no loss on rank 0, but sharded tables exchange"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(two, attempt, message):

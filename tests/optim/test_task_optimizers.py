@@ -298,6 +298,36 @@ def test_under_a_grad_scaler_steps_are_those_without_and_overflows_are_skipped(k
     torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_grad_scalers_factor_is_taken_out_once_where_a_gradient_comes_from_one_task_alone(wrapper):
+    nets = [Net(3), Net(3)]
+    a, b = (WRAPPERS[wrapper](OPTIMIZERS["sgd"](net.parameters()), net.shared()) for net in nets)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(8):
+        absent = (0, 2) if step in (1, 3, 4) else ()
+        train(nets[0], a, [step], absent)
+        b.zero_grad()
+        b.backward([None if loss is None else scaler.scale(loss) for loss in nets[1].losses(step, absent)])
+        scaler.step(b)
+        scaler.update()
+        torch.testing.assert_close(values(nets[0]), values(nets[1]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad brings it about
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_sparse_gradients_that_touch_no_row_move_nothing(wrapper):
+    table = torch.nn.EmbeddingBag(5, 3, sparse=True, mode="sum")
+    optimizer = WRAPPERS[wrapper](torch.optim.Adagrad(table.parameters(), lr=0.1), list(table.parameters()))
+    before, heads = table.weight.detach().clone(), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for ids in ([1, 2], [], [], [3]):
+        bags = table(torch.tensor(ids, dtype=torch.int64), torch.tensor([0]))
+        optimizer.zero_grad()
+        optimizer.backward([(bags * head).sum() + bags.square().sum() for head in heads])
+        optimizer.step()
+        assert torch.equal(table.weight, before) == (not ids)
+        before = table.weight.detach().clone()
+
+
 def test_half_precision_parameters_are_balanced_in_float32():
     net = Net(2).bfloat16()
     optimizer = PUB(torch.optim.AdamW(net.parameters(), lr=0.01), shared=net.shared(), update_every=2)

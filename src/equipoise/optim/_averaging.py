@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.optim._entries import touched_rows
 
-__all__ = ["Averaging", "averaging_of"]
+__all__ = ["Averaging", "averaging_of", "refuse_unknown_ranks"]
 
 _NONE, _DENSE, _SPARSE = range(3)
 
@@ -26,12 +27,24 @@ class Averaging:
 
     Attributes:
         group: the ranks.
+        modules: those that would average otherwise.
         fused: whether parameters upstream are stepped by their own backward pass, as TorchRec's tables are.
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, fused: bool = False) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, modules: Sequence[DistributedDataParallel] = (), *, fused: bool = False
+    ) -> None:
         self.group = group
+        self.modules = modules
         self.fused = fused
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Averaging:
+        return self  # ranks are not copied
+
+    def take_over(self) -> None:
+        """From now on the modules leave the averaging to this."""
+        for module in self.modules:
+            module.require_backward_grad_sync = False
 
     def average(
         self, parameters: Sequence[Parameter], gradients: Sequence[Tensor | None], present: Sequence[bool]
@@ -57,6 +70,8 @@ class Averaging:
             if kind == _DENSE:
                 parts[place] = torch.zeros_like(p) if g is None else g
         self._average_flat(parts)
+        for module in self.modules:
+            module.require_forward_param_sync = True  # else it would cease to broadcast buffers, such as BatchNorm's
         averaged: list[Tensor | None] = []
         for place, p in enumerate(parameters):
             part = parts.get(place)
@@ -116,11 +131,27 @@ class Averaging:
             kinds.setdefault((parts[place].dtype, parts[place].device), []).append(place)
         for places in kinds.values():
             flat = torch.cat([parts[place].reshape(-1) for place in places])
+            flat.div_(dist.get_world_size(self.group))  # before the sum, which float16 may not hold
             dist.all_reduce(flat, group=self.group)
-            flat.div_(dist.get_world_size(self.group))
             pieces = torch.split(flat, [parts[place].numel() for place in places])
             for place, piece in zip(places, pieces, strict=True):
-                parts[place] = piece.view(parts[place].shape)
+                # .data: a version counter of its own, by which a change of this gradient alone is noticed.
+                parts[place] = piece.view(parts[place].shape).data
+
+
+def refuse_unknown_ranks(name: str) -> None:
+    """Several ranks, of which an optimizer of this name has not been told, would drift apart.
+
+    Raises:
+        RuntimeError: there are several.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks > 1:
+        raise RuntimeError(
+            f"{name} needs the average of its tasks' gradients over the ranks, found {ranks} and nothing that says "
+            "which of them train together. Pass data_parallel=<the DistributedDataParallel or DistributedModelParallel "
+            "module>, or the process group, if its ranks start from equal parameters."
+        )
 
 
 def averaging_of(
@@ -131,20 +162,21 @@ def averaging_of(
     Raises:
         RuntimeError: there are several ranks, and nothing says that and how they train together.
         ValueError: the module holds no ``DistributedDataParallel``, or one with
-            parameters that are not in ``groups``, or with a static graph.
+            parameters that are not in ``groups``, or with a static graph; or ``groups`` hold TorchRec's data-parallel
+            tables.
     """
     if data_parallel is None:
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if ranks > 1:
-            raise RuntimeError(
-                f"{name} needs the average of its tasks' gradients over the ranks, found {ranks} and nothing that says "
-                "which of them train together. Pass data_parallel=<the DistributedDataParallel or "
-                "DistributedModelParallel module>, or the process group, if its ranks start from equal parameters."
-            )
+        refuse_unknown_ranks(name)
         return None
+    if any("grad" in vars(type(p)) for group in groups for p in group["params"]):
+        raise ValueError(
+            f"{name} takes its tasks' gradients apart, found embedding tables that TorchRec holds data-parallel, which "
+            "have one gradient for all tables. Shard them table-, row- or column-wise, or put the model with plain "
+            "nn.Embedding tables under DistributedDataParallel."
+        )
     if not isinstance(data_parallel, nn.Module):
         return Averaging(data_parallel)
-    wrapped = [m for m in data_parallel.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    wrapped = [m for m in data_parallel.modules() if isinstance(m, DistributedDataParallel)]
     if not wrapped:
         raise ValueError(
             f"data_parallel must hold a DistributedDataParallel module, or be a process group; found "
@@ -169,8 +201,6 @@ def averaging_of(
             f"optimizer's and would drift apart: {', '.join(strange[:5])}. Give the optimizer all of them; shard "
             "embedding tables table-, row- or column-wise instead of data-parallel."
         )
-    for module in wrapped:
-        module.require_backward_grad_sync = False
     # TorchRec's DistributedModelParallel, by what it has: torch is all that this package may import. Also on a rank
     # that holds no table, since all take part in the collectives of that backward pass.
-    return Averaging(wrapped[0].process_group, fused=hasattr(data_parallel, "fused_optimizer"))
+    return Averaging(wrapped[0].process_group, wrapped, fused=hasattr(data_parallel, "fused_optimizer"))

@@ -121,13 +121,14 @@ class JointStep:
                 references.append(torch.linalg.vector_norm(reference, dtype=torch.float64))
                 squares += torch.linalg.vector_norm(updates[: self._rows], dim=1, dtype=torch.float64).square_()
             self._store(block, after)
-        if plain is not None:
+        if plain is not None and steps:
             rounding = self._rows * torch.finfo(self._dtype).eps * torch.dot(weights.double().abs(), squares.sqrt_())
             torch._foreach_mul_(steps, _ratio(references, steps, rounding))
         for entry in self._entries:
             if decay := self._rule.decoupled_decay(entry.options):
                 entry.theta.mul_(1 - entry.options["lr"] * decay)
-        torch._foreach_add_(places, steps, alpha=-self._lead)
+        if steps:  # not where all gradients are sparse and touch nothing
+            torch._foreach_add_(places, steps, alpha=-self._lead)
         for entry in self._entries:
             self._optimizer.state[entry.p] = entry.kept
             entry.close(self._own)

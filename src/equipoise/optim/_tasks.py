@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim._averaging import Averaging, averaging_of
+from equipoise.optim._averaging import Averaging, averaging_of, refuse_unknown_ranks
 from equipoise.optim._checks import check_groups, check_reachable, check_shared, distinct, scalars_of
 from equipoise.optim._rules import rule_of
 from equipoise.optim._total import total_of
@@ -92,10 +92,13 @@ class TaskOptimizer(Wrapper):
             TypeError: an entry is neither a tensor nor None.
             ValueError: the number of losses has changed, or one is not a scalar.
             RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
-                from elsewhere, or lie behind reentrant checkpoints.
+                from elsewhere, or lie behind reentrant checkpoints; a process group has come since this was made; or
+                there is no loss at all on a rank with sharded tables.
         """
         found = scalars_of(losses)
         if not self._checked:
+            if self._averaging is None:
+                refuse_unknown_ranks(type(self).__name__)  # they may have come since this was made
             check_reachable(loss for loss in found if loss is not None)
             self._checked = True
         pending = self._pending_for(len(found))
@@ -171,6 +174,11 @@ class TaskOptimizer(Wrapper):
         self.optimizer.add_param_group(param_group)
         check_groups(self.param_groups)
 
+    def _take_averaging_over(self) -> None:
+        """The last thing that a constructor does: one that fails leaves the module as it was."""
+        if self._averaging is not None:
+            self._averaging.take_over()
+
     @abstractmethod
     def _move(self, pending: Pending) -> None:
         """Moves all parameters."""
@@ -234,6 +242,12 @@ class TaskOptimizer(Wrapper):
         self, averaging: Averaging, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]
     ) -> None:
         """The passes of this rank, then the mean of all ranks' on top of what earlier calls have left."""
+        if averaging.fused and not losses:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward found no loss on rank {dist.get_rank()}, but sharded tables exchange "
+                "their gradients between all ranks in every backward pass: give it a loss that is 0, such as "
+                "0 * logits.sum()."
+            )
         everywhere, size = [*self.shared, *heads], len(self.shared)
         before = _take(everywhere)
         own = Pending([False for _ in pending.present], [[None] * size for _ in pending.of_task])
@@ -335,10 +349,11 @@ class TaskOptimizer(Wrapper):
             return True
         if scale is not None:
             everywhere = [p.grad for group in self.param_groups for p in group["params"]]
-            for gradients in (everywhere, pending.total, *pending.of_task):
-                for grad in gradients:
-                    if grad is not None:
-                        grad.div_(scale.to(grad.device))
+            found = [
+                grad for part in (everywhere, pending.total, *pending.of_task) for grad in part if grad is not None
+            ]
+            for grad in {id(grad): grad for grad in found}.values():  # where one task alone has one it is the sum, too
+                grad.div_(scale.to(grad.device))
         return False
 
     def _own_state(self) -> dict[str, Any]:

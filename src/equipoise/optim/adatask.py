@@ -70,6 +70,7 @@ class AdaTask(TaskOptimizer):
         for group in self.param_groups:
             if group.get("dampening"):
                 raise ValueError("AdaTask takes SGD without dampening only, because tasks differ in their first step.")
+        self._take_averaging_over()
 
     def _needs_each(self) -> bool:
         return self._count != 1

@@ -77,7 +77,8 @@ class PUB(TaskOptimizer):
         data_parallel: the ``DistributedDataParallel`` or TorchRec ``DistributedModelParallel`` module whose
             ranks train together, or their process group if they start from equal parameters; :class:`AdaTask`
             inside has been told already. ``backward`` then averages all that a step needs in one collective
-            (tasks' gradients apart when α is solved), in the place of the module's own averaging.
+            (tasks' gradients apart when α is solved), in the place of the module's own averaging, which it switches
+            off (``require_backward_grad_sync``).
 
     Attributes:
         tasks: the tasks' names; empty before the first ``backward`` if not given.
@@ -153,6 +154,7 @@ class PUB(TaskOptimizer):
         self.last_present = self._alpha.bool()
         if tasks is not None:
             self._begin(tuple(tasks))
+        self._take_averaging_over()
 
     @property
     def last_weights(self) -> Tensor:
