@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -28,7 +29,8 @@ class Clippy(Wrapper):
     with Adam.
 
     Alone it is an ordinary optimizer: ``loss.backward(); optimizer.step()``. Inside PUB or AdaTask it
-    shrinks the joint update, after balancing: ``PUB(Clippy(Adam(...)), shared=...)``.
+    shrinks the joint update, after balancing: ``PUB(Clippy(Adam(...)), shared=...)``. Under FSDP2 the minimum
+    is over all parts of a tensor, for which all tensors together take one collective.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop.
@@ -67,22 +69,48 @@ class Clippy(Wrapper):
         return result
 
     def remember(self) -> list[Tensor]:
-        """Copies of the parameters that have a gradient, for :meth:`shrink` after the step."""
-        return [p.detach().clone() for _, p in self._moving()]
+        """Copies of the parameters that have a gradient, for :meth:`shrink` later; of sharded ones the part here."""
+        return [_local(p).clone() for _, p in self._moving()]
 
     def shrink(self, before: list[Tensor]) -> None:
         """Takes back as much of the step since :meth:`remember` as the limits demand."""
-        for (options, p), old in zip(self._moving(), before, strict=True):
+        moving = self._moving()
+        tightest = []
+        for (options, p), old in zip(moving, before, strict=True):
             limit = old.abs().mul_(self.relative).add_(self.absolute)
             if decay := self._rule.decoupled_decay(options):
                 old.mul_(1 - options["lr"] * decay)
-            share = limit.div_((p - old).abs_())  # x/0 = ∞ and 0/0 = NaN, neither of which is under 1
-            factor = share.nan_to_num_(nan=1.0).amin().clamp(max=1) if share.numel() else 1.0
+            share = limit.div_((_local(p) - old).abs_())  # x/0 = ∞ and 0/0 = NaN, neither of which is under 1
+            tightest.append(share.nan_to_num_(nan=1.0).amin() if share.numel() else share.new_ones(()))
+        factors = _over_shards([p for _, p in moving], tightest)
+        for (_, p), old, factor in zip(moving, before, factors, strict=True):
             # lerp gives back p itself, to the last bit, where the factor is 1
-            p.copy_(torch.lerp(old, p, factor))
+            _local(p).copy_(torch.lerp(old, _local(p), factor.clamp(max=1)))
 
     def _moving(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def __repr__(self) -> str:
         return f"Clippy({self.optimizer!r}, relative={self.relative}, absolute={self.absolute})"
+
+
+def _local(p: Any) -> Tensor:
+    """This rank's part of a DTensor (FSDP2), whose module is slow to import; any other tensor itself."""
+    part: Tensor = p.detach().to_local() if hasattr(p, "placements") else p.detach()
+    return part
+
+
+def _over_shards(parameters: list[Any], tightest: list[Tensor]) -> list[Tensor]:
+    """The tightest share of every parameter over all ranks that hold a part of it: one collective for all of them."""
+    meshes: dict[Any, list[int]] = {}
+    for place, p in enumerate(parameters):
+        if hasattr(p, "placements"):
+            meshes.setdefault(p.device_mesh, []).append(place)
+    found = list(tightest)
+    for mesh, places in meshes.items():
+        together = torch.stack([tightest[place].double() for place in places])
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(together, dist.ReduceOp.MIN, group=mesh.get_group(dimension))
+        for place, share in zip(places, together.unbind(), strict=True):
+            found[place] = share.to(tightest[place].dtype)
+    return found
