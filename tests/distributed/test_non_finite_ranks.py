@@ -6,9 +6,10 @@ import torch.distributed as dist
 from gloo import on_ranks
 from torch import Tensor
 
-from equipoise.ranking.schema import Batch, Numeric, Schema, Task
-from equipoise.training import METHODS, Learner, World
+from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.training import METHODS, Learner, SettingError, World
 from equipoise.training import learner as learner_module
+from equipoise.training.non_finite import NonFiniteLosses
 
 SCHEMA = Schema([], [Numeric("age")], [Task("click"), Task("buy")])
 NAMES = ("single-task", "equal", "multibalance", "pub", "adatask")
@@ -68,3 +69,41 @@ def test_what_one_rank_skips_all_skip_as_one_process_does(ranks, name, policy):
     assert alone["losses"].isnan().nonzero().tolist() == [[BAD - 1, 1]]
     for key, expected in alone.items():
         torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+RANKS_BAD = {0: (3, 250), 1: (2, 250, 251)}  # rank -> steps in which its loss of `buy` is bad
+
+
+def count(rank: int) -> dict:
+    """What NonFiniteLosses says of 260 steps, more than it keeps apart."""
+    watch = NonFiniteLosses(World(rank, 2), ["click", "buy"])
+    for step in range(1, 261):
+        watch.see(torch.tensor([1.0, torch.nan if step in RANKS_BAD[rank] else 1.0]), step)
+    return {"found": watch.read()}
+
+
+def test_a_step_that_is_bad_on_any_rank_counts_once_and_the_first_is_the_first_of_all(tmp_path):
+    for found in on_ranks(2, tmp_path, count):
+        assert found["found"] == {"buy": (4, 2)}
+
+
+def uneven(rank: int) -> dict:
+    """A batch of 15 rows, which two ranks cannot share equally."""
+    schema = Schema([Categorical("user", 50)], [Numeric("age")], [Task("click")])
+    batch = Batch(torch.zeros(15, 1, dtype=torch.int64), torch.zeros(15, 1), torch.ones(15, 1), torch.ones(15))
+    said = {}
+    for sharding in ("row-wise", "ddp"):
+        learner = Learner(
+            schema, METHODS["equal"], model="shared-bottom", lr=0.01, seed=3, world=World(rank, 2), sharding=sharding
+        )
+        try:
+            said[sharding] = learner.step(batch).item()
+        except SettingError as error:
+            said[sharding] = str(error)
+    return said
+
+
+def test_shares_that_row_wise_tables_cannot_exchange_are_named(tmp_path):
+    for found in on_ranks(2, tmp_path, uneven):
+        assert "expected a multiple of the 2 ranks, found 15 rows" in found["row-wise"]
+        assert found["ddp"] > 0

@@ -18,7 +18,7 @@ from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.training.parallel import dense_parameters, fused_optimizer, parallelize
 
 SCHEMA = Schema(
-    [Categorical("user", 50), Categorical("item", 31), Categorical("place", 7)],
+    [Categorical("user", 50), Categorical("item", 31), Categorical("place", 3)],
     [Numeric("age")],
     [Task("click"), Task("like"), Task("buy")],
 )
@@ -38,7 +38,7 @@ CASES = [
     *(("table-wise", method, "shared-bottom") for method in (*MULTIBALANCE[1:], *PUBS, "adatask")),
     ("row-wise", PUBS[0], "mmoe"),
 ]
-# Three tables: with one rank more, one holds none.
+# Three tables: with one rank more, one holds none; and three places, of which it would hold none by rows.
 ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-bottom"), (PUBS[0], "shared-bottom"))]
 
 
@@ -49,7 +49,7 @@ def build(method: str, model: str) -> nn.Module:
 
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
     found = []
     for _ in range(STEPS + 1):
         ids = torch.stack(

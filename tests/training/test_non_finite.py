@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equipoise.data import Dataset
-from equipoise.training import METHODS, IncompatibleError, NonFiniteError, World, parse_method, train
+from equipoise.training import METHODS, IncompatibleError, Learner, NonFiniteError, World, parse_method, train
 from equipoise.training import learner as learner_module
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.parallel import Sharding
@@ -70,6 +70,35 @@ def test_a_skipped_task_or_step_is_counted_and_spoils_nothing(
     assert bad_batches[0] == run.steps
 
 
+@pytest.mark.parametrize("name", ["equal", "multibalance", "pub", "adatask", "single-task"])
+@pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
+def test_an_infinite_feature_spoils_no_parameter(tiny: Dataset, name: str, policy: str) -> None:
+    learner = Learner(
+        tiny.schema, METHODS[name], model="shared-bottom", lr=0.01, seed=0, non_finite=policy,
+        model_options={"bottom": [8], "tower": [4]},
+    )  # fmt: skip
+    for step, batch in enumerate(tiny.train.batches(64)):
+        numeric = batch.numeric.clone()
+        numeric[5, 1] = torch.inf if step == 3 else 1.0
+        losses = learner.step(replace(batch, numeric=numeric))
+        assert bool(losses.isnan().all() if step == 3 else losses.isfinite().all())
+
+
+@pytest.mark.usefixtures("bad_batches")
+def test_in_a_step_that_is_skipped_the_fork_does_not_move_either(tiny: Dataset) -> None:
+    learner = Learner(
+        tiny.schema, METHODS["multibalance"], model="shared-bottom", lr=0.01, seed=0, non_finite="skip-step"
+    )
+    batches = tiny.train.batches(32)
+    for step in range(1, 14):
+        before = learner.state_dict()["models"][0]
+        before = {name: value.clone() for name, value in before.items()}
+        learner.step(next(batches))
+        after = learner.state_dict()["models"][0]
+        moved = [name for name, value in after.items() if not torch.equal(value, before[name])]
+        assert bool(moved) == (step not in BAD)
+
+
 def test_without_a_bad_batch_a_policy_changes_nothing(tiny: Dataset) -> None:
     runs = [
         train(tiny, METHODS["multibalance"], **SETTINGS, non_finite=policy)
@@ -86,6 +115,8 @@ def test_without_a_bad_batch_a_policy_changes_nothing(tiny: Dataset) -> None:
         ("pub", "fsdp", {}, "raise", "needs every task's whole gradient"),
         ("adatask", "data-parallel", {}, "raise", "shard them table-, row- or column-wise"),
         ("equal", "ddp", {"sparse": True}, "raise", "sparse gives the table sparse gradients"),
+        ("pub", "ddp", {"sparse": True}, "raise", "sparse gives the table sparse gradients"),
+        ("clippy", "table-wise", {}, "raise", "step in their backward pass"),
         ("equal", "row-wise", {}, "skip-step", "tables have made theirs in the backward pass"),
     ],
 )

@@ -85,17 +85,11 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _whole_updates(given: Combination) -> Iterator[str]:
-    if not isinstance(given.method, ClippyMethod):
-        return
-    if given.with_fsdp:
-        yield (
-            f"Method {given.method.name!r} bounds a parameter's step by its largest entry, which FSDP2 shards: use "
-            "sharding ddp."
-        )
-    elif given.with_torchrec:
+    if isinstance(given.method, ClippyMethod) and given.with_torchrec:
         yield (
             f"Method {given.method.name!r} bounds every parameter's step, but TorchRec's tables step in their backward "
-            "pass (or, data-parallel, lie apart where the model has one, which changes the bound): use sharding ddp."
+            "pass (or, data-parallel, lie apart where the model has one, which changes the bound): use sharding ddp or "
+            "fsdp."
         )
 
 
@@ -110,10 +104,10 @@ def _averaged_tables(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _sparse_tables(given: Combination) -> Iterator[str]:
-    if given.model_options.get("sparse") and given.world.size > 1 and not given.needs_tasks_gradients:
+    if given.model_options.get("sparse") and (not given.with_torchrec or given.sharding == "data-parallel"):
         yield (
-            "The model option sparse gives the table sparse gradients, which DistributedDataParallel and FSDP2 cannot "
-            "average on every backend: leave it out, or let TorchRec shard the tables (table-wise, row-wise, …)."
+            "The model option sparse gives the table sparse gradients, which Adam does not take: leave it out, or let "
+            "TorchRec shard the tables (table-wise, row-wise, …), where they never are gradients of the whole table."
         )
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
+from equipoise.fork import Fork
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MODELS, RankingModel, build_model
@@ -20,7 +21,7 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.non_finite import NonFinite, all_finite, finite_losses, watch
+from equipoise.training.non_finite import NonFinite, all_finite, finite_losses, leave_out_non_finite, watch
 from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
 from equipoise.training.reproducibility import random_states, restore_random_states
 from equipoise.training.world import World, usable_device
@@ -49,6 +50,12 @@ class _Member:
     def parameters(self) -> list[nn.Parameter]:
         """Those that the optimizer steps."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those of them whose gradients the optimizer steps with as they are, which PUB and AdaTask do not with all."""
+        apart = {id(p) for p in getattr(self.optimizer, "shared", ())}
+        return [p for p in self.parameters if id(p) not in apart]
 
     def hand_rate_on(self) -> None:
         """The fused optimizer takes the learning rate of the other one."""
@@ -112,6 +119,7 @@ class Learner:
         self.world = world or World()
         self.non_finite = non_finite
         self.steps = self.skipped_steps = 0
+        self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
         check_compatible(Combination(method, sharding, dict(model_options or {}), self.world, non_finite))
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
@@ -149,7 +157,9 @@ class Learner:
                 )
             )  # fmt: skip
         self._stage: Literal["whole", "begun", "moving"] = "whole"
-        self._buffers = [buffer for member in self._members for buffer in member.model.buffers()]
+        # What a step changes beside parameters; what is only kept for a step to be taken back or skipped.
+        taken_back = self.world.size == 1 or non_finite == "skip-step"
+        self._buffers = [buffer for member in self._members if taken_back for buffer in member.model.buffers()]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._kept_random = random_states(self.device)
 
@@ -184,8 +194,11 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             self._stage = "moving"
+            if spare:
+                leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
                 member.optimizer.zero_grad()
+                self._restore_forks(member.model)
                 self.skipped_steps += 1
             else:
                 member.optimizer.step()
@@ -264,17 +277,29 @@ class Learner:
             member.hand_rate_on()
 
     def _begin(self) -> None:
-        if self.world.size > 1:
-            return
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
-        self._kept_random = random_states(self.device)
-        self._stage = "begun"
+        if self.world.size == 1:
+            self._kept_random = random_states(self.device)
+            self._stage = "begun"
+
+    def _restore_forks(self, model: RankingModel) -> None:
+        """In a step that is skipped they do not move either, but for a matrix that is still under way between ranks."""
+        known = {id(buffer): kept for buffer, kept in zip(self._buffers, self._kept, strict=True)}
+        for fork in (part for part in model.modules() if isinstance(part, Fork)):
+            for buffer in fork.buffers():
+                if buffer is not fork.arriving:
+                    buffer.copy_(known[id(buffer)])
 
     def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """This rank's rows, and its divisors for the sums of the tasks' losses."""
         if self.world.size == 1:
             return batch, None
+        if self._in_equal_shares and len(batch.labels) % self.world.size:
+            raise SettingError(
+                f"Tables that are sharded by rows need equal shares of a batch: expected a multiple of the "
+                f"{self.world.size} ranks, found {len(batch.labels)} rows."
+            )
         labelled = batch.labels.isnan().logical_not_().sum(0).clamp_(min=1) / self.world.size
         rows = self.world.share(len(batch.labels))
         return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled

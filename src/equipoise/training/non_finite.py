@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,21 @@ from equipoise.training.world import World
 if TYPE_CHECKING:
     from equipoise.training.run import Run
 
-__all__ = ["NonFinite", "NonFiniteError", "NonFiniteLosses", "all_finite", "finite_losses", "watch"]
+__all__ = [
+    "NonFinite",
+    "NonFiniteError",
+    "NonFiniteLosses",
+    "all_finite",
+    "finite_losses",
+    "leave_out_non_finite",
+    "watch",
+]
 
 NonFinite = Literal["raise", "skip-task", "skip-step"]
 """raise: end with an error; skip-task: the task has no part in that step; skip-step: nothing moves in that step."""
+
+
+_STEPS_APART: Final = 100
 
 
 class NonFiniteError(RuntimeError):
@@ -34,26 +45,31 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteLosses:
-    """Counts the steps in which a task's loss is not finite (or NaN because its gradient is not), on the device."""
+    """Counts the steps in which a task's loss is not finite (or NaN because its gradient is not), on the device.
+
+    Of several ranks a step counts for a task if it does on any of them. They tell each other when it is read, and every
+    100 steps, so that no step waits for it.
+    """
 
     def __init__(self, world: World, tasks: Sequence[str]) -> None:
         self.world = world
         self.tasks = tasks
         self._steps = torch.zeros(len(tasks), dtype=torch.int64, device=world.device)
         self._first = torch.zeros_like(self._steps)
+        self._bad = torch.zeros(_STEPS_APART, len(tasks), dtype=torch.int32, device=world.device)
+        self._seen: list[int] = []
 
     def see(self, losses: Tensor, step: int) -> None:
         """The losses of a step, shape [M]."""
-        bad = losses.isfinite().logical_not_()
-        self._first += torch.where(bad & (self._steps == 0), step, 0)
-        self._steps += bad
+        self._bad[len(self._seen)] = losses.isfinite().logical_not_()
+        self._seen.append(step)
+        if len(self._seen) == len(self._bad):
+            self._count()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The counts so far; of several ranks the highest."""
-        found = torch.stack([self._steps, self._first])
-        if self.world.size > 1:
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return {"steps": found[0].cpu(), "first": found[1].cpu()}
+        """The counts so far, of all ranks."""
+        self._count()
+        return {"steps": self._steps.cpu(), "first": self._first.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on counting from there."""
@@ -64,6 +80,18 @@ class NonFiniteLosses:
         found = self.state_dict()
         steps, first = found["steps"].tolist(), found["first"].tolist()
         return {task: (steps[m], first[m]) for m, task in enumerate(self.tasks) if steps[m]}
+
+    def _count(self) -> None:
+        if not self._seen:
+            return
+        bad = self._bad[: len(self._seen)]
+        if self.world.size > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        numbers = torch.tensor(self._seen, device=bad.device)
+        first = numbers[bad.argmax(0)]  # of equal ones the first; 0 everywhere where there is none
+        self._first = torch.where((self._steps == 0) & bad.any(0), first, self._first)
+        self._steps += bad.sum(0)
+        self._seen = []
 
 
 def finite_losses(losses: Sequence[Tensor], world: World, /, *, together: bool) -> Tensor:
@@ -90,6 +118,15 @@ def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
 
     if logits.requires_grad:
         logits.register_hook(look)  # type: ignore[no-untyped-call]
+
+
+def leave_out_non_finite(parameters: Sequence[Parameter]) -> None:
+    """Entries of gradients that are not finite become 0.
+
+    A task that sends back 0 has gradients of 0 · ∞ behind a feature or an activation that is infinite.
+    """
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        (gradient._values() if gradient.is_sparse else gradient).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def all_finite(parameters: Sequence[Parameter], losses: Sequence[Tensor], world: World) -> bool:

@@ -46,7 +46,8 @@ def parallelize(
         model: on ``device``. For TorchRec a :class:`RankingModel`, whose embedding becomes TorchRec's with its
             weights, or any model with ``EmbeddingBagCollection`` modules.
         sharding: see :data:`Sharding`. Under ``"fsdp"`` every child of ``model`` is sharded apart; under ``"planner"``
-            TorchRec chooses a sharding per table. Behind ``"+fsdp"`` so is every child without tables.
+            TorchRec chooses a sharding per table; under ``"row-wise"`` a table of fewer rows than would leave every
+            rank some is held by one of them. Behind ``"+fsdp"`` every child without tables is sharded apart too.
         table_optimizer: class and options of the optimizer that is fused into the tables' backward pass, in TorchRec's
             shardings but ``"data-parallel"``.
 
@@ -219,7 +220,7 @@ def _plan(model: nn.Module, tables: Mapping[str, nn.Module], sharding: str, devi
         for place, config in enumerate(configs):
             if sharding == "column-wise":
                 per_table[config.name] = plans.column_wise(ranks=list(range(ranks)))
-            elif sharding == "table-wise":
+            elif sharding == "table-wise" or (sharding == "row-wise" and _leaves_ranks_out(config.num_embeddings)):
                 per_table[config.name] = plans.table_wise(rank=place % ranks)
             else:
                 per_table[config.name] = plans.row_wise() if sharding == "row-wise" else plans.data_parallel()
@@ -227,6 +228,12 @@ def _plan(model: nn.Module, tables: Mapping[str, nn.Module], sharding: str, devi
             part, per_param_sharding=per_table, local_size=ranks, world_size=ranks, device_type=device.type
         )
     return ShardingPlan(plan=modules)
+
+
+def _leaves_ranks_out(rows: int) -> bool:
+    """Whether a table is too small to be cut by rows: FBGEMM's kernels fail on parts without any."""
+    ranks = dist.get_world_size()
+    return (ranks - 1) * -(-rows // ranks) >= rows
 
 
 @torch.no_grad()
