@@ -33,6 +33,7 @@ from equipoise.training import (
     Sharding,
     StoppedError,
     launched,
+    listening,
 )
 from equipoise.training.checkpoint import last_checkpoint, place_aside
 
@@ -109,7 +110,11 @@ def train(
     Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
     --max-restarts R they go on from the last checkpoint when one of them dies.
     """
-    with _plainly(partial(_how_to_resume, out)), launched(device, timeout=timedelta(seconds=rank_timeout)) as world:
+    with (
+        _plainly(partial(_how_to_resume, out)),
+        listening() as stop,
+        launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
+    ):
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
             data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
@@ -120,12 +125,12 @@ def train(
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         resume = resume or (restarted and last_checkpoint(out / "checkpoint") is not None)
         if world.rank:
-            train_into(out, plan, seed=seed, world=world, resume=resume)
+            train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return
         if not resume and last_checkpoint(out / "checkpoint") is not None:
             console.print(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
         with Display(console) as display:
-            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display)
+            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
     console.print(run_table(run))
     console.print(f"Run and checkpoint: {out}")
 

@@ -59,6 +59,16 @@ def test_sharded_training_resumes_as_if_it_had_not_stopped(tmp_path, sharding, m
     assert numbers(record(tmp_path)) == pytest.approx(numbers(whole), rel=1e-6)
 
 
+def test_a_checkpoint_of_another_sharding_is_refused_by_name(tmp_path):
+    assert run(tmp_path, sharding="fsdp").returncode == 0
+    done = run(tmp_path, "--resume", sharding="row-wise")
+    assert done.returncode != 0
+    assert "belongs to a run with other settings (sharding: fsdp there, row-wise here)" in done.stderr
+    done = run(tmp_path, "--resume")
+    assert done.returncode == 2
+    assert "sharding: fsdp there, ddp here" in done.stderr
+
+
 def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(tmp_path):
     done = run(tmp_path, "--method", "pub", sharding="fsdp")
     assert done.returncode != 0

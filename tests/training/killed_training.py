@@ -73,7 +73,9 @@ def main() -> None:
         if not (folder / "result.json").exists():
             killed += 1
             if (path := last_checkpoint(folder)) is not None:
-                load_checkpoint(folder, json.loads((path / "state.json").read_text())["settings"])
+                load_checkpoint(
+                    folder, json.loads(json.loads((path / "state.json").read_text())["content"])["settings"]
+                )
                 loaded += 1
         else:
             equal.append(json.loads((folder / "result.json").read_text()) == expected)

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from equipoise.training import CheckpointError
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from equipoise.training.plain_state import decode, encode
+from equipoise.training.tensor_files import _size_and_checksum
 
 quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -72,7 +74,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_and_nothing_else(tmp_path: P
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("equipoise.training.checkpoint._write", full)
+    monkeypatch.setattr("equipoise.training.checkpoint.write_text", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, {}, {"weights": torch.zeros(2)})
     assert torch.equal(load_checkpoint(tmp_path, {})["weights"], torch.ones(2))
@@ -123,17 +125,33 @@ def test_what_cannot_be_resumed_from_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, {"seed": "2", "lr": "0.1"})
 
 
-@pytest.mark.parametrize("damaged", ["state.json", ".metadata", "__0_0.distcp"])
-@pytest.mark.parametrize("how", ["cut", "gone", "scrambled"])
+@pytest.mark.parametrize("damaged", ["state.json", "index.json", "__0_0.distcp"])
+@pytest.mark.parametrize("how", ["cut", "gone", "scrambled", "one bit"])
 def test_a_damaged_file_is_one_clear_error(tmp_path: Path, damaged: str, how: str) -> None:
     save_checkpoint(tmp_path, 1, {}, {"weights": torch.ones(100)})
+    save_checkpoint(tmp_path, 2, {}, {"weights": torch.ones(100), "step": 1.25})
     file = last_checkpoint(tmp_path) / damaged
     content = file.read_bytes()
+    place = content.index(b"1.25") if damaged == "state.json" else len(content) // 2
+    flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    changed = {"cut": content[: len(content) // 2], "scrambled": bytes(reversed(content)), "one bit": flipped}
     file.unlink()
     if how != "gone":
-        file.write_bytes(content[: len(content) // 2] if how == "cut" else bytes(reversed(content)))
-    with pytest.raises(CheckpointError, match="cannot be read as one"):
+        file.write_bytes(changed[how])
+    with pytest.raises(CheckpointError, match="cannot be read as one") as caught:
         load_checkpoint(tmp_path, {})
+    assert "\n" not in str(caught.value)
+    assert "move it away, so that step-1 is taken" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def signed(folder: Path, **changes: object) -> None:
+    """The checksums of a checkpoint whose files somebody has changed on purpose, made anew."""
+    state = folder / "state.json"
+    content = json.loads(json.loads(state.read_text())["content"]) | changes
+    content["files"] = {name: _size_and_checksum(folder / name) for name in content["files"]}
+    text = json.dumps(content)
+    state.write_text(json.dumps({"crc": zlib.crc32(text.encode()), "content": text}))
 
 
 class _Payload:
@@ -144,28 +162,67 @@ class _Payload:
         return (Path.touch, (self.file,))
 
 
-def test_no_file_of_a_checkpoint_runs_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "index.json", "state.json"])
+def test_no_file_of_a_checkpoint_runs_code(tmp_path: Path, name: str) -> None:
     save_checkpoint(tmp_path, 1, {}, {"weights": torch.ones(3)})
     ran = tmp_path / "ran"
-    for name in (".metadata", "__0_0.distcp"):
-        file = last_checkpoint(tmp_path) / name
-        before = file.read_bytes()
-        file.write_bytes(pickle.dumps(_Payload(ran)))
+    file = last_checkpoint(tmp_path) / name
+    file.write_bytes(pickle.dumps(_Payload(ran)))
+    if name == ".metadata":  # DCP's own index, which nobody reads
+        signed(file.parent)
+        assert torch.equal(load_checkpoint(tmp_path, {})["weights"], torch.ones(3))
+    else:
+        if name != "state.json":
+            signed(file.parent)
         with pytest.raises(CheckpointError, match="cannot be read as one"):
             load_checkpoint(tmp_path, {})
-        file.write_bytes(before)
     assert not ran.exists()
     assert pickle.loads(pickle.dumps(_Payload(ran))) is None  # the payload would have done it
     assert ran.exists()
 
 
-def test_entries_that_are_not_tensors_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, {}, {"weights": torch.ones(3)})
-    file = last_checkpoint(tmp_path) / ".metadata"
-    metadata = pickle.loads(file.read_bytes())
-    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
-
-    metadata.state_dict_metadata["code"] = BytesStorageMetadata()
-    file.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match="entries that are not tensors: code"):
+def test_the_tensors_themselves_are_loaded_without_code(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {}, {"weights": torch.ones(300)})
+    ran, file = tmp_path / "ran", last_checkpoint(tmp_path) / "__0_0.distcp"
+    before = file.read_bytes()
+    torch.save(_Payload(ran), file)
+    file.write_bytes(file.read_bytes().ljust(len(before), b"\0"))
+    signed(file.parent)
+    with pytest.raises(CheckpointError, match="cannot be read as one"):
         load_checkpoint(tmp_path, {})
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.__setitem__(2, "../elsewhere.distcp"), "names a file elsewhere, '../elsewhere.distcp'"),
+        (lambda part: part.__setitem__(2, "/etc/passwd"), "names a file elsewhere"),
+        (lambda part: part.__setitem__(1, [2**40]), "more numbers than __0_0.distcp has room for"),
+        (lambda part: part.__setitem__(1, [2]), "parts of '/weights' that do not make it up"),
+        (lambda part: part.pop(), "cannot be read as one"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, change, message: str) -> None:
+    save_checkpoint(tmp_path, 1, {}, {"weights": torch.ones(3)})
+    file = last_checkpoint(tmp_path) / "index.json"
+    index = json.loads(file.read_text())
+    change(index["/weights"]["parts"][0])
+    file.write_text(json.dumps(index))
+    signed(file.parent)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_checkpoint(tmp_path, {})
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {}, {})
+    signed(last_checkpoint(tmp_path), format=99)
+    with pytest.raises(CheckpointError, match="format 99, expected 1"):
+        load_checkpoint(tmp_path, {})
+
+
+def test_what_a_killed_save_has_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".step-3.part").mkdir(parents=True)
+    (tmp_path / ".step-3.part" / "old").write_text("")
+    save_checkpoint(tmp_path, 7, {}, {"weights": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-7"]

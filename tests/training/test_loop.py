@@ -21,8 +21,8 @@ SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}
 
 
 def saved_learner(folder: Path) -> dict:
-    settings = json.loads((last_checkpoint(folder) / "state.json").read_text())["settings"]
-    return load_checkpoint(folder, settings)["learner"]
+    content = json.loads(json.loads((last_checkpoint(folder) / "state.json").read_text())["content"])
+    return load_checkpoint(folder, content["settings"])["learner"]
 
 
 def comparable(run: Run) -> dict:
@@ -327,6 +327,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> N
         train(tiny, METHODS["equal"], **SETTINGS | {"lr": 0.02}, checkpoint=file, resume=True)
     with pytest.raises(CheckpointError, match="method"):
         train(tiny, METHODS["multibalance"], **SETTINGS, checkpoint=file, resume=True)
+    labels = tiny.train.labels.clone()
+    labels[0, 0] = 1 - labels[0, 0]
+    other = replace(tiny, train=replace(tiny.train, labels=labels))
+    with pytest.raises(CheckpointError, match=r"data: .* there, .* here"):
+        train(other, METHODS["equal"], **SETTINGS, checkpoint=file, resume=True)
+
+
+def test_the_order_in_which_options_are_stated_does_not_matter(tiny: Dataset, tmp_path) -> None:
+    settings = SETTINGS | {"checkpoint": tmp_path / "checkpoint"}
+    first = train(tiny, METHODS["equal"], **settings, loss_scale={"click": 2.0, "like": 3.0})
+    again = train(tiny, METHODS["equal"], **settings, loss_scale={"like": 3.0, "click": 2.0}, resume=True)
+    assert again.test == first.test
+
+
+def test_to_resume_takes_a_folder(tiny: Dataset) -> None:
+    with pytest.raises(SettingError, match=r"expected checkpoint=\.\.\., found none"):
+        train(tiny, METHODS["equal"], **SETTINGS, resume=True)
 
 
 def test_impossible_settings_are_named(tiny: Dataset) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,6 @@ from equipoise.training import (
     SettingError,
     World,
     count_steps,
-    listening,
     parse_method,
     train,
 )
@@ -152,32 +151,31 @@ def train_into(
     world: World | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of
     it.
 
-    While it trains, SIGTERM ends it after the step under way; before, when there is nothing to keep, at once.
-
     Args:
         world: the processes that train together; the first of them writes.
+        stop: see :func:`equipoise.training.train`.
 
     Raises:
         DataError, SettingError: the plan names what there is not, or cannot be resumed.
-        StoppedError: SIGTERM has come.
+        StoppedError: ``stop`` has said so.
     """
     watch = watch or Watch()
     method = parse_method(plan.methods[0])
     dataset = _load(plan, watch)
     job = Job("run", method.name, seed, plan.rate(method.name))
-    with listening() as stop:
-        run = train(
-            dataset, method,
-            model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-            batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
-            world=world, sharding=plan.sharding, non_finite=plan.non_finite,
-            checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
-            on_progress=partial(watch.step, job), stop=stop,
-        )  # fmt: skip
+    run = train(
+        dataset, method,
+        model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
+        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
+        world=world, sharding=plan.sharding, non_finite=plan.non_finite,
+        checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
+        on_progress=partial(watch.step, job), stop=stop,
+    )  # fmt: skip
     if world is None or world.rank == 0:
         write_json(folder / "run.json", json.loads(run.to_json()))
     return run

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from equipoise.training.errors import SettingError
 from equipoise.training.plain_state import decode, encode
+from equipoise.training.tensor_files import read_tensors, whole_tensors, write_tensors, write_text
 
 __all__ = ["CheckpointError", "last_checkpoint", "load_checkpoint", "place_aside", "put_aside", "save_checkpoint"]
 
 _FORMAT: Final = 1
+_SHARDED: Final = "sharded/"
 _KEPT: Final = 2  # the last one, and one before
 
 
@@ -59,18 +54,18 @@ def save_checkpoint(
     """
     tensors: dict[str, Tensor] = {}
     plain = encode(state, tensors)
-    tensors |= {f"sharded/{name}": tensor for name, tensor in (sharded or {}).items()}
+    tensors |= {f"{_SHARDED}{name}": tensor for name, tensor in (sharded or {}).items()}
     target, unfinished = folder / f"step-{step}", folder / f".step-{step}.part"
     try:
         if _rank() == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for left in folder.glob(".step-*.part"):  # by a process that was killed while it wrote
+                shutil.rmtree(left)
             unfinished.mkdir(parents=True)
         _barrier()
-        with _alone():
-            _save_tensors(tensors, unfinished, step)
+        files = _written(tensors, unfinished, step)
         if _rank() == 0:
-            content = {"format": _FORMAT, "settings": dict(settings), "state": plain}
-            _write(unfinished / "state.json", json.dumps(content))
+            content = json.dumps({"format": _FORMAT, "settings": dict(settings), "files": files, "state": plain})
+            write_text(unfinished / "state.json", json.dumps({"crc": zlib.crc32(content.encode()), "content": content}))
             _sync(unfinished)
             unfinished.rename(target)
             _sync(folder)
@@ -83,19 +78,25 @@ def save_checkpoint(
     _barrier()
 
 
-def _save_tensors(tensors: dict[str, Tensor], folder: Path, step: int) -> None:
+def _written(tensors: dict[str, Tensor], folder: Path, step: int) -> dict[str, list[int]]:
     try:
-        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=_ranks() == 1)
+        return write_tensors(folder, tensors)
     except CheckpointException as error:  # the same on all ranks
         rank, (failure, _) = next(iter(error.failures.items()))
-        reason: BaseException | None = failure
-        while reason is not None and not isinstance(reason, OSError):
-            reason = reason.__context__  # PyTorch's writer complains of what it could not finish, on top
-        free = shutil.disk_usage(folder.parent).free / 1e6
+        reason = _innermost(failure)
+        free = f"; {folder.parent} has {shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB free"
         raise OSError(
-            f"Rank {rank} could not write the checkpoint of step {step} ({reason or failure}); "
-            f"{folder.parent} has {free:,.0f} MB free"
+            f"Rank {rank} could not write the checkpoint of step {step} ({reason})"
+            f"{free if isinstance(reason, OSError) else ''}"
         ) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What was wrong with the disk, if that is behind it: PyTorch's writer complains of what it left undone, too."""
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, OSError):
+        reason = reason.__context__
+    return reason or error
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -136,87 +137,55 @@ def load_checkpoint(
     if path is None:
         raise CheckpointError(f"Expected a checkpoint at {folder}, found none: train without resume first.")
     try:
-        content = json.loads((path / "state.json").read_text())
-        found, plain = content["settings"], content["state"]
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}, expected {_FORMAT}")
-        tensors = _read_tensors(path, sharded or {})
-        differing = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
-        state: dict[str, Any] = decode(plain, tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError,
+        content = _checked_content(path / "state.json")
+        differing = _differing(content["settings"], settings)
+        if not differing:
+            parts = {f"{_SHARDED}{name}": tensor for name, tensor in (sharded or {}).items()}
+            wanted = whole_tensors(path, content["files"], leave_out=_SHARDED) | parts
+            read_tensors(path, wanted)
+            state: dict[str, Any] = decode(content["state"], wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
             CheckpointException) as error:  # fmt: skip
+        earlier = _complete(folder)[:-1]
+        remedy = f"move it away, so that {earlier[-1].name} is taken" if earlier else "there is none before it"
         raise CheckpointError(
             f"Expected a checkpoint of equipoise at {path}, found a folder that cannot be read as one "
-            f"({error}): delete it, so that the one before it is taken, or name another."
+            f"({_reason(error)}): {remedy}."
         ) from error
     if differing:
-        details = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in differing)
         raise CheckpointError(
-            f"The checkpoint at {path} belongs to a run with other settings ({details}): "
-            "use the same settings, or another folder."
+            f"The checkpoint at {path} belongs to a run with other settings ({differing}): use the same settings, or "
+            "another folder."
         )
     return state
 
 
-class _Reader(FileSystemReader):
-    """Reads tensors alone; DCP's own reader would run whatever code a file names."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        del args, kwargs
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _MetadataUnpickler(file).load()
-        strange = [
-            key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
-        ]
-        if strange:
-            raise pickle.UnpicklingError(f"entries that are not tensors: {', '.join(map(str, strange[:3]))}")
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+def _checked_content(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    if zlib.crc32(found["content"].encode()) != found["crc"]:
+        raise ValueError(f"{path.name} has been changed")
+    content: dict[str, Any] = json.loads(found["content"])
+    if content["format"] != _FORMAT:
+        raise ValueError(f"format {content['format']}, expected {_FORMAT}")
+    return content
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes that DCP's metadata is made of, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = (
-            (module == "torch.distributed.checkpoint.metadata" and not name.startswith("__") and "." not in name)
-            or (module, name) == ("torch.distributed.checkpoint.filesystem", "_StorageInfo")
-            or (module, name) == ("torch.serialization", "_get_layout")
-            or (module, name) in {("torch", "Size"), ("torch", "device"), ("collections", "OrderedDict")}
-            or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-            or (module in {"pathlib", "pathlib._local"} and name in {"PosixPath", "WindowsPath", "Path"})
-        )
-        if not known:
-            raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which no checkpoint needs")
-        found = super().find_class(module, name)
-        if module == "torch.distributed.checkpoint.metadata" and not isinstance(found, type):
-            raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which is no class")
-        return found
+def _differing(found: Mapping[str, str], settings: Mapping[str, str]) -> str:
+    names = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
+    return "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in names)
 
 
-def _read_tensors(path: Path, sharded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in _Reader(path).read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and not key.startswith("sharded/")
-    }
-    wanted = tensors | {f"sharded/{name}": tensor for name, tensor in sharded.items()}
-    with _alone():
-        load(wanted, storage_reader=_Reader(path), no_dist=_ranks() == 1)
-    return tensors
+def _reason(error: BaseException) -> str:
+    """One line."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    text = f"{error}".splitlines()[0] if f"{error}" else ""
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError | MemoryError) or not text else text
 
 
 def _complete(folder: Path) -> list[Path]:
     steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
@@ -226,14 +195,6 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Without DCP's warning that there is a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _ranks() -> int:

@@ -34,13 +34,18 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """Whether somebody has asked for the end."""
+    """Whether somebody has asked for the end.
+
+    Attributes:
+        heeded: whether anybody looks: from the first call on.
+    """
 
     def __init__(self) -> None:
-        self.made = False
+        self.made = self.heeded = False
 
     def __call__(self) -> bool:
         """Asked after every step."""
+        self.heeded = True
         return self.made
 
 
@@ -56,31 +61,38 @@ class Stopping:
         self._told = told
         self._world = world
         self._asked, self._moment = 0, time.monotonic()
-        self._next = 1
+        self._apart = 1
 
     def asked(self, step: int) -> bool:
         """Whether to end after this step; all ranks get the same answer."""
         if self._told is None or self._world.size == 1:
             return self._told is not None and self._told()
-        if step < self._next:
+        if step < self._asked + self._apart:
             return False
-        moment = time.monotonic()
-        seconds = (moment - self._moment) / max(1, step - self._asked)
+        seconds = time.monotonic() - self._moment
         found = torch.tensor([float(self._told()), seconds], dtype=torch.float64, device=self._world.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         told, slowest = found.tolist()
-        self._asked, self._moment = step, moment
-        self._next = step + max(1, int(_SECONDS / max(slowest, 1e-6)))
+        # Twice as far at most: what the first steps took may say little of those to come.
+        fitting = int(_SECONDS * (step - self._asked) / max(slowest, 1e-6))
+        self._asked, self._moment = step, time.monotonic()
+        self._apart = min(max(1, fitting), 2 * self._apart)
         return bool(told)
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Within the block SIGTERM makes the request, instead of ending the process at once."""
+    """Within the block SIGTERM makes the request, instead of ending the process at once.
+
+    Until the request is looked at for the first time, when there is nothing to keep yet, it does end the process.
+    """
     request = StopRequest()
 
-    def make(_: int, __: FrameType | None) -> None:
+    def make(number: int, _: FrameType | None) -> None:
         request.made = True
+        if not request.heeded:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     before = signal.signal(signal.SIGTERM, make)
     try:

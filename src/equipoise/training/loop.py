@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -93,7 +94,8 @@ def train(
             second, and end together once one is told to.
 
     Raises:
-        SettingError: a setting is not known or out of range, or the training split is smaller than a batch.
+        SettingError: a setting is not known or out of range, the training split is smaller than a batch, or there is no
+            folder to resume from.
         CheckpointError: there is nothing to resume from, or it belongs to other settings.
         NonFiniteError: a loss was not finite under "raise", or a prediction in any case; the checkpoint is the last
             one from before.
@@ -104,6 +106,8 @@ def train(
     counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
     _expect_positive(counts if checkpoint_every is None else counts | {"checkpoint_every": checkpoint_every})
     _check(schedule, batch_size, world)
+    if resume and checkpoint is None:
+        raise SettingError("To resume, say from which folder: expected checkpoint=..., found none.")
     schema = dataset.schema
     learner = Learner(
         schema, method, model=model, lr=lr, seed=seed, device=world.device,
@@ -114,10 +118,11 @@ def train(
         torch.cuda.reset_peak_memory_stats(learner.device)
     run = Run(method.name, seed, lr, irreproducible=why_irreproducible(learner.device))
     identity = {
-        "dataset": f"{dataset.name} ({len(dataset.train)} training rows)",
-        "method": method.settings(schema.task_names),
-        "model": model, "model_options": str(dict(model_options or {})),
-        "lr": str(lr), "schedule": schedule, "seed": str(seed), "loss_scale": str(dict(loss_scale or {})),
+        "dataset": dataset.name, "training_rows": str(len(dataset.train)),
+        "data": dataset.fingerprint() if checkpoint else "",
+        "method": method.settings(schema.task_names), "sharding": sharding,
+        "model": model, "model_options": _sorted(model_options),
+        "lr": str(lr), "schedule": schedule, "seed": str(seed), "loss_scale": _sorted(loss_scale),
         "epochs": str(epochs), "batch_size": str(batch_size),
         **{name: str(value) for name, value in counts.items()},
     }  # fmt: skip
@@ -169,6 +174,10 @@ def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
             "lower batch_size or load more rows."
         )
     return epochs * (rows // batch_size)
+
+
+def _sorted(options: Mapping[str, Any] | None) -> str:
+    return json.dumps(dict(options or {}), sort_keys=True, default=str)
 
 
 def _check(schedule: str, batch_size: int, world: World) -> None:
