@@ -264,6 +264,74 @@ def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
     assert run(*printed[1:])[0] == 0
 
 
+def test_a_training_that_diverges_ends_with_a_message_and_a_record_that_says_so(tmp_path: Path) -> None:
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path)]
+    assert run(*words)[0] == 0
+    code, output = run(*words, "--lr", "1e30")
+    assert code == 1
+    assert "Error: A prediction is not finite after step 1: lower the learning rate" in output
+    assert "Traceback" not in output
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "diverged"
+    assert json.loads((tmp_path / "run.before.json").read_text())["status"] == "ok"
+
+
+def test_square_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+    for name in ("w[/red]", "w[bold]x"):
+        code, output = run("train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / name))
+        assert code == 0
+        assert f"Run and checkpoint: {tmp_path / name}\n" in output
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli.Display, "step", lambda *_: pytest.fail("a step was made"))
+    (tmp_path / "file").write_text("")
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path / "file"))
+    assert code == 1
+    assert "Not a directory" in output
+
+
+def test_compare_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    code, output = run("compare", *FUNNEL, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "run it without torchrun" in output
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "multibalance:gamma=x"], "gamma must be a number, found 'x'"),
+        (["--method", "multibalance:overlap=3"], "overlap must be true or false, found 3"),
+        (["--method", "pub:update_every=1.5"], "update_every must be a whole number, found 1.5"),
+        (["--method", "multibalance:clip=x"], "clip must be above 1"),
+        (["--device", "meta"], "Expected a device that computes, found 'meta'"),
+        (["--model-option", "embedding_dim=100000000000000"], "Storage size calculation overflowed"),
+        (["--data-option", "id_fields=3"], "id_fields should be at least one IdField, found 3"),
+        (["--seed", "99999999999999999999"], "less than or equal to"),
+        (["--rank-timeout", "inf"], "less than or equal to"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(tmp_path: Path, words: list[str], message: str) -> None:
+    code, output = run("train", *FUNNEL, *words, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert message in " ".join(output.split())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_process_of_several_without_torchruns_variables_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "Found WORLD_SIZE=2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in " ".join(output.split())
+
+
 def test_under_torchrun_the_command_that_goes_on_is_torchruns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -301,7 +369,7 @@ def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Error: Out of memory (" in done.stderr
-    assert "A checkpoint holds step 2, the last whole one. Go on from step-2 with: equipoise train" in done.stderr
+    assert "A checkpoint holds step 2, the last whole one. Go on from step-2 with: python -m equipoise" in done.stderr
     assert "Traceback" not in done.stderr
     printed = shlex.split(done.stderr[done.stderr.index("equipoise train") :])
     assert subprocess.run([sys.executable, script, *printed[1:]], capture_output=True, check=False).returncode == 0
@@ -313,7 +381,7 @@ def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
         (OSError(28, "No space left on device"), "No space left on device. What was complete before is intact."),
         (
             MemoryError("8 GiB"),
-            "Out of memory (8 GiB). If nothing else took it, begin anew with a smaller --batch-size.",
+            "Out of memory (8 GiB). If nothing else took it, begin anew with a smaller batch or model.",
         ),
         (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). If nothing else"),
     ],

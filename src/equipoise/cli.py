@@ -25,6 +25,7 @@ from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
 from equipoise.compare.summary import method_table, run_table, summary_table
 from equipoise.training import (
+    SEED_LIMIT,
     LostRanksError,
     NonFinite,
     NonFiniteError,
@@ -85,7 +86,7 @@ def train(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     schedule: LearningRates = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
     sharding: Annotated[Sharding | None, typer.Option(help="How torchrun's processes share the model.")] = None,
     non_finite: Annotated[
@@ -99,7 +100,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     rank_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that torchrun's processes wait for one that does not answer.")
+        float, typer.Option(min=1, max=1e6, help="Seconds that torchrun's processes wait for one that does not answer.")
     ] = 600,
 ) -> None:
     """Train one method once; leaves checkpoints and run.json in --out.
@@ -128,11 +129,11 @@ def train(
             train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return
         if not resume and last_checkpoint(out / "checkpoint") is not None:
-            console.print(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
+            _say(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
         with Display(console) as display:
             run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
     console.print(run_table(run))
-    console.print(f"Run and checkpoint: {out}")
+    _say(f"Run and checkpoint: {out}")
 
 
 @app.command()
@@ -172,14 +173,14 @@ def compare(
             run_comparison(plan, out, jobs=jobs, watch=display)
         report_file = write_report(out)
         console.print(summary_table(out))
-    console.print(f"Report: {report_file}")
+    _say(f"Report: {report_file}")
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")]) -> None:
     """Write the report of a comparison anew."""
     with _plainly():
-        console.print(f"Report: {write_report(folder)}")
+        _say(f"Report: {write_report(folder)}")
 
 
 @app.command()
@@ -194,7 +195,7 @@ def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which."
     from equipoise.data.census_income import fetch as fetch_census_income
 
     with _plainly():
-        console.print(f"Verified: {fetch_census_income()}")
+        _say(f"Verified: {fetch_census_income()}")
 
 
 @data_app.command()
@@ -211,11 +212,11 @@ def build(
             from equipoise.data.complete_journey import stream_all
 
             files = stream_all(out, progress=bar.advance, **options)
-            console.print(f"{len(files)} files in {out}")
+            _say(f"{len(files)} files in {out}")
         else:
             built = data.load(name, progress=bar.advance, **options)
             rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
-            console.print(f"{built.name}:", ", ".join(f"{len(part)} {name}" for name, part in rows_of.items()), "rows")
+            _say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 
 
 def _plan(
@@ -244,6 +245,11 @@ def _of_one_method(plan: Plan, lr: float | None) -> Plan:
     return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
 
 
+def _say(text: str) -> None:
+    """As it is: square brackets in a path are no markup, and a path that is too long is not broken into two."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 _NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a RuntimeError
 
 
@@ -262,7 +268,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         what = f"{error}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
-            what = f"Out of memory ({what}). If nothing else took it, begin anew with a smaller --batch-size."
+            what = f"Out of memory ({what}). If nothing else took it, begin anew with a smaller batch or model."
         elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
             raise
         elif isinstance(error, OSError):
@@ -279,7 +285,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
 def _how_to_resume(out: Path) -> str:
     """The command of this very training, with --resume if there is something to resume from."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    command = ["equipoise"]
+    command = ["equipoise"] if Path(sys.argv[0]).stem == "equipoise" else ["python", "-m", "equipoise"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         nodes = os.environ["GROUP_WORLD_SIZE"]
         command = ["torchrun", *(["--nnodes", nodes] if nodes != "1" else [])]

@@ -93,7 +93,7 @@ class MultiBalance(Fork):
             raise ValueError(f"magnitude must be one of {get_args(Magnitude)}, found {magnitude!r}.")
         if direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
-        if clip is not None and (magnitude == "none" or not 1 < clip < math.inf):
+        if clip is not None and (isinstance(clip, str) or magnitude == "none" or not 1 < clip < math.inf):
             raise ValueError(
                 f"clip must be above 1 and finite, with a magnitude to average; found {clip}, {magnitude!r}."
             )

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.compare.records import append_run, read_runs, write_json
-from equipoise.training import Run
+from equipoise.training import Run, SettingError
 
 
 def test_runs_are_lines_that_come_back(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_line_that_is_no_run_is_named(tmp_path: Path) -> None:
     append_run(file, Run("equal", 0, 1e-3))
     for wrong in ("{}", "seed 3", "[1]"):
         file.write_text(f"{Run('equal', 0, 1e-3).to_json()}\n{wrong}\n")
-        with pytest.raises(ValueError, match="line 2: expected a run"):
+        with pytest.raises(SettingError, match="line 2: expected a run"):
             read_runs(file)
 
 

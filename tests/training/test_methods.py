@@ -95,7 +95,7 @@ def test_settings_change_with_the_options_and_differ_between_methods() -> None:
         ("multibalance:beta", "options as key=value with commas between; found 'beta'"),
         ("multibalance:", "options as key=value"),
         ("multibalance:beta=-1", "rho and beta must be finite and at least 0.*beta=-1"),
-        ("multibalance:beta=high", "multibalance:beta=high"),
+        ("multibalance:beta=high", "beta must be a number, found .high."),
         ("multibalance:direction=up", "direction must be one of .*found 'up'"),
         ("pub:update_every=0", "update_every must be at least 1, found 0"),
         ("pub:shared=1", "takes update_every, .*; found shared"),

@@ -138,12 +138,13 @@ def test_a_training_that_has_lost_its_way_is_not_saved(tiny: Dataset, tmp_path: 
 
 
 def test_a_disk_without_room_for_it_is_said_beside_what_ended_the_training(tiny: Dataset, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
+    folder = tmp_path / "checkpoint"
 
     def pressed(*_: int) -> None:
+        folder.rmdir()
+        folder.write_text("where the folder was")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file / "checkpoint", on_progress=pressed)
+        train(tiny, METHODS["equal"], **SETTINGS, checkpoint=folder, on_progress=pressed)
     assert caught.value.__notes__[0].startswith("No checkpoint of step 1 could be written: ")

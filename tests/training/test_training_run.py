@@ -8,7 +8,7 @@ def full_run() -> Run:
     return Run(
         "pub", 3, 1e-3, steps=7, test={"click": {"auc": math.nan, "ne": 0.5}},
         validation={"click": {"ne": 0.5}, "like": {"ne": 0.7}},
-        curve=[{"step": 1, "train_loss": {"click": math.inf}, "validation": {}}], monitor=[{"step": 1}],
+        curve=[{"step": 1, "examples": 64, "train_loss": {"click": math.inf}, "validation": {}}], monitor=[{"step": 1}],
     )  # fmt: skip
 
 

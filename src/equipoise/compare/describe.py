@@ -18,7 +18,17 @@ from equipoise.training import Method, SettingError
 
 __all__ = ["FolderError", "check_folder", "cpu_name", "describe"]
 
-_SAME_COMPARISON = ("data", "data_options", "model", "model_options", "epochs", "batch_size", "schedule", "loss_scale")
+_SAME_COMPARISON = (
+    "data",
+    "data_options",
+    "model",
+    "model_options",
+    "epochs",
+    "batch_size",
+    "schedule",
+    "loss_scale",
+    "non_finite",
+)
 
 
 class FolderError(SettingError):
@@ -71,7 +81,8 @@ def check_folder(folder: Path, description: Mapping[str, Any]) -> None:
     try:
         found = json.loads(path.read_text())
         before, settings = found["options"], {entry["name"]: entry["settings"] for entry in found["methods"]}
-    except (ValueError, KeyError, TypeError) as error:
+        before.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"Expected the plan of a comparison in {path}, found something else: remove it.") from error
     now = description["options"]
     differing = [

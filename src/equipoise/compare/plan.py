@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -61,7 +62,7 @@ class Plan(BaseModel):
         1024
         >>> Plan.of(data="census-income", epochs="two")
         Traceback (most recent call last):
-        equipoise.compare.settings_file.PlanError: The comparison's settings cannot be used.
+        equipoise.compare.settings_file.PlanError: The settings cannot be used.
           epochs: input should be a valid integer; found 'two'
     """
 
@@ -93,7 +94,7 @@ class Plan(BaseModel):
             PlanError: the file cannot be read, or a setting is unknown or of the wrong type.
         """
         stated = {**(read_settings(config) if config else {}), **settings}
-        origin = f"The settings in {config}" if config else "The comparison's settings"
+        origin = f"The settings in {config}" if config else "The settings"
         data = stated.get("data", cls.model_fields["data"].default)
         defaults = _DEFAULTS.get(data, _OTHERWISE) if isinstance(data, str) else _OTHERWISE
         try:
@@ -113,7 +114,9 @@ def _explain(error: ValidationError) -> str:
         if entry["type"] == "extra_forbidden":
             lines.append(f"  {where}: there is no such setting; there are {', '.join(Plan.model_fields)}")
         else:
-            lines.append(f"  {where}: {entry['msg'][0].lower()}{entry['msg'][1:]}; found {entry['input']!r}")
+            lines.append(
+                f"  {where}: {entry['msg'][0].lower()}{entry['msg'][1:]}; found {reprlib.repr(entry['input'])}"
+            )
     return "\n".join(lines)
 
 

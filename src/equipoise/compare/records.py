@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from equipoise.training import Run
+from equipoise.training import Run, SettingError
 
 __all__ = ["append_run", "read_runs", "write_json"]
 
@@ -36,7 +36,7 @@ def read_runs(path: Path) -> list[Run]:
     """The runs of a file, none if it is not there; a last line that was cut off is taken out of it.
 
     Raises:
-        ValueError: a line is not a run.
+        SettingError: a line is not a run.
     """
     if not path.exists():
         return []
@@ -45,11 +45,12 @@ def read_runs(path: Path) -> list[Run]:
     if complete < len(content):
         os.truncate(path, complete)
     runs = []
-    for number, line in enumerate(content[:complete].decode().splitlines(), start=1):
+    for number, line in enumerate(content[:complete].splitlines(), start=1):
         try:
-            runs.append(Run.from_json(line))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: expected a run as JSON, found {line[:40]!r}: delete that line."
+            runs.append(Run.from_json(line.decode()))
+        except ValueError as error:
+            raise SettingError(
+                f"{path}, line {number}: expected a run as JSON, found {line[:40].decode(errors='replace')!r}: delete "
+                "that line."
             ) from error
     return runs

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from equipoise.compare import report_tables as tables
 from equipoise.compare import report_text as text
 from equipoise.compare.report_analysis import Analysis, View, analyse, has_natural_view
-from equipoise.compare.report_data import Results, read_results
+from equipoise.compare.report_data import PlannedOptions, Results, read_results
 from equipoise.compare.report_figures import Chart, curve_chart, gain_chart, tuning_chart
 from equipoise.compare.report_monitor import cosine_chart, monitor_chart
 
@@ -227,21 +227,21 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
 
 
-def _command(options: Mapping[str, Any]) -> str:
+def _command(options: PlannedOptions) -> str:
     """The command that makes this comparison, from the settings the plan holds."""
     words = ["equipoise", "compare"]
     for flag, name in [("--data", "data"), ("--model", "model"), ("--seeds", "seeds"), ("--epochs", "epochs"),
                        ("--batch-size", "batch_size"), ("--schedule", "schedule")]:  # fmt: skip
-        if options.get(name) is not None:
-            words += [flag, str(options[name])]
+        if (value := getattr(options, name)) is not None:
+            words += [flag, str(value)]
     for flag, name in [("--data-option", "data_options"), ("--model-option", "model_options"),
                        ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
-        for key, value in (options.get(name) or {}).items():
+        for key, value in getattr(options, name).items():
             words += [flag, f"{key}={_as_typed(value)}"]
-    if options.get("methods"):
-        words += ["--methods", ",".join(options["methods"])]
-    if options.get("tune"):
-        words += ["--tune", "--tune-seeds", str(options.get("tune_seeds", 1))]
+    if options.methods:
+        words += ["--methods", ",".join(options.methods)]
+    if options.tune:
+        words += ["--tune", "--tune-seeds", str(options.tune_seeds)]
     return shlex.join(words)
 
 

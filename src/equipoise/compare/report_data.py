@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from equipoise.training import Run, SettingError
 
@@ -53,6 +52,24 @@ class LabelRate(BaseModel):
     labelled: float | None = None
 
 
+class PlannedOptions(BaseModel):
+    """The settings of the command that made the comparison."""
+
+    data: str | None = None
+    model: str | None = None
+    seeds: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    schedule: str | None = None
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    loss_scale: dict[str, Any] = Field(default_factory=dict)
+    rates: dict[str, Any] = Field(default_factory=dict)
+    methods: list[str] = Field(default_factory=list)
+    tune: bool = False
+    tune_seeds: int = 1
+
+
 class PlannedRuns(BaseModel):
     """``plan.json``: what was to be run, on what, and with which software and machine."""
 
@@ -73,7 +90,7 @@ class PlannedRuns(BaseModel):
     versions: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
     generated: bool = False
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: PlannedOptions = Field(default_factory=PlannedOptions)
 
 
 class Throughput(BaseModel):
@@ -84,6 +101,9 @@ class Throughput(BaseModel):
     high: float | None = None
     pairs: int = 0
     peak_memory: float | None = None
+
+
+_THROUGHPUT: Final = TypeAdapter(dict[str, Throughput])
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,7 @@ def read_results(folder: Path) -> Results:
             "run 'equipoise compare' first, or name its folder."
         )
     try:
-        plan = PlannedRuns.model_validate_json(plan_file.read_text(encoding="utf-8"))
+        plan = PlannedRuns.model_validate_json(plan_file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -148,15 +168,15 @@ def read_results(folder: Path) -> Results:
 def _read_runs(file: Path) -> list[Run]:
     if not file.is_file():
         return []
-    *lines, unfinished = file.read_text(encoding="utf-8").split("\n")
+    *lines, unfinished = file.read_text(encoding="utf-8", errors="replace").split("\n")
     del unfinished  # empty after a complete last line; else another process is just writing it
     runs = []
     for number, line in enumerate(lines, start=1):
         try:
             runs.append(Run.from_json(line))
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ReportError(
-                f"{file}, line {number}: expected one finished run as JSON, found {line[:60]!r} ({error}): "
+                f"{file}, line {number}: expected one finished run as JSON, found {line[:60]!r}: "
                 "remove the line and run 'equipoise compare' again, which repeats only missing runs."
             ) from error
     return runs
@@ -167,13 +187,10 @@ def _read_throughput(folder: Path) -> dict[str, Throughput]:
     if not file.is_file():
         return {}
     try:
-        found = {
-            method: Throughput.model_validate(entry)
-            for method, entry in json.loads(file.read_text(encoding="utf-8")).items()
-        }
+        found = _THROUGHPUT.validate_json(file.read_bytes())
     except ValueError as error:
         raise ReportError(
-            f"{file}: expected ratio, low, high and pairs for every method, found something else ({error}): "
+            f"{file}: expected ratio, low, high and pairs for every method, found something else: "
             "remove the file and run 'equipoise compare' again, which measures the speed anew."
         ) from error
     return {method: entry for method, entry in found.items() if math.isfinite(entry.ratio)}

@@ -22,6 +22,7 @@ from equipoise.training import (
     METHODS,
     Learner,
     Method,
+    NonFiniteError,
     Run,
     SettingError,
     World,
@@ -114,7 +115,7 @@ class _Comparison:
     def _measure_throughput(self) -> None:
         """Throughput against equal weights and memory of the steps, of each method not measured before."""
         path = self.folder / "throughput.json"
-        measured: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        measured = _measured(path)
         left = [method for method in self.methods if method.name not in measured]
         self.watch.phase("Measuring throughput", len(self.methods), len(self.methods) - len(left))
         batches = list(islice(self.dataset.train.batches(self.plan.batch_size), _THROUGHPUT_BATCHES))
@@ -125,6 +126,16 @@ class _Comparison:
             measured[method.name] = ratio | {"peak_memory": peak_memory(build, batches[0])}
             write_json(path, measured)
             self.watch.advance()
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SettingError(f"Expected each method's speed as JSON in {path}, found something else: remove it.")
+    return found
 
 
 def _load(plan: Plan, watch: Watch) -> Dataset:
@@ -153,8 +164,8 @@ def train_into(
     watch: Watch | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Run:
-    """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of
-    it.
+    """Train the plan's one method once; ``checkpoint`` and ``run.json`` in ``folder`` hold what came of it, also if it
+    diverged. What an earlier training has left there is kept as ``checkpoint.before`` and ``run.before.json``.
 
     Args:
         world: the processes that train together; the first of them writes.
@@ -163,19 +174,32 @@ def train_into(
     Raises:
         DataError, SettingError: the plan names what there is not, or cannot be resumed.
         StoppedError: ``stop`` has said so.
+        NonFiniteError: see :func:`equipoise.training.train`.
     """
     watch = watch or Watch()
     method = parse_method(plan.methods[0])
     dataset = _load(plan, watch)
     job = Job("run", method.name, seed, plan.rate(method.name))
-    run = train(
-        dataset, method,
-        model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-        batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
-        world=world, sharding=plan.sharding, non_finite=plan.non_finite,
-        checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
-        on_progress=partial(watch.step, job), stop=stop,
-    )  # fmt: skip
-    if world is None or world.rank == 0:
+    writes = world is None or world.rank == 0
+
+    def progress(done: int, total: int) -> None:
+        if done == 1 and writes and (folder / "run.json").exists():  # of an earlier training, which this one is not
+            (folder / "run.json").replace(folder / "run.before.json")
+        watch.step(job, done, total)
+
+    try:
+        run = train(
+            dataset, method,
+            model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
+            batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
+            world=world, sharding=plan.sharding, non_finite=plan.non_finite,
+            checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
+            on_progress=progress, stop=stop,
+        )  # fmt: skip
+    except NonFiniteError as error:
+        if writes:
+            write_json(folder / "run.json", json.loads(error.run.to_json()))
+        raise
+    if writes:
         write_json(folder / "run.json", json.loads(run.to_json()))
     return run

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from equipoise.compare.report import result_rows
 from equipoise.training import METHODS, Run
@@ -35,13 +36,20 @@ def run_table(run: Run) -> Table:
     title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: test split"
     if run.status == "diverged":
         title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
-    table = Table("task", title=title, title_justify="left")
+    table = Table("task", title=Text(title), title_justify="left")
     for name in ("AUC", "NE", "log loss", "calibration"):
         table.add_column(name, justify="right")
     for task, metrics in run.test.items():
-        table.add_row(task, *(_number(metrics[name]) for name in ("auc", "ne", "log_loss", "calibration")))
+        table.add_row(Text(task), *(_number(metrics[name]) for name in ("auc", "ne", "log_loss", "calibration")))
+    notes = []
+    if run.non_finite:
+        counts = ", ".join(f"{task} {steps}" for task, steps in run.non_finite.items())
+        notes.append(
+            f"Steps with a loss or gradient that was not finite: {counts}; {run.skipped_steps} left out whole."
+        )
     if run.irreproducible:
-        table.caption = f"A second run may differ in the last digits: {run.irreproducible}."
+        notes.append(f"A second run may differ in the last digits: {run.irreproducible}.")
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 
@@ -58,7 +66,7 @@ def summary_table(folder: Path) -> Table:
         cells = {title: row[column] for column, title in _SHOWN.items()}
         cells["NE gain"] = cells["NE gain"].replace(" (", "\n(")
         cells["speed"] = cells["speed"].partition(" (")[0]
-        table.add_row(*cells.values())
+        table.add_row(*map(Text, cells.values()))
     return table
 
 

@@ -143,7 +143,11 @@ class Funnel:
         _expect("signal", self.signal, float, 1e-3, 5)
         _expect("numerics", self.numerics, int, 0, 1000)
         _expect("latents", self.latents, int, 2 * (len(TASKS) + 1), 1000)
-        if not self.id_fields or not all(isinstance(field, IdField) for field in self.id_fields):
+        if (
+            not isinstance(self.id_fields, tuple)
+            or not self.id_fields
+            or not all(isinstance(field, IdField) for field in self.id_fields)
+        ):
             raise DataError(f"funnel: id_fields should be at least one IdField, found {self.id_fields!r}.")
 
     @property

@@ -5,7 +5,7 @@ from equipoise.training.compatibility import IncompatibleError
 from equipoise.training.errors import SettingError
 from equipoise.training.interruptions import StoppedError, listening
 from equipoise.training.learner import Learner
-from equipoise.training.loop import Schedule, count_steps, train
+from equipoise.training.loop import SEED_LIMIT, Schedule, count_steps, train
 from equipoise.training.methods import METHODS, Method, MethodError, parse_method
 from equipoise.training.non_finite import NonFinite, NonFiniteError
 from equipoise.training.parallel import Sharding, parallelize
@@ -14,6 +14,7 @@ from equipoise.training.world import LostRanksError, World, launched
 
 __all__ = [
     "METHODS",
+    "SEED_LIMIT",
     "CheckpointError",
     "IncompatibleError",
     "Learner",

@@ -129,8 +129,8 @@ class Learner:
                 torch.manual_seed(seed)
                 try:
                     built = build_model(model, schema, fork=method.fork(group), **options)
-                except ValueError as error:
-                    raise SettingError(f"Model {model!r}: {error}") from error
+                except (ValueError, RuntimeError) as error:  # a size that is too small, or too large
+                    raise SettingError(f"Model {model!r}: {f'{error}'.splitlines()[0]}") from error
             tasks = [schema.task_names.index(task) for task in group]
             if len(tasks) < len(schema.tasks):
                 _freeze_unused(built, tasks)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,13 @@ from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLo
 from equipoise.training.parallel import Sharding
 from equipoise.training.progress import REMEDY, Progress, Saving, Window
 from equipoise.training.reproducibility import why_irreproducible
-from equipoise.training.run import Run
+from equipoise.training.run import CurvePoint, Run
 from equipoise.training.world import World, usable_device
 
-__all__ = ["Schedule", "count_steps", "train"]
+__all__ = ["SEED_LIMIT", "Schedule", "count_steps", "train"]
+
+SEED_LIMIT: Final = 2**43
+"""Seeds of epochs are made of it, and must fit 64 bits."""
 
 _EVALUATION_BATCH = 16_384
 _LOOK_EVERY = 100  # steps at most between two looks at whether losses are finite, each of which waits for the device
@@ -105,7 +108,7 @@ def train(
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
     counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
     _expect_positive(counts if checkpoint_every is None else counts | {"checkpoint_every": checkpoint_every})
-    _check(schedule, batch_size, world)
+    _check(schedule, batch_size, world, seed)
     if resume and checkpoint is None:
         raise SettingError("To resume, say from which folder: expected checkpoint=..., found none.")
     schema = dataset.schema
@@ -180,7 +183,9 @@ def _sorted(options: Mapping[str, Any] | None) -> str:
     return json.dumps(dict(options or {}), sort_keys=True, default=str)
 
 
-def _check(schedule: str, batch_size: int, world: World) -> None:
+def _check(schedule: str, batch_size: int, world: World, seed: int) -> None:
+    if not 0 <= seed <= SEED_LIMIT:
+        raise SettingError(f"A seed must lie between 0 and {SEED_LIMIT}, found {seed}.")
     if batch_size % world.size:
         raise SettingError(
             f"batch_size must be a multiple of the {world.size} ranks that share it, found {batch_size}."
@@ -268,7 +273,7 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     return run
 
 
-def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> dict[str, Any]:
+def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> CurvePoint:
     return {
         "step": step,
         "examples": step * batch_size,

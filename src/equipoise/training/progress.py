@@ -172,6 +172,7 @@ class Saving:
             return progress
         if not resume:
             put_aside(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)  # that it cannot be shows now, not after some hours
             return progress
         state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
         world, device = self.learner.world, self.learner.device

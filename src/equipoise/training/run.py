@@ -7,7 +7,19 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-__all__ = ["Run"]
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+
+__all__ = ["CurvePoint", "Run"]
+
+
+class CurvePoint(TypedDict):
+    """The learning curve at one step: train losses since the point before, and validation metrics, by task."""
+
+    step: int
+    examples: int
+    train_loss: dict[str, float]
+    validation: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -47,8 +59,8 @@ class Run:
     test: dict[str, dict[str, float]] = field(default_factory=dict)
     test_natural: dict[str, dict[str, float]] = field(default_factory=dict)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    monitor: list[dict[str, float]] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
+    monitor: list[dict[str, int | float]] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=dict)
     skipped_steps: int = 0
     irreproducible: str = ""
@@ -78,13 +90,25 @@ class Run:
     def from_json(cls, line: str) -> Run:
         """The run that :meth:`to_json` wrote; other keys in the line are left out.
 
+        Raises:
+            ValueError: the line is something else.
+
         Example:
             >>> Run.from_json(Run("equal", 0, 1e-3).to_json()).method
             'equal'
         """
         record = json.loads(line)
-        known = {entry.name for entry in fields(cls)}
-        return cls(**{key: _with_nan(value) for key, value in record.items() if key in known})
+        if not isinstance(record, dict):
+            raise ValueError(f"expected names and values, found {type(record).__name__}")
+        known = {entry.name for entry in fields(cls)} & record.keys()
+        memory = record.get("peak_memory_bytes")
+        run = _RUN.validate_python(_with_nan({key: record[key] for key in known}) | {"peak_memory_bytes": memory})
+        if not all("step" in reading for reading in run.monitor):
+            raise ValueError("expected every reading of the monitor to say its step")
+        return run
+
+
+_RUN = TypeAdapter(Run)
 
 
 def _finite(value: Any) -> Any:

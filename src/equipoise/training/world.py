@@ -20,6 +20,7 @@ from equipoise.training.errors import SettingError
 
 __all__ = ["LostRanksError", "World", "launched", "usable_device"]
 
+_VARIABLES: Final = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT: Final = timedelta(minutes=10)
 # How gloo's errors tell that another rank is gone, or silent; NCCL has an error type for it.
 _GONE: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -59,7 +60,7 @@ class World:
 
 @contextmanager
 def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[World]:
-    """The world that ``torchrun`` has started this process in; without it, a world of one.
+    """The world that ``torchrun`` has started this process in, or what else sets its variables; else a world of one.
 
     Gloo connects CPUs, NCCL GPUs, of which every process takes the one of its local rank.
 
@@ -68,13 +69,18 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
         timeout: how long a rank waits for another one in a collective.
 
     Raises:
-        SettingError: the device cannot be used.
+        SettingError: the device cannot be used, or of torchrun's variables some are missing.
         LostRanksError: within the block a rank has died, or has not answered within ``timeout``. With NCCL, whose own
             watchdog ends the process with its own message, only where NCCL raises instead.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(device=usable_device(device))
         return
+    if missing := [name for name in _VARIABLES if name not in os.environ]:
+        raise SettingError(
+            f"Found WORLD_SIZE={os.environ['WORLD_SIZE']}, but not {', '.join(missing)}: launch with torchrun, or set "
+            "them too."
+        )
     local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
@@ -95,7 +101,8 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
             raise
         # All that wait notice: at once when a connection breaks, else as far apart as they began to wait.
         moment = 3.0 if gone else max(3.0, timeout.total_seconds() / 20)
-        raise LostRanksError(_whom(store, rank, size, timeout, moment)) from error
+        how = "dead, or given up by the others" if gone else f"without an answer for {timeout.total_seconds():g} s"
+        raise LostRanksError(_whom(store, rank, size, how, moment)) from error
     finally:
         dist.destroy_process_group()
 
@@ -107,12 +114,16 @@ def usable_device(name: torch.device | str, /) -> torch.device:
         SettingError: it is not known, not built in, or not there.
     """
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # not known; not built in or not there
-        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {error}") from error
+        found = torch.ones(1, device=name)
+        if found.is_meta:
+            raise SettingError(f"Expected a device that computes, found {str(name)!r}.")
+        return found.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # not known; not built in or not there
+        reason = f"{error}".splitlines()[0][:200]
+        raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {reason}") from error
 
 
-def _whom(store: PrefixStore, rank: int, size: int, timeout: timedelta, moment: float) -> str:
+def _whom(store: PrefixStore, rank: int, size: int, how: str, moment: float) -> str:
     """Who has died or hangs: whoever does not say within so many seconds that it has lost contact, too."""
     names = [f"lost-contact/{other}" for other in range(size)]
     store.set(names[rank], "")
@@ -122,7 +133,4 @@ def _whom(store: PrefixStore, rank: int, size: int, timeout: timedelta, moment: 
     if not silent:
         return f"A connection between the {size} ranks broke; none of them has died."
     who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
-    return (
-        f"Rank {rank} has lost contact with {who} of {size}: dead, or without an answer for "
-        f"{timeout.total_seconds():g} s. See what that process said last."
-    )
+    return f"Rank {rank} has lost contact with {who} of {size}: {how}. See what that process said last."

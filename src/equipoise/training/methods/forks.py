@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from equipoise.fork import Fork
 from equipoise.multibalance import MultiBalance
@@ -20,7 +20,7 @@ class MultiBalanceMethod(Method):
     family: ClassVar[str] = "gradients at the fork"
     monitored: ClassVar[bool] = True
 
-    def known_options(self) -> tuple[str, ...]:
+    def known_options(self) -> Mapping[str, Any]:
         """The keyword-only parameters of MultiBalance."""
         return keyword_options(MultiBalance)
 

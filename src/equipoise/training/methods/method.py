@@ -45,9 +45,9 @@ class Method:
     family: ClassVar[str]
     monitored: ClassVar[bool] = False
 
-    def known_options(self) -> tuple[str, ...]:
-        """The options that :meth:`with_options` takes."""
-        return ()
+    def known_options(self) -> Mapping[str, Any]:
+        """The options that :meth:`with_options` takes, with their defaults."""
+        return {}
 
     def settings(self, tasks: Sequence[str]) -> str:
         """What would be trained, spelled out: a change of a default shows here."""
@@ -59,10 +59,16 @@ class Method:
         Raises:
             MethodError: an option is not known, or its value is refused by what is built with it.
         """
-        unknown = sorted(options.keys() - set(self.known_options()))
+        known = self.known_options()
+        unknown = sorted(options.keys() - known.keys())
         if unknown:
-            known = ", ".join(self.known_options()) or "no options"
-            raise MethodError(f"Method {self.name!r} takes {known}; found {', '.join(unknown)}.")
+            raise MethodError(
+                f"Method {self.name!r} takes {', '.join(known) or 'no options'}; found {', '.join(unknown)}."
+            )
+        for name, value in options.items():
+            kinds, kind = _KINDS.get(type(known[name]), ((object,), ""))
+            if type(value) not in kinds and object not in kinds:
+                raise MethodError(f"Method {self.name!r}: {name} must be {kind}, found {value!r}.")
         stated = ",".join(f"{key}={value}" for key, value in options.items())
         changed = dataclasses.replace(
             self, name=f"{self.name}:{stated}" if stated else self.name, options={**self.options, **options}
@@ -112,11 +118,17 @@ _NOT_FROM_TEXT = {
 }  # what a word of the command line cannot spell
 
 
-def keyword_options(build: Callable[..., object]) -> tuple[str, ...]:
-    """The names of a constructor's keyword-only parameters that one word can spell."""
-    parameters = inspect.signature(build).parameters.values()
-    return tuple(
-        entry.name
-        for entry in parameters
+_KINDS: Mapping[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
+    str: ((str,), "a word"),
+}  # fmt: skip
+"""Of a default's type: the types that a value may have, and their name."""
+
+
+def keyword_options(build: Callable[..., object]) -> dict[str, Any]:
+    """A constructor's keyword-only parameters that one word can spell, and their defaults."""
+    return {
+        entry.name: entry.default
+        for entry in inspect.signature(build).parameters.values()
         if entry.kind is inspect.Parameter.KEYWORD_ONLY and entry.name not in _NOT_FROM_TEXT
-    )
+    }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ class ClippyMethod(Method):
 
     family: ClassVar[str] = _FAMILY
 
-    def known_options(self) -> tuple[str, ...]:
+    def known_options(self) -> Mapping[str, Any]:
         """The keyword-only parameters of Clippy."""
         return keyword_options(Clippy)
 
@@ -94,7 +94,7 @@ class PubMethod(Method):
     family: ClassVar[str] = _FAMILY
     monitored: ClassVar[bool] = True
 
-    def known_options(self) -> tuple[str, ...]:
+    def known_options(self) -> Mapping[str, Any]:
         """The keyword-only parameters of PUB."""
         return keyword_options(PUB)
 
