@@ -6,10 +6,11 @@ from equipoise import PUB
 from ranker import Ranker, batches, task_losses
 
 
-def balanced(model: Ranker) -> PUB:
-    """Adam whose updates of the table and the bottom are balanced between the tasks."""
+def balanced(model: Ranker, data_parallel: torch.nn.Module | None = None) -> PUB:
+    """Adam whose updates of the table and the bottom are balanced; on several ranks with the module around the model."""
     shared = [*model.table.parameters(), *model.bottom.parameters()]
-    return PUB(torch.optim.Adam(model.parameters(), lr=1e-2), shared=shared, tasks=["click", "buy"])
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return PUB(adam, shared=shared, tasks=["click", "buy"], data_parallel=data_parallel)
 
 
 def train() -> tuple[Ranker, PUB]:

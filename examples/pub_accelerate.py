@@ -1,4 +1,7 @@
-"""PUB in Hugging Face Accelerate: accelerator.backward takes the optimizer's total of the losses."""
+"""PUB in Hugging Face Accelerate: accelerator.backward takes the optimizer's total of the losses.
+
+The model is prepared before the optimizer is made: on several ranks PUB must be told who trains together.
+"""
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +15,14 @@ def train() -> tuple[Ranker, PUB]:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     model = Ranker(fork=None)
-    pub = balanced(model)
-    model, optimizer, loader = accelerator.prepare(model, pub, batches())
+    call = accelerator.prepare(model)
+    pub = balanced(model, call if accelerator.num_processes > 1 else None)
+    optimizer, loader = accelerator.prepare(pub, batches())
     for ids, labels in loader:
         optimizer.zero_grad()
-        accelerator.backward(pub.total(task_losses(model(ids), labels)))  # instead of the losses' sum
+        accelerator.backward(pub.total(task_losses(call(ids), labels)))  # instead of the losses' sum
         optimizer.step()
-    return accelerator.unwrap_model(model), pub
+    return model, pub
 
 
 if __name__ == "__main__":

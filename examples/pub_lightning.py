@@ -20,7 +20,8 @@ class LitRanker(pl.LightningModule):
         return optimizer.total(task_losses(self.model(ids), labels))  # instead of the losses' sum
 
     def configure_optimizers(self) -> PUB:
-        return balanced(self.model)
+        ranks, wrapped = self.trainer.world_size, self.trainer.strategy.model
+        return balanced(self.model, wrapped if ranks > 1 else None)
 
 
 def train() -> tuple[Ranker, PUB]:

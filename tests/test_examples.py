@@ -43,6 +43,19 @@ def test_it_trains_as_the_plain_loop_does(example, name: str, balanced: bool) ->
     assert_alike(found, expected, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5)
 
 
+def test_pub_trains_a_compiled_model_as_it_does_a_plain_one(example, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._functorch.config.donated_buffer", False)  # a pass per task keeps the graph
+    module = example("pub")
+    torch.manual_seed(0)
+    model = module.Ranker(fork=None)
+    optimizer, call = module.balanced(model), torch.compile(model, fullgraph=True, backend="aot_eager")
+    for ids, labels in module.batches():
+        optimizer.zero_grad()
+        optimizer.backward(module.task_losses(call(ids), labels))
+        optimizer.step()
+    assert_alike(model, module.train()[0], rtol=1e-4, atol=1e-5)
+
+
 def test_mixed_precision_weighs_nearly_as_full_precision_does(example) -> None:
     train = example("mixed_precision").train
     mixed, full = train(MultiBalance(TASKS)), train(MultiBalance(TASKS), enabled=False)
@@ -68,10 +81,11 @@ def test_the_example_runs_as_a_script(name: str, tmp_path: Path) -> None:
     assert f"weights {'of the updates' if name == 'pub' else 'at the fork'}: [" in done.stdout
 
 
-def test_two_ranks_weigh_as_one_process_does(example, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["data_parallel", "fully_sharded"])
+def test_two_ranks_weigh_as_one_process_does(example, tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, EXAMPLES / "data_parallel.py"], capture_output=True, text=True, cwd=tmp_path, check=False
+        [*command, EXAMPLES / f"{name}.py"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
     found = done.stdout.partition("weights at the fork: [")[2].partition("]")[0]
