@@ -7,7 +7,7 @@ from ranker import Ranker, batches, task_losses
 
 
 def balanced(model: Ranker, data_parallel: torch.nn.Module | None = None) -> PUB:
-    """Adam whose updates of the table and the bottom are balanced; on several ranks with the module around the model."""
+    """Adam with balanced updates of the table and the bottom; on several ranks with the module around the model."""
     shared = [*model.table.parameters(), *model.bottom.parameters()]
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     return PUB(adam, shared=shared, tasks=["click", "buy"], data_parallel=data_parallel)

@@ -3,6 +3,7 @@
 import copy
 import datetime
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from equipoise import fork as fork_module
 from equipoise.multibalance import MultiBalance
 
 RANKS = 2
@@ -131,6 +133,54 @@ def overlapped(rank: int) -> dict:
     return record(model, weights) | {"arriving": saved["fork.arriving"], "twin": twin.fork.arriving.clone()}
 
 
+def compiled_overlap(rank: int) -> dict:
+    model = Ranker(overlap=True)
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    return record(model, train(call, rank=rank, reduce=average_gradients))
+
+
+def sent(rank: int) -> dict[str, list[int]]:
+    """How many numbers each all-reduce of three steps has, by either of PyTorch's ways to one."""
+    found = {}
+    for overlap in (False, True):
+        sizes = found["overlap" if overlap else "plain"] = []
+
+        def counted(tensor: Tensor, *args, whole, sizes=sizes, **options):
+            sizes.append(tensor.numel())
+            return whole(tensor, *args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (dist, fork_module):
+                patch.setattr(module, "all_reduce", partial(counted, whole=module.all_reduce))
+            model = Ranker(overlap=overlap)
+            for inputs, labels in batches(3):
+                sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
+    return found
+
+
+def under_way(rank: int) -> dict:
+    """Right after a backward pass with overlap: does anybody wait, and does nobody read what has not arrived?"""
+
+    def stepped() -> Ranker:
+        model = Ranker(overlap=True)
+        for inputs, labels in batches(1):
+            sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
+        return model
+
+    model = stepped()
+    waited = model.fork._under_way is None
+    found = {"waited": waited, "copied": copy.deepcopy(model).fork.arriving}
+    found["saved"] = stepped().state_dict()["fork.arriving"].clone()
+    found["moved"] = stepped().to(torch.float64).fork.arriving
+    fresh = stepped()
+    fresh.fork.reset_parameters()
+    found["reset"] = fresh.fork.arriving.clone()
+    loaded = stepped()
+    loaded.load_state_dict(Ranker(overlap=True).state_dict())
+    found["loaded"] = loaded.fork.arriving.clone()
+    return found
+
+
 def groups_of_one(rank: int) -> dict:
     groups = [dist.new_group([other]) for other in range(RANKS)]
     model = copy.deepcopy(Ranker(process_group=groups[rank]))  # the group itself is not copied
@@ -160,6 +210,9 @@ def work(rank: int, folder: Path) -> None:
         "overlapped": overlapped(rank),
         "groups of one": groups_of_one(rank),
         "compiled": compiled(rank),
+        "compiled overlap": compiled_overlap(rank),
+        "sent": sent(rank),
+        "under way": under_way(rank),
     }
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()  # gloo's threads now and then abort a process that ends at once
@@ -244,6 +297,29 @@ def test_an_overlapped_fork_weighs_by_the_step_before_on_all_ranks(ranks):
         assert not torch.equal(result["weights"][1], torch.ones(3))
         torch.testing.assert_close(result["arriving"], model.fork.arriving, rtol=1e-4, atol=1e-5)
         assert torch.equal(result["arriving"], result["twin"])
+
+
+def test_compiled_overlap_weighs_by_the_step_before_too(ranks):
+    model = Ranker(overlap=True)
+    expected = record(model, train(model))
+    assert_as_one_process([result["compiled overlap"] for result in ranks], expected)
+
+
+def test_a_fork_sends_m_squared_numbers_once_per_backward_pass(ranks):
+    for result in ranks:
+        assert result["sent"] == {"plain": [9, 9, 9], "overlap": [9, 9, 9]}
+
+
+def test_an_overlapped_matrix_is_not_waited_for_until_somebody_needs_it(ranks):
+    model = Ranker()
+    for inputs, labels in batches(1):
+        sum(losses(model(inputs), labels)).backward()
+    for result in (found["under way"] for found in ranks):
+        assert not result["waited"]
+        for how in ("copied", "saved", "moved"):
+            torch.testing.assert_close(result[how].float(), model.fork.last_gram, rtol=1e-4, atol=1e-5)
+        for how in ("reset", "loaded"):
+            assert torch.equal(result[how], torch.zeros(3, 3))
 
 
 def test_only_the_ranks_of_the_process_group_share_their_gram_matrix(ranks):

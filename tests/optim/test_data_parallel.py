@@ -1,6 +1,7 @@
 """Two ranks with half a batch each step as one process with the whole batch does, in every form of PUB and AdaTask."""
 
 import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ CASES = {
         for form in ("pub", "pub-authors", "adatask")
     },
     "nothing on one rank": ("pub", "adam", "group", (set(), {0, 1, 2}), False),
+    **{f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False) for form in ("pub", "pub-authors", "adatask")},
     **{
         f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)
         for form in ("pub", "pub-update-match", "adatask")
@@ -102,33 +104,37 @@ def train(name: str, rank: int | None) -> dict:
             optimizer.total(losses).backward()
         else:
             optimizer.backward(losses)
+        if name.endswith("accumulated"):
+            optimizer.backward([2 * (score - 1).square().mean() for score in call(ids)])
         optimizer.step()
         weights.append(getattr(optimizer, "last_weights", torch.ones(TASKS)).clone())
     return {"parameters": {key: value.detach().clone() for key, value in net.named_parameters()}, "weights": weights}
 
 
-def count_collectives(rank: int) -> dict[str, list[int]]:
-    """Numbers of float entries in the all-reduces of each step of PUB and AdaTask."""
-    found: dict[str, list[int]] = {}
-    whole = dist.all_reduce
-    for form in ("pub", "adatask"):
-        net = Net(sparse=False)
-        optimizer = FORMS[form](OPTIMIZERS["adam"](net.parameters()), net.shared(), {"data_parallel": dist.group.WORLD})
-        sizes: list[int] = []
+def count_collectives(rank: int) -> dict[str, list[list]]:
+    """Kind and size of every collective in each step of PUB and AdaTask, and with a sparse table."""
+    found: dict[str, list[list]] = {}
+    for name, form, sparse in (("pub", "pub", False), ("adatask", "adatask", False), ("sparse", "adatask", True)):
+        net = Net(sparse=sparse)
+        kind = OPTIMIZERS["adagrad" if sparse else "adam"]
+        optimizer = FORMS[form](kind(net.parameters()), net.shared(), {"data_parallel": dist.group.WORLD})
+        steps: list[list] = []
 
-        def counted(tensor: Tensor, *args, sizes=sizes, **kwargs):
-            if tensor.is_floating_point():
-                sizes.append(tensor.numel())
-            return whole(tensor, *args, **kwargs)
+        def counted(*args, whole, kind, steps=steps, **options):
+            tensor = args[1] if kind == "gather" else args[0]
+            steps[-1].append([kind, "numbers" if tensor.is_floating_point() else "counts", tensor.numel()])
+            return whole(*args, **options)
 
-        dist.all_reduce = counted
-        for step in range(3):
-            ids = torch.randint(0, 40, (4, 2), generator=torch.Generator().manual_seed(rank + 10 * step))
-            optimizer.zero_grad()
-            optimizer.backward([score.square().mean() for score in net(ids)])
-            optimizer.step()
-        dist.all_reduce = whole
-        found[form] = sizes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "all_reduce", partial(counted, whole=dist.all_reduce, kind="reduce"))
+            patch.setattr(dist, "all_gather", partial(counted, whole=dist.all_gather, kind="gather"))
+            for step in range(3):
+                steps.append([])
+                ids = torch.tensor([[step, 7], [step, 20 + rank]])
+                optimizer.zero_grad()
+                optimizer.backward([score.square().mean() for score in net(ids)])
+                optimizer.step()
+        found[name] = steps
     return found
 
 
@@ -179,5 +185,20 @@ def test_a_step_takes_one_large_collective(ranks):
     heads = sum(p.numel() for p in net.heads.parameters())
     shared = sum(p.numel() for p in net.shared()) - net.unused.numel()  # what nobody has a gradient of is not sent
     found = ranks[0]["collectives"]
-    assert found["pub"] == [shared + heads, TASKS * shared + heads, shared + heads]
-    assert found["adatask"] == [TASKS * shared + heads] * 3
+    entries = len(net.shared()) + len(list(net.heads.parameters())) + TASKS  # who has what, by parameter and task
+    every = entries + (TASKS - 1) * len(net.shared())
+    single = [["reduce", "counts", entries], ["reduce", "numbers", shared + heads]]
+    apart = [["reduce", "counts", every], ["reduce", "numbers", TASKS * shared + heads]]
+    assert found["pub"] == [single, apart, single]
+    assert found["adatask"] == [apart] * 3
+
+
+def test_of_a_sparse_table_go_the_rows_that_any_rank_touches(ranks):
+    net = Net(sparse=True)
+    dense = sum(p.numel() for p in net.bottom.parameters())
+    heads = sum(p.numel() for p in net.heads.parameters())
+    for step in ranks[0]["collectives"]["sparse"]:
+        kinds, sizes = [entry[:2] for entry in step], [entry[2] for entry in step]
+        assert kinds == [["reduce", "counts"], ["gather", "counts"], ["gather", "counts"], ["reduce", "numbers"]]
+        assert sizes[2] == 3  # a rank touches three rows
+        assert sizes[3] == TASKS * (4 * 3 + dense) + heads  # both together four, of width 3

@@ -96,6 +96,21 @@ def after_a_refusal(rank: int) -> Tensor:
     return net.heads[0].weight.grad
 
 
+def refused_modules(rank: int) -> dict[str, str]:
+    del rank
+    found = {}
+    net = Net()
+    foreign = torch.optim.Adam([*net.bottom.parameters(), *net.heads[0].parameters()])
+    for name, call, optimizer in (
+        ("static", DistributedDataParallel(net, static_graph=True), adam(net)),
+        ("foreign", DistributedDataParallel(net), foreign),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the caller looks at the message
+            PUB(optimizer, shared=net.bottom.parameters(), data_parallel=call)
+        found[name] = str(caught.value)
+    return found
+
+
 def made_before_the_group(net: Net, optimizer: PUB) -> str:
     with pytest.raises(RuntimeError) as caught:
         optimizer.backward(net(inputs(0, 0)))
@@ -124,6 +139,7 @@ def work(rank: int, folder: Path) -> None:
         "shared clipped": shared_clipped(rank),
         **{f"half precision, {form}": half_precision(form) for form in FORMS},
         "refused": after_a_refusal(rank),
+        "refused modules": refused_modules(rank),
         "early": made_before_the_group(early, optimizer),
         "copied": copied(rank),
     }
@@ -160,6 +176,14 @@ def test_the_mean_over_ranks_does_not_overflow_where_their_sum_does(ranks, form)
 
 def test_a_constructor_that_refuses_leaves_the_averaging_to_the_module(ranks):
     assert torch.equal(ranks[0]["refused"], ranks[1]["refused"])
+
+
+def test_modules_whose_averaging_cannot_be_taken_over_are_refused(ranks):
+    assert "found one with static_graph=True" in ranks[0]["refused modules"]["static"]
+    assert (
+        "parameters there that are not the optimizer's and would drift apart: heads.1.weight, heads.1.bias"
+        in (ranks[0]["refused modules"]["foreign"])
+    )
 
 
 def test_a_group_that_comes_later_is_noticed(ranks):
