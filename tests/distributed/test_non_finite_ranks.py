@@ -17,7 +17,7 @@ POLICIES = ("skip-task", "skip-step")
 STEPS, ROWS, BAD = 6, 32, 3
 
 
-def train(name: str, policy: str, world: World) -> dict:
+def train(name: str, policy: str, world: World, sharding: str = "ddp") -> dict:
     losses, calls = learner_module.task_losses, [0]
 
     def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
@@ -32,7 +32,8 @@ def train(name: str, policy: str, world: World) -> dict:
         ]
 
     generator = torch.Generator().manual_seed(1)
-    learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, non_finite=policy)
+    learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, non_finite=policy,
+                      sharding=sharding)  # fmt: skip
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner_module, "task_losses", spoilt)
@@ -52,7 +53,9 @@ def train(name: str, policy: str, world: World) -> dict:
 
 
 def work(rank: int) -> dict:
-    return {(name, policy): train(name, policy, World(rank, 2)) for name in NAMES for policy in POLICIES}
+    found = {(name, policy): train(name, policy, World(rank, 2)) for name in NAMES for policy in POLICIES}
+    return found | {("multibalance", policy, "fsdp"): train("multibalance", policy, World(rank, 2), "fsdp")
+                    for policy in POLICIES}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +64,12 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [(name,) for name in NAMES] + [("multibalance", "fsdp")], ids="-".join)
 def test_what_one_rank_skips_all_skip_as_one_process_does(ranks, name, policy):
-    one, other = (found[name, policy] for found in ranks)
+    method, *sharding = name
+    one, other = (found[method, policy, *sharding] for found in ranks)
     assert torch.equal(one["logits"], other["logits"])
-    alone = train(name, policy, World())
+    alone = train(method, policy, World())
     assert alone["losses"].isnan().nonzero().tolist() == [[BAD - 1, 1]]
     for key, expected in alone.items():
         torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from equipoise import PUB, Fork
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MMoE, SharedBottom
-from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
-from equipoise.training import METHODS, parse_method
+from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.training import METHODS, Learner, World, parse_method
 from equipoise.training.errors import SettingError
 from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.training.parallel import dense_parameters, fused_optimizer, parallelize
@@ -140,6 +140,40 @@ def refusals() -> dict[str, Any]:
     return found
 
 
+def placed(rank: int) -> dict[str, Any]:
+    """How parallelize has spread tables and layers."""
+    del rank
+    found: dict[str, Any] = {}
+    for sharding in TORCHREC:
+        call = parallelize(build("equal", "shared-bottom"), sharding)
+        (plan,) = call.plan.plan.values()
+        found[sharding] = {name: [entry.sharding_type, entry.ranks] for name, entry in plan.items()}
+    for sharding in ("fsdp", "row-wise+fsdp"):
+        model = build("equal", "shared-bottom")
+        parallelize(model, sharding)
+        found[sharding] = [name for name, part in model.named_modules() if hasattr(part, "unshard")]
+    return found
+
+
+def rates(rank: int) -> dict[str, Any]:
+    """The tables' learning rate beside the other's in a training in which it falls to 0, and whether they then move."""
+    schema = Schema([Categorical("user", 50)], [Numeric("age")], [Task("click")])
+    learner = Learner(
+        schema, METHODS["equal"], model="shared-bottom", lr=0.1, decay_steps=4, seed=0, sharding="table-wise",
+        world=World(rank, dist.get_world_size()),
+    )  # fmt: skip
+    (member,) = learner._members
+    batch = Batch(torch.arange(8)[:, None], torch.randn(8, 1), torch.ones(8, 1), torch.ones(8))
+    seen, moved = [], []
+    for _ in range(6):
+        before = learner.logits(batch)
+        learner.step(batch)
+        of_tables = member.fused.param_groups if member.fused else [{"lr": None}]  # a rank that holds no table
+        seen.append([member.optimizer.param_groups[0]["lr"], of_tables[0]["lr"]])
+        moved.append(not torch.equal(learner.logits(batch), before))
+    return {"rates": seen, "moved": moved}
+
+
 def refusals_with_tables() -> dict[str, str]:
     """Of PUB in one's own loop with TorchRec."""
     found = {}
@@ -165,7 +199,9 @@ def refusals_with_tables() -> dict[str, str]:
 
 def work(rank: int) -> dict:
     cases = CASES if dist.get_world_size() == 2 else ON_FOUR
-    return {case: train(case, rank) for case in cases} | {"refusals": refusals()}
+    return {case: train(case, rank) for case in cases} | {
+        "refusals": refusals(), "placed": placed(rank), "rates": rates(rank)
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +252,32 @@ def test_four_ranks_train_as_one_process_does(four, case):
 )
 def test_what_cannot_work_is_refused_with_the_reason(two, attempt, message):
     assert message in two[0]["refusals"][attempt]
+
+
+def test_tables_lie_where_their_sharding_says(two, four):
+    names = [feature.name for feature in SCHEMA.categorical]
+    for found, ranks in ((two[0]["placed"], 2), (four[0]["placed"], 4)):
+        every = list(range(ranks))
+        assert found["table-wise"] == {name: ["table_wise", [place % ranks]] for place, name in enumerate(names)}
+        assert found["column-wise"] == {name: ["column_wise", every] for name in names}
+        assert found["data-parallel"] == {name: ["data_parallel", every] for name in names}
+        small = ["table_wise", [2 % ranks]] if ranks == 4 else ["row_wise", every]  # three places
+        assert found["row-wise"] == {"user": ["row_wise", every], "item": ["row_wise", every], "place": small}
+        assert {kind for kind, _ in found["planner"].values()} <= {"table_wise", "column_wise"}
+
+
+def test_fsdp_shards_every_layer_apart(two):
+    assert two[0]["placed"]["fsdp"][:3] == ["", "embedding", "bottom"]
+    assert {"", "bottom"} <= set(two[0]["placed"]["row-wise+fsdp"])
+    assert not any(name.startswith("embedding") for name in two[0]["placed"]["row-wise+fsdp"])
+
+
+def test_tables_are_stepped_at_the_rate_of_all_others(two):
+    for found in (result["rates"] for result in two):
+        assert [own for own, _ in found["rates"]] == pytest.approx([0.075, 0.05, 0.025, 0, 0, 0])
+        if any(table is not None for _, table in found["rates"]):
+            assert [table for _, table in found["rates"]] == [own for own, _ in found["rates"]]
+        assert found["moved"] == [True, True, True, True, False, False]
 
 
 def test_buffers_are_broadcast_in_every_step_only_where_they_can_differ(two):

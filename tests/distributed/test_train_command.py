@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(tmp_pat
 
 
 DYING = """
-import os, signal
+import os, signal, sys
 from equipoise import cli
 from equipoise.training import Learner
 
@@ -86,7 +87,10 @@ step, seen = Learner.step, []
 
 def dying(learner, batch):
     seen.append(None)
-    if len(seen) == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    turn = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    with open(f"{sys.argv[-1]}-{turn}-{os.environ['RANK']}", "a") as file:
+        file.write(".")
+    if len(seen) == 7 and os.environ["RANK"] == "1" and turn == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return step(learner, batch)
 
@@ -130,13 +134,51 @@ def test_a_rank_that_hangs_ends_the_training_with_a_message_that_names_it(tmp_pa
     assert "Timed out" not in done.stderr  # no traceback of gloo's
 
 
+TOLD = """
+import os, signal
+from equipoise import cli
+from equipoise.training import Learner, interruptions
+
+step, seen = Learner.step, []
+interruptions._SECONDS = 0.0  # asks after every step, however slow a step is
+
+def told(learner, batch):
+    seen.append(None)
+    if len(seen) == 5 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    return step(learner, batch)
+
+Learner.step = told
+cli.main()
+"""
+
+
+def test_sigterm_on_one_rank_ends_all_with_a_checkpoint_and_the_command_that_goes_on(tmp_path):
+    assert run(tmp_path / "whole", sharding="row-wise").returncode == 0
+    script, out = tmp_path / "told.py", tmp_path / "a folder"
+    script.write_text(TOLD)
+    command = [*RANKS[:-1], script, "train", "--config", tmp_path / "whole" / "settings.yaml", "--out", out]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert said.count("Stopped after step 5, which a checkpoint holds. Go on from step-5 with: torchrun") == 1
+    line = next(line for line in done.stderr.splitlines() if "Go on from step-5 with: " in line)
+    words = shlex.split(line.partition("with: ")[2])
+    assert words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "equipoise"]
+    again = [*ALONE, "torch.distributed.run", "--standalone", *words[1:]]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=180, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert numbers(record(out)) == pytest.approx(numbers(record(tmp_path / "whole")), rel=1e-6)
+
+
 def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoint(tmp_path):
     assert run(tmp_path / "whole", sharding="ddp").returncode == 0
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     command = [
         *RANKS[:-1], "--max-restarts", "1", script, "train",
-        "--config", tmp_path / "whole" / "settings.yaml", "--out", tmp_path / "dying",
+        "--config", tmp_path / "whole" / "settings.yaml", "--checkpoint-every", "6", "--out", tmp_path / "dying",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
@@ -144,5 +186,8 @@ def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoi
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
     found, whole = record(tmp_path / "dying"), record(tmp_path / "whole")
     assert numbers(found) == numbers(whole)
+    # From step 6, which lies between two evaluations.
+    again = [(tmp_path / f"dying-1-{rank}").read_text() for rank in range(2)]
+    assert again == ["." * (whole["steps"] - 6)] * 2
     assert "Rank 0 has lost contact with rank 1 of 2" in " ".join(done.stderr.split())
     assert found["steps"] == whole["steps"]

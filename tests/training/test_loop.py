@@ -12,7 +12,17 @@ from equipoise.data import Dataset, Split, load
 from equipoise.data.cache import read_dataset, write_dataset
 from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.ranking.schema import Batch
-from equipoise.training import METHODS, CheckpointError, Learner, NonFiniteError, Run, SettingError, count_steps, train
+from equipoise.training import (
+    METHODS,
+    CheckpointError,
+    Learner,
+    NonFiniteError,
+    Run,
+    SettingError,
+    World,
+    count_steps,
+    train,
+)
 from equipoise.training import loop as loop_module
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
 from equipoise.training.reproducibility import why_irreproducible
@@ -360,6 +370,11 @@ def test_impossible_settings_are_named(tiny: Dataset) -> None:
         train(tiny, METHODS["equal"], batch_size=64, model="ple")
     with pytest.raises(SettingError, match=r"takes the options embedding_dim.*found dropout"):
         train(tiny, METHODS["equal"], batch_size=64, model_options={"dropout": 0.1})
+
+
+def test_a_batch_that_ranks_cannot_share_equally_is_refused(tiny: Dataset) -> None:
+    with pytest.raises(SettingError, match="batch_size must be a multiple of the 3 ranks that share it, found 64"):
+        train(tiny, METHODS["equal"], batch_size=64, world=World(0, 3))
 
 
 def test_model_options_are_checked_against_the_kind_of_their_defaults(tiny: Dataset) -> None:

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from equipoise.data import Dataset
-from equipoise.training import METHODS, IncompatibleError, Learner, NonFiniteError, World, parse_method, train
+from equipoise.training import (
+    METHODS,
+    IncompatibleError,
+    Learner,
+    NonFiniteError,
+    StoppedError,
+    World,
+    parse_method,
+    train,
+)
 from equipoise.training import learner as learner_module
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.parallel import Sharding
@@ -84,6 +93,21 @@ def test_an_infinite_feature_spoils_no_parameter(tiny: Dataset, name: str, polic
         assert bool(losses.isnan().all() if step == 3 else losses.isfinite().all())
 
 
+@pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
+def test_counts_go_on_where_a_training_is_stopped_between_two_evaluations(
+    tiny: Dataset, bad_batches: list[int], tmp_path, policy: str
+) -> None:
+    settings = SETTINGS | {"checkpoint": tmp_path, "non_finite": policy}
+    whole = train(tiny, METHODS["multibalance"], **SETTINGS, non_finite=policy)
+    bad_batches[0] = 0
+    with pytest.raises(StoppedError):
+        train(tiny, METHODS["multibalance"], **settings, stop=lambda: bad_batches[0] == 14)
+    found = train(tiny, METHODS["multibalance"], **settings, resume=True)
+    assert found.non_finite == whole.non_finite == {"like": 2}
+    assert found.skipped_steps == whole.skipped_steps == (2 if policy == "skip-step" else 0)
+    assert found.test == whole.test
+
+
 @pytest.mark.usefixtures("bad_batches")
 def test_in_a_step_that_is_skipped_the_fork_does_not_move_either(tiny: Dataset) -> None:
     learner = Learner(
@@ -125,6 +149,12 @@ def test_what_excludes_each_other_is_refused_with_reason_and_remedy(
 ) -> None:
     with pytest.raises(IncompatibleError, match=message):
         check_compatible(Combination(parse_method(method), sharding, options, World(size=2), policy))
+
+
+def test_without_torchrec_its_shardings_are_refused_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(IncompatibleError, match=r"needs TorchRec, which is not installed: pip install fbgemm-gpu-cpu"):
+        check_compatible(Combination(parse_method("equal"), "row-wise", {}, World(size=2)))
 
 
 def test_what_goes_together_passes_every_check() -> None:
