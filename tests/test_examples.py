@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 
 from equipoise import MultiBalance
 
@@ -43,8 +44,8 @@ def test_it_trains_as_the_plain_loop_does(example, name: str, balanced: bool) ->
     assert_alike(found, expected, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5)
 
 
-def test_pub_trains_a_compiled_model_as_it_does_a_plain_one(example, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._functorch.config.donated_buffer", False)  # a pass per task keeps the graph
+@functorch_config.patch(donated_buffer=False)  # a pass per task keeps the graph
+def test_pub_trains_a_compiled_model_as_it_does_a_plain_one(example) -> None:
     module = example("pub")
     torch.manual_seed(0)
     model = module.Ranker(fork=None)

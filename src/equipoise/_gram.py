@@ -15,6 +15,9 @@ from torch import Tensor
 __all__ = ["gram_matrix", "weighted_sum"]
 
 _FEW = 4  # up to so many tasks single dot products are the fastest on a CPU: nothing is copied
+# A CPU's dot product in float32 adds with few accumulators: of 2**27 numbers it is wrong by a percent on some, of 2**18 by
+# less than two parts in a million. What the tasks have in such a block also stays in the cache for all their products.
+_DOT = 1 << 18
 _COLUMNS = 1 << 16  # numbers of each gradient in a block on a CPU
 _ROOM = 1 << 27  # numbers in a block on an accelerator: bounds the workspace to 512 MiB
 _STRIP = 1 << 10  # columns of one of the batch of products that a CPU makes of a block
@@ -95,11 +98,13 @@ def _symmetric(total: Tensor) -> Tensor:
 
 def _by_dots(vectors: Sequence[Tensor]) -> Tensor:
     count = len(vectors)
-    dots = {
-        (row, column): torch.dot(vectors[row], vectors[column]) for row in range(count) for column in range(row + 1)
-    }
+    below = [(row, column) for row in range(count) for column in range(row + 1)]
+    blocks = zip(*(vector.split(_DOT) for vector in vectors), strict=True)
+    dots = torch.stack([torch.dot(parts[row], parts[column]) for parts in blocks for row, column in below])
+    of_pairs = dots.view(-1, len(below)).sum(0).unbind()
+    place = {pair: of_pairs[index] for index, pair in enumerate(below)}
     return torch.stack(
-        [dots[max(row, column), min(row, column)] for row in range(count) for column in range(count)]
+        [place[max(row, column), min(row, column)] for row in range(count) for column in range(count)]
     ).view(count, count)
 
 
