@@ -7,6 +7,8 @@ DATA ?= complete-journey
 ARGS ?=
 BIN := .venv/bin
 DISTRIBUTED := .venv-distributed/bin
+# Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
+PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
@@ -51,10 +53,10 @@ compare: setup
 	$(BIN)/equipoise compare --data $(DATA) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 
 test-distributed: .venv-distributed/.installed
-	$(DISTRIBUTED)/python -m pytest tests/distributed tests/ranking/test_ranking_metrics.py $(ARGS)
+	OMP_NUM_THREADS=1 $(DISTRIBUTED)/python $(PYTEST) tests/distributed tests/ranking/test_ranking_metrics.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

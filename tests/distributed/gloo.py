@@ -1,6 +1,7 @@
 """Runs a function on several processes that are connected by gloo."""
 
 import datetime
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch.multiprocessing as mp
 
 def on_ranks(ranks: int, folder: Path, work: Callable[[int], dict]) -> list[dict]:
     """What ``work(rank)`` gives on each rank; it must live at the top of a module."""
-    mp.spawn(_run, args=(ranks, folder, work), nprocs=ranks)
+    # Each rank is a copy of one process that has imported the slow packages already.
+    multiprocessing.set_forkserver_preload(["torchrec", "torch.distributed.fsdp", "equipoise.training"])
+    mp.start_processes(_run, args=(ranks, folder, work), nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 

@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,24 +37,34 @@ def numbers(found: dict) -> dict:
     }
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Callable[..., Path]:
+    """The folder of a training that nothing has disturbed, for all tests that compare with it: to be read only."""
+
+    @cache
+    def train(method: str, sharding: str | None = None) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        done = run(folder, "--method", method, sharding=sharding)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return train
+
+
 @pytest.mark.parametrize(
     ("sharding", "method"), [("ddp", "multibalance"), ("ddp", "pub-adatask"), ("fsdp", "multibalance")]
 )
-def test_two_ranks_give_the_result_of_one_process(tmp_path, sharding, method):
-    results = []
-    for name, how in (("alone", None), ("ranks", sharding)):
-        done = run(tmp_path / name, "--method", method, sharding=how)
-        assert done.returncode == 0, done.stderr
-        results.append(numbers(record(tmp_path / name)))
-    assert results[1] == pytest.approx(results[0], rel=1e-4)
+def test_two_ranks_give_the_result_of_one_process(trained, sharding, method):
+    found, expected = (numbers(record(trained(method, how))) for how in (sharding, None))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("sharding", "method"), [("fsdp", "multibalance"), ("table-wise", "pub"), ("row-wise+fsdp", "multibalance")]
 )
-def test_sharded_training_resumes_as_if_it_had_not_stopped(tmp_path, sharding, method):
-    assert run(tmp_path, "--method", method, sharding=sharding).returncode == 0
-    whole = record(tmp_path)
+def test_sharded_training_resumes_as_if_it_had_not_stopped(trained, tmp_path, sharding, method):
+    whole = record(trained(method, sharding))
+    shutil.copytree(trained(method, sharding), tmp_path, dirs_exist_ok=True)
     last = max((tmp_path / "checkpoint").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
     shutil.rmtree(last)
     done = run(tmp_path, "--method", method, "--resume", sharding=sharding)
@@ -60,8 +72,8 @@ def test_sharded_training_resumes_as_if_it_had_not_stopped(tmp_path, sharding, m
     assert numbers(record(tmp_path)) == pytest.approx(numbers(whole), rel=1e-6)
 
 
-def test_a_checkpoint_of_another_sharding_is_refused_by_name(tmp_path):
-    assert run(tmp_path, sharding="fsdp").returncode == 0
+def test_a_checkpoint_of_another_sharding_is_refused_by_name(trained, tmp_path):
+    shutil.copytree(trained("multibalance", "fsdp"), tmp_path, dirs_exist_ok=True)
     done = run(tmp_path, "--resume", sharding="row-wise")
     assert done.returncode != 0
     assert "belongs to a run with other settings (sharding: fsdp there, row-wise here)" in done.stderr
@@ -153,11 +165,11 @@ cli.main()
 """
 
 
-def test_sigterm_on_one_rank_ends_all_with_a_checkpoint_and_the_command_that_goes_on(tmp_path):
-    assert run(tmp_path / "whole", sharding="row-wise").returncode == 0
+def test_sigterm_on_one_rank_ends_all_with_a_checkpoint_and_the_command_that_goes_on(trained, tmp_path):
+    whole = trained("multibalance", "row-wise")
     script, out = tmp_path / "told.py", tmp_path / "a folder"
     script.write_text(TOLD)
-    command = [*RANKS[:-1], script, "train", "--config", tmp_path / "whole" / "settings.yaml", "--out", out]
+    command = [*RANKS[:-1], script, "train", "--config", whole / "settings.yaml", "--out", out]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode != 0
@@ -169,22 +181,22 @@ def test_sigterm_on_one_rank_ends_all_with_a_checkpoint_and_the_command_that_goe
     again = [*ALONE, "torch.distributed.run", "--standalone", *words[1:]]
     done = subprocess.run(again, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert numbers(record(out)) == pytest.approx(numbers(record(tmp_path / "whole")), rel=1e-6)
+    assert numbers(record(out)) == pytest.approx(numbers(record(whole)), rel=1e-6)
 
 
-def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoint(tmp_path):
-    assert run(tmp_path / "whole", sharding="ddp").returncode == 0
+def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoint(trained, tmp_path):
+    path = trained("multibalance", "ddp")
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     command = [
         *RANKS[:-1], "--max-restarts", "1", script, "train",
-        "--config", tmp_path / "whole" / "settings.yaml", "--checkpoint-every", "6", "--out", tmp_path / "dying",
+        "--config", path / "settings.yaml", "--checkpoint-every", "6", "--out", tmp_path / "dying",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
-    found, whole = record(tmp_path / "dying"), record(tmp_path / "whole")
+    found, whole = record(tmp_path / "dying"), record(path)
     assert numbers(found) == numbers(whole)
     # From step 6, which lies between two evaluations.
     again = [(tmp_path / f"dying-1-{rank}").read_text() for rank in range(2)]
