@@ -99,7 +99,7 @@ def _symmetric(total: Tensor) -> Tensor:
 def _by_dots(vectors: Sequence[Tensor]) -> Tensor:
     count = len(vectors)
     below = [(row, column) for row in range(count) for column in range(row + 1)]
-    blocks = zip(*(vector.split(_DOT) for vector in vectors), strict=True)
+    blocks = zip(*(torch.split(vector, _DOT) for vector in vectors), strict=True)
     dots = torch.stack([torch.dot(parts[row], parts[column]) for parts in blocks for row, column in below])
     of_pairs = dots.view(-1, len(below)).sum(0).unbind()
     place = {pair: of_pairs[index] for index, pair in enumerate(below)}

@@ -1,5 +1,6 @@
 import json
 import math
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -342,6 +343,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> N
     other = replace(tiny, train=replace(tiny.train, labels=labels))
     with pytest.raises(CheckpointError, match=r"data: .* there, .* here"):
         train(other, METHODS["equal"], **SETTINGS, checkpoint=file, resume=True)
+
+
+@pytest.mark.parametrize("place", ["learner", "learner/models", "watch", "window/sums", "rng", "run/seconds"])
+def test_a_checkpoint_that_holds_something_else_is_refused_in_one_sentence(tiny: Dataset, tmp_path, place: str) -> None:
+    settings = SETTINGS | {"checkpoint": tmp_path / "checkpoint"}
+    train(tiny, METHODS["multibalance"], **settings)
+    path = last_checkpoint(tmp_path / "checkpoint") / "state.json"
+    content = json.loads(json.loads(path.read_text())["content"])
+    *above, last = place.split("/")
+    found = content["state"]
+    for name in above:
+        found = found[name]
+    found[f"{last}-of-another-version"] = found.pop(last)
+    text = json.dumps(content)
+    path.write_text(json.dumps({"crc": zlib.crc32(text.encode()), "content": text}))
+    with pytest.raises(CheckpointError, match=r"something else than this version of equipoise expects .*without resume"):
+        train(tiny, METHODS["multibalance"], **settings, resume=True)
 
 
 def test_the_order_in_which_options_are_stated_does_not_matter(tiny: Dataset, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -56,16 +57,16 @@ def write_markdown(folder: Path) -> Path:
     """
     results = read_results(folder)
     content = _content(results)
-    lines = [f"# {content['title']}", "", content["subtitle"], ""]
+    lines = [f"# {_no_tags(content['title'])}", "", _no_tags(content["subtitle"]), ""]
     if results.plan.generated:
         lines += ["**Generated data: a program made these rows, nobody acted on them.**", ""]
-    lines += [f"- {caution}" for caution in content["cautions"]]
+    lines += [f"- {_no_tags(caution)}" for caution in content["cautions"]]
     for view in content["views"]:
         lines += [
             "",
             f"## {view['title']}",
             "",
-            " ".join(view["summary"]),
+            _no_tags(" ".join(view["summary"])),
             "",
             *_markdown_table(view["main"]),
         ]
@@ -73,14 +74,14 @@ def write_markdown(folder: Path) -> Path:
         for title, table in view["by_task"]:
             lines += ["", f"### {title}", "", *_markdown_table(table)]
         if view["transfer"]:
-            lines += ["", "### Against training each task alone", "", " ".join(view["transfer_summary"])]
+            lines += ["", "### Against training each task alone", "", _no_tags(" ".join(view["transfer_summary"]))]
         for title, table in view["transfer"]:
             lines += ["", f"{title}:", "", *_markdown_table(table)]
     if content["tuning"]:
         lines += ["", "## Learning rates: validation mean NE", "", *_markdown_table(content["tuning"])]
-    lines += ["", "## Data", "", *(f"- {note}" for note in results.plan.dataset_notes), ""]
+    lines += ["", "## Data", "", *(f"- {_no_tags(note)}" for note in results.plan.dataset_notes), ""]
     lines += [*_markdown_table(content["data"]), "", "## How it was done", ""]
-    lines += [f"- {name}: {value}" for name, value in content["procedure"]]
+    lines += [f"- {name}: {_no_tags(value)}" for name, value in content["procedure"]]
     lines += ["", "```", content["command"], "```", ""]
     return _write(folder / "report.md", "\n".join(lines))
 
@@ -269,7 +270,7 @@ def _one_line(cell: tables.Cell) -> str:
 
 def _markdown_table(table: tables.Table) -> Sequence[str]:
     def line(cells: Sequence[str]) -> str:
-        escaped = [cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells]
+        escaped = [_no_tags(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells]
         return f"| {' | '.join(escaped)} |"
 
     return [
@@ -277,6 +278,11 @@ def _markdown_table(table: tables.Table) -> Sequence[str]:
         line(["---:" if column.numeric else "---" for column in table.columns]),
         *(line([_one_line(cell) for cell in row.cells]) for row in table.rows),
     ]
+
+
+def _no_tags(words: str) -> str:
+    """Names are a user's: where Markdown is shown as HTML, none of them is a tag."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)
 
 
 def _count(count: int, noun: str) -> str:

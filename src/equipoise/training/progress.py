@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.monitor import Reading
-from equipoise.training.checkpoint import load_checkpoint, put_aside, save_checkpoint
+from equipoise.training.checkpoint import CheckpointError, load_checkpoint, put_aside, save_checkpoint
 from equipoise.training.learner import Learner
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.reproducibility import random_states, restore_random_states
@@ -167,7 +167,11 @@ class Saving:
         return True
 
     def begin(self, progress: Progress, *, resume: bool) -> Progress:
-        """Back to the last checkpoint, the learner too, or from the start with an empty folder."""
+        """Back to the last checkpoint, the learner too, or from the start with an empty folder.
+
+        Raises:
+            CheckpointError: there is none, or it is not one of this training.
+        """
         if self.folder is None:
             return progress
         if not resume:
@@ -175,15 +179,27 @@ class Saving:
             self.folder.mkdir(parents=True, exist_ok=True)  # that it cannot be shows now, not after some hours
             return progress
         state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
+        try:
+            loaded = self._restore(progress, state)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The last checkpoint in {self.folder} holds something else than this version of equipoise expects "
+                f"({type(error).__name__}: {f'{error}'.partition(chr(10))[0]}): go on with the version that wrote it, "
+                "or begin anew without resume."
+            ) from error
+        self._saved = loaded.steps
+        return loaded
+
+    def _restore(self, progress: Progress, state: Mapping[str, Any]) -> Progress:
         world, device = self.learner.world, self.learner.device
         self.learner.load_state_dict(state["learner"])
         progress.watch.load_state_dict(state["watch"])
         progress.window.load_state_dict(state["window"])
         if all(world.rank < len(of_ranks) for of_ranks in state["rng"]):  # else it keeps the random state that it has
             restore_random_states([of_ranks[world.rank] for of_ranks in state["rng"]], device)
-        loaded = Progress(Run(**state["run"]), progress.watch, progress.window, progress.policy)
-        self._saved = loaded.steps
-        return loaded
+        return Progress(Run(**state["run"]), progress.watch, progress.window, progress.policy)
 
     def rescue(self, progress: Progress, error: BaseException) -> None:
         """Keep what was done before ``error`` ended the training within a step or an evaluation, if that can be.
