@@ -90,13 +90,14 @@ def soak(name: str, steps: int, batch_size: int) -> dict[str, Any]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--steps", type=int, default=200_000, help="over all methods")
+    arguments.add_argument("--methods", type=lambda names: names.split(","), default=list(METHODS))
     arguments.add_argument("--batch-size", type=int, default=128)
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name in METHODS:
-        share = ceil(chosen.steps / len(METHODS) / PARTS / BLOCK) * PARTS * BLOCK
+    for name in chosen.methods:
+        share = ceil(chosen.steps / len(chosen.methods) / PARTS / BLOCK) * PARTS * BLOCK
         rows.append(soak(name, share, chosen.batch_size))
         print(" | ".join(cells(rows[-1])), flush=True)
     if chosen.out is not None:
@@ -120,7 +121,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     total = sum(row["steps"] for row in result["rows"])
     lines = [
-        f"# {total:,} steps with every method in turn: {result['machine']}, 1 thread",
+        f"# {total:,} steps, one method after the other: {result['machine']}, 1 thread",
         "",
         f"Generated funnel, batches of {result['batch_size']}, torch {result['torch']}; written by",
         f"`{result['command']}`. Each method's steps in {PARTS} parts after a warm-up.",
