@@ -358,7 +358,9 @@ def test_a_checkpoint_that_holds_something_else_is_refused_in_one_sentence(tiny:
     found[f"{last}-of-another-version"] = found.pop(last)
     text = json.dumps(content)
     path.write_text(json.dumps({"crc": zlib.crc32(text.encode()), "content": text}))
-    with pytest.raises(CheckpointError, match=r"something else than this version of equipoise expects .*without resume"):
+    with pytest.raises(
+        CheckpointError, match=r"something else than this version of equipoise expects .*without resume"
+    ):
         train(tiny, METHODS["multibalance"], **settings, resume=True)
 
 
