@@ -68,6 +68,9 @@ LearningRates = Annotated[
 LossScale = Annotated[
     list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
 ]
+WhereNotFinite = Annotated[
+    NonFinite | None, typer.Option(help="What a loss that is not finite leads to; raise by default.")
+]
 Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
 
 
@@ -89,9 +92,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
     sharding: Annotated[Sharding | None, typer.Option(help="How torchrun's processes share the model.")] = None,
-    non_finite: Annotated[
-        NonFinite | None, typer.Option(help="What a loss that is not finite leads to; raise by default.")
-    ] = None,
+    non_finite: WhereNotFinite = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints; besides, one at each of eight evaluations.")
     ] = None,
@@ -150,6 +151,7 @@ def compare(
     batch_size: BatchSize = None,
     schedule: LearningRates = None,
     loss_scale: LossScale = None,
+    non_finite: WhereNotFinite = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
     ] = False,
@@ -165,7 +167,7 @@ def compare(
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
         plan = _plan(
             config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, non_finite=non_finite,
             methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
             tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
         )  # fmt: skip

@@ -147,6 +147,13 @@ def test_notes_best_reachable_ne_and_command_are_shown(comparison):
     assert "equipoise compare --data complete-journey --model shared-bottom --seeds 1" in shown
 
 
+def test_the_command_says_what_to_do_with_losses_that_are_not_finite_where_that_was_chosen(comparison):
+    assert "--non-finite" not in visible(page_of(comparison(seeds=1, plan={"options": {"non_finite": "raise"}})))
+    assert "--non-finite skip-step" in visible(
+        page_of(comparison(seeds=1, plan={"options": {"non_finite": "skip-step"}}))
+    )
+
+
 def test_both_views_are_there_only_where_rows_were_sampled(comparison):
     assert page_of(comparison(seeds=1)).count('class="view"') == 2
     page = page_of(comparison(seeds=1, natural=False))

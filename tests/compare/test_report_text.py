@@ -144,5 +144,18 @@ def test_a_setting_that_makes_runs_irreproducible_is_said(comparison):
     assert told(folder, cautions).count(expected) == 1
 
 
+@pytest.mark.parametrize(("skipped", "how"), [(0, "the task left out of those steps"), (2, "6 steps left out whole")])
+def test_losses_that_were_not_finite_are_counted_by_method_and_task(comparison, skipped, how):
+    folder = comparison(seeds=3, plan={"options": {"non_finite": "skip-task"}})
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    bad = {"non_finite": {"coupon": 4}, "skipped_steps": skipped}
+    runs = [json.loads(line) for line in lines]
+    runs = [run | bad if run["method"] == "pub" else run for run in runs]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = told(folder, cautions)
+    assert f"PUB met losses or gradients that were not finite, coupon in 12 steps of 3 seeds: {how}." in said
+    assert said.count("not finite") == 1
+
+
 def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
     assert told(comparison(methods=("equal", "single-task", "multibalance-paper")), cautions) == ""

@@ -239,6 +239,8 @@ def _command(options: PlannedOptions) -> str:
                        ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
         for key, value in getattr(options, name).items():
             words += [flag, f"{key}={_as_typed(value)}"]
+    if options.non_finite not in {None, "raise"}:
+        words += ["--non-finite", str(options.non_finite)]
     if options.methods:
         words += ["--methods", ",".join(options.methods)]
     if options.tune:

@@ -61,6 +61,7 @@ class PlannedOptions(BaseModel):
     epochs: int | None = None
     batch_size: int | None = None
     schedule: str | None = None
+    non_finite: str | None = None
     data_options: dict[str, Any] = Field(default_factory=dict)
     model_options: dict[str, Any] = Field(default_factory=dict)
     loss_scale: dict[str, Any] = Field(default_factory=dict)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from equipoise.compare.report_analysis import Analysis, Gain, MethodResult
-from equipoise.compare.report_data import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.compare.report_data import EQUAL_WEIGHTS, SINGLE_TASK, PlannedMethod, Results
 from equipoise.compare.report_tables import PERCENT, number, p_value, percent, signed
+from equipoise.training import Run
 
 __all__ = ["cautions", "summary", "transfer_summary"]
 
@@ -92,6 +94,7 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
     if diverged:
         said = _listed([f"{entry.method.label} ({_count(entry.diverged, 'seed')})" for entry in diverged])
         found.append(f"Diverged: {said}. These seeds are left out of means and comparisons, which flatters the method.")
+    found += [_not_finite(method, runs) for method in plan.methods if (runs := _with_bad_steps(results, method.name))]
     if analysis.unscored:
         found.append(
             f"Not scored: {_listed(list(analysis.unscored))}. The test rows hold one class only, so that "
@@ -113,6 +116,22 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
             "add --tune for a fair comparison."
         )
     return found
+
+
+def _with_bad_steps(results: Results, method: str) -> list[Run]:
+    return [run for run in results.runs if run.method == method and run.status == "ok" and run.non_finite]
+
+
+def _not_finite(method: PlannedMethod, runs: Sequence[Run]) -> str:
+    counts: Counter[str] = Counter()
+    for run in runs:
+        counts.update(run.non_finite)
+    skipped = sum(run.skipped_steps for run in runs)
+    how = f"{_count(skipped, 'step')} left out whole" if skipped else "the task left out of those steps"
+    steps = _listed([f"{task} in {_count(times, 'step')}" for task, times in counts.items()])
+    return (
+        f"{method.label} met losses or gradients that were not finite, {steps} of {_count(len(runs), 'seed')}: {how}."
+    )
 
 
 def _winner(best: MethodResult, equal: MethodResult, tasks: str) -> str:
