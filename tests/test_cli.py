@@ -151,6 +151,31 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert f"Run the same command again to go on from {tmp_path}" in output.replace("\n", "")
 
 
+def test_sigterm_ends_a_comparison_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "run_comparison", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    code, output = run("compare", *FUNNEL, "--out", str(tmp_path))
+    assert code == 143
+    assert f"Stopped; what is done is kept. Run the same command again to go on from {tmp_path}" in output
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_data_file_that_is_gone_is_named_with_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path)]
+    assert run(*words)[0] == 0
+
+    def gone(rows: int) -> None:
+        del rows
+        raise DataError("Expected rows.parquet, found nothing.")
+
+    monkeypatch.setattr(funnel, "load", gone)
+    code, output = run(*words, "--resume")
+    assert code == 2
+    assert "Expected rows.parquet, found nothing. Go on from step-" in output
+
+
 def test_python_m_equipoise_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "equipoise", "methods"], capture_output=True, text=True, check=True, timeout=60
@@ -333,13 +358,38 @@ def test_a_process_of_several_without_torchruns_variables_is_refused(
 
 
 def test_under_torchrun_the_command_that_goes_on_is_torchruns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}.items():
+    launch = {"RUN_ID": "a", "MAX_RESTARTS": "0"}
+    for name, value in launch.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    for name, value in {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["equipoise", "train", "--resume"])
-    begin = "Begin again with: torchrun --nnodes 2 --nproc-per-node 4 -m equipoise train"
+    begin = "Begin again with: torchrun --nproc-per-node 4 -m equipoise train"
     assert cli._how_to_resume(tmp_path) == f"There is no checkpoint yet. {begin}"
     (tmp_path / "checkpoint" / "step-7").mkdir(parents=True)
     assert cli._how_to_resume(tmp_path).endswith("-m equipoise train --resume")
+    several = {"GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1", "MASTER_ADDR": "a-host", "MASTER_PORT": "29500"}
+    for name, value in (several | {"TORCHELASTIC_MAX_RESTARTS": "3"}).items():
+        monkeypatch.setenv(name, value)
+    assert cli._how_to_resume(tmp_path).endswith(
+        "torchrun --nnodes 2 --node-rank 1 --master-addr a-host --master-port 29500 --nproc-per-node 4 "
+        "--max-restarts 3 -m equipoise train --resume"
+    )
+
+
+def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    variables = {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path / "out"), "--rank-timeout", "1")
+    assert code == 1
+    said = " ".join(output.split())
+    assert "Error: Rank 0 has waited 1 s for rank 1 of 2 to start. See what that process said last." in said
+    assert "Begin again with: " in said
 
 
 WITHOUT_MEMORY = """
@@ -373,6 +423,36 @@ def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     printed = shlex.split(done.stderr[done.stderr.index("equipoise train") :])
     assert subprocess.run([sys.executable, script, *printed[1:]], capture_output=True, check=False).returncode == 0
+
+
+ON_A_FULL_DISK = """
+import resource
+from equipoise import cli
+from equipoise.training import Learner
+
+step = Learner.step
+
+def filling(learner, batch):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    return step(learner, batch)
+
+Learner.step = filling
+cli.main()
+"""
+
+
+def test_a_disk_that_takes_no_more_is_named_once_with_how_to_go_on(tmp_path: Path) -> None:
+    words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / "run")]
+    assert subprocess.run([sys.executable, "-m", "equipoise", *words], check=False, capture_output=True).returncode == 0
+    script = tmp_path / "full.py"
+    script.write_text(ON_A_FULL_DISK)
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("could not write the checkpoint of step") == 1
+    assert "File too large" in done.stderr
+    assert "What was complete before is intact. There is no checkpoint yet. Begin again with: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert any((tmp_path / "run" / "checkpoint.before").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -502,5 +502,7 @@ def test_a_spike_moves_a_clipped_average_no_further_than_clip_times_itself(compi
 
 @pytest.mark.parametrize("options", [{"clip": 1.0}, {"clip": float("inf")}, {"clip": 3.0, "magnitude": "none"}])
 def test_a_clip_that_cannot_work_is_refused(options):
+    with pytest.raises(ValueError, match="clip cannot hold back a spike with overlap=True"):
+        MultiBalance(2, clip=2.0, overlap=True)
     with pytest.raises(ValueError, match="clip must be above 1 and finite, with a magnitude to average"):
         MultiBalance(2, **options)

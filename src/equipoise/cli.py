@@ -37,6 +37,7 @@ from equipoise.training import (
     listening,
 )
 from equipoise.training.checkpoint import last_checkpoint, place_aside
+from equipoise.training.interruptions import TerminatedError, interrupted_by_sigterm
 
 __all__ = ["app", "main"]
 
@@ -113,7 +114,7 @@ def train(
     --max-restarts R they go on from the last checkpoint when one of them dies.
     """
     with (
-        _plainly(partial(_how_to_resume, out)),
+        _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
         listening() as stop,
         launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
     ):
@@ -123,13 +124,10 @@ def train(
             non_finite=non_finite, checkpoint_every=checkpoint_every, methods=[method] if method else None,
         )  # fmt: skip
         plan = _of_one_method(plan, lr)
-        # A group that torchrun has started anew after a rank's death goes on without being told.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        resume = resume or (restarted and last_checkpoint(out / "checkpoint") is not None)
         if world.rank:
             train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return
-        if not resume and last_checkpoint(out / "checkpoint") is not None:
+        if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
             _say(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
         with Display(console) as display:
             run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
@@ -162,7 +160,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
 ) -> None:
     """Compare methods: every method, every seed, then a report."""
-    with _plainly(lambda: f"Run the same command again to go on from {out}."):
+    again = f"Run the same command again to go on from {out}."
+    with _plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
         plan = _plan(
@@ -256,12 +255,18 @@ _NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a Runtim
 
 
 @contextmanager
-def _plainly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
-    """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C."""
+def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] = bool) -> Iterator[None]:
+    """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C.
+
+    Args:
+        how_to_go_on: the command that does.
+        kept: whether there is something to go on from, where data are missing.
+    """
     try:
         yield
     except (SettingError, data.DataError) as error:
-        errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+        message = f"{error} {how_to_go_on()}" if isinstance(error, data.DataError) and kept() else f"{error}"
+        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
         raise typer.Exit(2) from error
     except StoppedError as error:
         if os.environ.get("RANK", "0") == "0":  # all ranks say the same
@@ -281,7 +286,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         message = " ".join(["Stopped; what is done is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
         errors.print(message, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, TerminatedError) else 130) from None
 
 
 def _how_to_resume(out: Path) -> str:
@@ -289,13 +294,22 @@ def _how_to_resume(out: Path) -> str:
     words = [word for word in sys.argv[1:] if word != "--resume"]
     command = ["equipoise"] if Path(sys.argv[0]).stem == "equipoise" else ["python", "-m", "equipoise"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        nodes = os.environ["GROUP_WORLD_SIZE"]
-        command = ["torchrun", *(["--nnodes", nodes] if nodes != "1" else [])]
-        command += ["--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "equipoise"]
+        command = ["torchrun", *_nodes(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+        if (restarts := os.environ["TORCHELASTIC_MAX_RESTARTS"]) != "0":
+            command += ["--max-restarts", restarts]
+        command += ["-m", "equipoise"]
     last = last_checkpoint(out / "checkpoint")
     if last is None:
         return f"There is no checkpoint yet. Begin again with: {shlex.join([*command, *words])}"
     return f"Go on from {last.name} with: {shlex.join([*command, *words, '--resume'])}"
+
+
+def _nodes() -> list[str]:
+    """Of several nodes, each with its own --node-rank, how they find each other."""
+    if (nodes := os.environ["GROUP_WORLD_SIZE"]) == "1":
+        return []
+    where = ["--master-addr", os.environ["MASTER_ADDR"], "--master-port", os.environ["MASTER_PORT"]]
+    return ["--nnodes", nodes, "--node-rank", os.environ["GROUP_RANK"], *where]
 
 
 def main() -> None:

@@ -49,7 +49,8 @@ class MultiBalance(Fork):
         task_weights: the user's preferences λ⁰ (brought to sum 1), one positive number per task in the order of
             ``tasks``; all equal if None.
         clip: against spikes, limits the norm that enters a task's moving average to so many times that average, above
-            1; a gradient itself is brought to the averages' length in any case.
+            1; a gradient itself is brought to the averages' length in any case. A task's first step has no average
+            to compare with. Not with ``overlap``, whose weights know of a spike one step too late.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
 
@@ -96,6 +97,10 @@ class MultiBalance(Fork):
         if clip is not None and (isinstance(clip, str) or magnitude == "none" or not 1 < clip < math.inf):
             raise ValueError(
                 f"clip must be above 1 and finite, with a magnitude to average; found {clip}, {magnitude!r}."
+            )
+        if clip is not None and overlap:
+            raise ValueError(
+                "clip cannot hold back a spike with overlap=True, which weighs by the step before: leave out either."
             )
         self.clip = clip
         self.gamma = gamma

@@ -58,7 +58,7 @@ def main() -> None:
     a_step = (time.monotonic() - started) / whole.steps  # checkpoints and evaluations included
     expected = json.loads(json.dumps(comparable(whole)))
     moments = random.Random(0)
-    killed, loaded, equal, turn = 0, 0, [], 0
+    killed, loaded, writing, equal, turn = 0, 0, 0, [], 0
     while killed < kills or not equal:
         folder = root / f"turn{turn}"
         folder.mkdir(exist_ok=True)
@@ -72,6 +72,7 @@ def main() -> None:
         os.close(pipe)
         if not (folder / "result.json").exists():
             killed += 1
+            writing += any(folder.glob(".step-*.part"))
             if (path := last_checkpoint(folder)) is not None:
                 load_checkpoint(
                     folder, json.loads(json.loads((path / "state.json").read_text())["content"])["settings"]
@@ -80,7 +81,9 @@ def main() -> None:
         else:
             equal.append(json.loads((folder / "result.json").read_text()) == expected)
             turn += 1
-    (root / "found.json").write_text(json.dumps({"killed": killed, "loaded": loaded, "equal": equal}))
+    (root / "found.json").write_text(
+        json.dumps({"killed": killed, "loaded": loaded, "writing": writing, "equal": equal})
+    )
 
 
 if __name__ == "__main__":

@@ -14,5 +14,6 @@ def test_a_training_killed_at_fifty_random_moments_ends_as_an_uninterrupted_one(
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["killed"] == 50
     assert found["loaded"] > 25  # the others were killed before their first checkpoint
+    assert found["writing"] > 0  # a checkpoint, while they were killed
     assert found["equal"]
     assert all(found["equal"])

@@ -331,6 +331,29 @@ def test_beginning_anew_puts_what_an_earlier_training_has_left_aside(tiny: Datas
     assert {path.name for path in (tmp_path / "checkpoint.before").iterdir()} == left
 
 
+def test_ranks_that_are_started_anew_go_on_by_themselves_but_not_from_another_training(tiny: Dataset, tmp_path) -> None:
+    settings = SETTINGS | {"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 5}
+    world, made = World(restarted=True), []
+
+    def progress(step: int, _: int) -> None:
+        made.append(step)
+        if len(made) == 7:
+            raise _InterruptedError
+
+    with pytest.raises(_InterruptedError):
+        train(tiny, METHODS["equal"], **settings, on_progress=progress)
+    whole = train(tiny, METHODS["equal"], **SETTINGS)
+    found = train(tiny, METHODS["equal"], **settings, world=world, on_progress=progress)
+    assert made[7] in {6, 8}  # one after a checkpoint
+    assert found.test == whole.test
+    assert not (tmp_path / "checkpoint.before").exists()
+    made.clear()
+    with pytest.raises(_InterruptedError):
+        train(tiny, METHODS["equal"], **settings | {"lr": 0.02}, world=world, on_progress=progress)
+    assert made[0] == 1
+    assert (tmp_path / "checkpoint.before" / f"step-{whole.steps}").is_dir()
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint"
     train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)

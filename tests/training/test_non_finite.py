@@ -93,6 +93,33 @@ def test_an_infinite_feature_spoils_no_parameter(tiny: Dataset, name: str, polic
         assert bool(losses.isnan().all() if step == 3 else losses.isfinite().all())
 
 
+@pytest.mark.parametrize("policy", ["raise", "skip-task", "skip-step"])
+def test_a_gradient_that_overflows_in_a_tasks_own_layers_is_named_and_counted(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """The loss and the gradient at its logits are finite."""
+    step, calls = Learner.step, []
+
+    def overflowing(learner: Learner, batch: object) -> Tensor:
+        calls.append(None)
+        weight = next(learner._members[0].model.heads[1].parameters())
+        hook = weight.register_hook(lambda gradient: gradient * 1e30 * 1e30 if len(calls) in BAD else None)
+        try:
+            return step(learner, batch)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Learner, "step", overflowing)
+    if policy == "raise":
+        with pytest.raises(NonFiniteError, match="first of like in step 12"):
+            train(tiny, METHODS["multibalance"], **SETTINGS)
+        return
+    run = train(tiny, METHODS["multibalance"], **SETTINGS, non_finite=policy)
+    assert run.status == "ok"
+    assert run.non_finite == {"like": 2}
+    assert run.skipped_steps == (2 if policy == "skip-step" else 0)
+
+
 @pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
 def test_counts_go_on_where_a_training_is_stopped_between_two_evaluations(
     tiny: Dataset, bad_batches: list[int], tmp_path, policy: str

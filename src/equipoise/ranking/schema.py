@@ -19,9 +19,11 @@ class Categorical:
     cardinality: int
 
     def __post_init__(self) -> None:
-        if self.cardinality < 1:
+        _check_name(self)
+        if type(self.cardinality) is not int or self.cardinality < 1:
             raise ValueError(
-                f"Categorical feature {self.name!r}: cardinality must be at least 1, found {self.cardinality}."
+                f"Categorical feature {self.name!r}: cardinality must be a whole number of at least 1, found "
+                f"{self.cardinality!r}."
             )
 
 
@@ -31,6 +33,9 @@ class Numeric:
 
     name: str
 
+    def __post_init__(self) -> None:
+        _check_name(self)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -39,13 +44,16 @@ class Task:
     name: str
     description: str = ""
 
+    def __post_init__(self) -> None:
+        _check_name(self)
+
 
 @dataclass(frozen=True)
 class Schema:
     """The columns of a ranking data set in the order in which tensors hold them.
 
     Raises:
-        ValueError: there is no task, or a name occurs twice.
+        ValueError: there is no task, a name occurs twice, or a column is of another kind than its place.
 
     Example:
         >>> schema = Schema([Categorical("user", 100)], [Numeric("age")], [Task("click"), Task("like")])
@@ -58,6 +66,9 @@ class Schema:
     tasks: Sequence[Task]
 
     def __post_init__(self) -> None:
+        for kind, place in ((Categorical, self.categorical), (Numeric, self.numeric), (Task, self.tasks)):
+            if other := [column for column in place if not isinstance(column, kind)]:
+                raise ValueError(f"Expected {kind.__name__}(...) there in a schema, found {other[0]!r}.")
         if not self.tasks:
             raise ValueError("A schema needs at least one task, found none.")
         columns: list[Categorical | Numeric | Task] = [*self.categorical, *self.numeric, *self.tasks]
@@ -70,6 +81,11 @@ class Schema:
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names in the order of the label columns."""
         return tuple(task.name for task in self.tasks)
+
+
+def _check_name(column: Categorical | Numeric | Task) -> None:
+    if not isinstance(column.name, str) or not column.name:
+        raise ValueError(f"{type(column).__name__}: expected a name that is not empty, found {column.name!r}.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ class ShardableEmbedding(nn.Module):
         torchrec = _torchrec()
         assert embedding.table is not None
         self.width = embedding.width
-        self.features = [feature.name for feature in schema.categorical]
+        self.features = _table_names([feature.name for feature in schema.categorical])
         dim = embedding.table.embedding_dim
         rows = [feature.cardinality for feature in schema.categorical]
         self.tables = torchrec.EmbeddingBagCollection(
@@ -60,6 +62,14 @@ class ShardableEmbedding(nn.Module):
         embedded = self.tables(ids)
         # By name: sharding decides in which order the tables come back.
         return torch.cat([*(embedded[name] for name in self.features), numeric], dim=1)
+
+
+def _table_names(features: Sequence[str]) -> list[str]:
+    """The features' own names, unless one of them cannot name a module, or would mean something to TorchRec."""
+    taken = dir(nn.ModuleDict())
+    if all(re.fullmatch(r"[\w-]+", name, re.ASCII) and name not in taken for name in features):
+        return list(features)
+    return [f"feature{place}" for place in range(len(features))]
 
 
 def _torchrec() -> Any:

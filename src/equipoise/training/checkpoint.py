@@ -22,7 +22,15 @@ from equipoise.training.errors import SettingError
 from equipoise.training.plain_state import decode, encode
 from equipoise.training.tensor_files import read_tensors, whole_tensors, write_tensors, write_text
 
-__all__ = ["CheckpointError", "last_checkpoint", "load_checkpoint", "place_aside", "put_aside", "save_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "belongs",
+    "last_checkpoint",
+    "load_checkpoint",
+    "place_aside",
+    "put_aside",
+    "save_checkpoint",
+]
 
 _FORMAT: Final = 1
 _SHARDED: Final = "sharded/"
@@ -115,10 +123,22 @@ def put_aside(folder: Path) -> None:
 
     The checkpoints of one earlier training are kept, those that it had put aside itself are not.
     """
+    _barrier()  # others may still be looking at them
     if _rank() == 0 and last_checkpoint(folder) is not None:
         shutil.rmtree(place_aside(folder), ignore_errors=True)
         folder.rename(place_aside(folder))
     _barrier()
+
+
+def belongs(folder: Path, settings: Mapping[str, str]) -> bool:
+    """Whether the last checkpoint in a folder was saved under these settings, or cannot be read."""
+    path = last_checkpoint(folder)
+    if path is None:
+        return False
+    try:
+        return not _differing(_checked_content(path / "state.json")["settings"], settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True  # to be complained of when it is loaded
 
 
 def load_checkpoint(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from equipoise.training.world import World
 
-__all__ = ["StopRequest", "StoppedError", "Stopping", "listening"]
+__all__ = ["StopRequest", "StoppedError", "Stopping", "TerminatedError", "interrupted_by_sigterm", "listening"]
 
 _SECONDS: Final = 1.0  # between two questions to all ranks, which wait for the device and for each other
 
@@ -78,6 +78,29 @@ class Stopping:
         self._asked, self._moment = step, time.monotonic()
         self._apart = min(max(1, fitting), 2 * self._apart)
         return bool(told)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, where it is taken like Ctrl-C."""
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Within the block the first SIGTERM ends it as Ctrl-C does; a second one ends the process at once.
+
+    Raises:
+        TerminatedError: on SIGTERM.
+    """
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -21,7 +21,14 @@ from equipoise.ranking.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.errors import SettingError
 from equipoise.training.methods import Method
-from equipoise.training.non_finite import NonFinite, all_finite, finite_losses, leave_out_non_finite, watch
+from equipoise.training.non_finite import (
+    NonFinite,
+    all_finite,
+    finite_losses,
+    leave_out_non_finite,
+    look_at_gradients,
+    watch,
+)
 from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
 from equipoise.training.reproducibility import random_states, restore_random_states
 from equipoise.training.world import World, usable_device
@@ -166,7 +173,8 @@ class Learner:
     def step(self, batch: Batch, /) -> Tensor:
         """One optimizer step of every model; the unscaled losses before it, shape [M], on the device.
 
-        A loss whose gradient is not finite is NaN here, even if it itself is finite.
+        A loss is NaN here, even if it itself is finite, where its gradient at its logits or in its own layers is not
+        finite.
 
         Args:
             batch: the global batch; of several ranks each trains on its share, and its losses are those shares of the
@@ -194,6 +202,8 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             self._stage = "moving"
+            for task, good in zip(member.tasks, finite, strict=True):
+                look_at_gradients(member.model.heads[task].parameters(), good)
             if spare:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "all_finite",
     "finite_losses",
     "leave_out_non_finite",
+    "look_at_gradients",
     "watch",
 ]
 
@@ -120,6 +121,18 @@ def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
         logits.register_hook(look)  # type: ignore[no-untyped-call]
 
 
+def look_at_gradients(parameters: Iterable[Parameter], finite: Tensor, /) -> None:
+    """Look at the gradients of a task's own layers, too, in which numbers may overflow that were finite at its logits.
+
+    Args:
+        finite: see :func:`watch`; changed in place.
+    """
+    gradients = [_numbers(p.grad) for p in parameters if p.grad is not None]
+    if gradients:
+        # A sum is finite only if all its terms are, and the sum of absolute values takes one pass.
+        finite.logical_and_(torch.stack(torch._foreach_norm(gradients, 1)).isfinite().all())
+
+
 def leave_out_non_finite(parameters: Sequence[Parameter]) -> None:
     """Entries of gradients that are not finite become 0.
 
@@ -129,12 +142,16 @@ def leave_out_non_finite(parameters: Sequence[Parameter]) -> None:
         (gradient._values() if gradient.is_sparse else gradient).nan_to_num_(0.0, 0.0, 0.0)
 
 
+def _numbers(gradient: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local._values() if local.is_sparse else local
+
+
 def all_finite(parameters: Sequence[Parameter], losses: Sequence[Tensor], world: World) -> bool:
     """Whether all losses and gradients of all ranks are finite; waits for the device."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    values = [loss.detach() for loss in losses] + [(g._values() if g.is_sparse else g).sum() for g in gradients]
-    local = [value.to_local() if hasattr(value, "to_local") else value for value in values]
-    bad = torch.stack([value.isfinite().logical_not() for value in local]).any().to(torch.int32)
+    values = [loss.detach() for loss in losses] + [_numbers(p.grad).sum() for p in parameters if p.grad is not None]
+    bad = torch.stack(values).isfinite().logical_not().any().to(torch.int32)
     if world.size > 1:
         dist.all_reduce(bad, dist.ReduceOp.MAX)
     return not bad.item()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.monitor import Reading
-from equipoise.training.checkpoint import CheckpointError, load_checkpoint, put_aside, save_checkpoint
+from equipoise.training.checkpoint import CheckpointError, belongs, load_checkpoint, put_aside, save_checkpoint
 from equipoise.training.learner import Learner
 from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.reproducibility import random_states, restore_random_states
@@ -146,6 +146,7 @@ class Saving:
     identity: Mapping[str, str]
     learner: Learner
     _saved: int = field(default=0, init=False)
+    _begun: int = field(default=0, init=False)
 
     def save(self, progress: Progress) -> bool:
         """Write a checkpoint of the last step, unless there is one of it; False if there is no folder to write to.
@@ -157,6 +158,7 @@ class Saving:
             return False
         if progress.steps != self._saved:
             progress.refuse_non_finite()
+            self._begun = progress.steps
             content = {
                 "learner": self.learner.state_dict(), "run": asdict(progress.run),
                 "watch": progress.watch.state_dict(), "window": progress.window.state_dict(),
@@ -169,12 +171,15 @@ class Saving:
     def begin(self, progress: Progress, *, resume: bool) -> Progress:
         """Back to the last checkpoint, the learner too, or from the start with an empty folder.
 
+        Ranks that torchrun has started anew go on without being told. What an earlier training has left there under the
+        same settings does as well, since it leads to the same result.
+
         Raises:
             CheckpointError: there is none, or it is not one of this training.
         """
         if self.folder is None:
             return progress
-        if not resume:
+        if not resume and not (self.learner.world.restarted and belongs(self.folder, self.identity)):
             put_aside(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)  # that it cannot be shows now, not after some hours
             return progress
@@ -209,6 +214,8 @@ class Saving:
         """
         step = progress.steps
         if self.folder is None or not step or not self.learner.take_back() or step != self.learner.steps:
+            return
+        if self._saved != step == self._begun:  # it is this checkpoint's writing that has failed, which ``error`` says
             return
         try:
             self.save(progress)

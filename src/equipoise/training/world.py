@@ -39,11 +39,13 @@ class World:
         rank: this process's number, from 0.
         size: how many there are.
         device: where this process trains.
+        restarted: whether torchrun has started them anew, after one of them had died.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value that never changes
+    restarted: bool = False
 
     def share(self, rows: int) -> slice:
         """This rank's part of a batch of so many rows."""
@@ -70,8 +72,9 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
 
     Raises:
         SettingError: the device cannot be used, or of torchrun's variables some are missing.
-        LostRanksError: within the block a rank has died, or has not answered within ``timeout``. With NCCL, whose own
-            watchdog ends the process with its own message, only where NCCL raises instead.
+        LostRanksError: a rank has not started within ``timeout``; within the block one has died, or has not answered
+            within ``timeout``. With NCCL, whose own watchdog ends the process with its own message, only where NCCL
+            raises instead.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(device=usable_device(device))
@@ -84,14 +87,20 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
     local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+    except dist.DistStoreError as error:
+        raise LostRanksError(_waited(rank, timeout, f"the others of {size}")) from error
     # Of its own for each restart of the group: in the store are still the addresses of the processes before.
-    store = PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store = PrefixStore(f"restart{restarts}", store)
+    _wait_for_all(store, rank, size, timeout)
     dist.init_process_group(
         "nccl" if local.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
     )
     try:
-        yield World(rank, size, local)
+        yield World(rank, size, local, restarted=restarts > 0)
         # Gloo's threads need Python's lock to let go of work that is done, and abort a Python that ends before they
         # have had it. While all wait here they can.
         dist.barrier()
@@ -123,6 +132,25 @@ def usable_device(name: torch.device | str, /) -> torch.device:
         raise SettingError(f"Expected a device that PyTorch can use here, found {str(name)!r}: {reason}") from error
 
 
+def _wait_for_all(store: PrefixStore, rank: int, size: int, timeout: timedelta) -> None:
+    names = [f"here/{other}" for other in range(size)]
+    store.set(names[rank], "")
+    try:
+        store.wait(names, timeout)
+    except RuntimeError as error:
+        absent = [other for other in range(size) if not store.check([names[other]])]
+        raise LostRanksError(_waited(rank, timeout, f"{_named(absent)} of {size}")) from error
+
+
+def _waited(rank: int, timeout: timedelta, whom: str) -> str:
+    seconds = f"{timeout.total_seconds():g} s"
+    return f"Rank {rank} has waited {seconds} for {whom} to start. See what that process said last."
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
 def _whom(store: PrefixStore, rank: int, size: int, how: str, moment: float) -> str:
     """Who has died or hangs: whoever does not say within so many seconds that it has lost contact, too."""
     names = [f"lost-contact/{other}" for other in range(size)]
@@ -132,5 +160,4 @@ def _whom(store: PrefixStore, rank: int, size: int, how: str, moment: float) -> 
         time.sleep(0.05)
     if not silent:
         return f"A connection between the {size} ranks broke; none of them has died."
-    who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
-    return f"Rank {rank} has lost contact with {who} of {size}: {how}. See what that process said last."
+    return f"Rank {rank} has lost contact with {_named(silent)} of {size}: {how}. See what that process said last."
