@@ -229,11 +229,11 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 def assert_as_one_process(found: list[dict], expected: dict) -> None:
     for result in found:
-        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
         for name, value in expected["parameters"].items():
             torch.testing.assert_close(result["parameters"][name], value, rtol=1e-5, atol=1e-6)
         for name, value in expected["buffers"].items():
-            torch.testing.assert_close(result["buffers"][name], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result["buffers"][name], value, rtol=1e-5, atol=1e-5)
     assert_same_on_all_ranks(found)
 
 
@@ -267,9 +267,9 @@ def test_an_overflow_on_one_rank_makes_the_task_absent_on_all(ranks):
     found = [result["overflow on one rank"] for result in ranks]
     assert expected["weights"][1, 2] == 1.0
     for result in found:
-        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
-            result["buffers"]["fork.averages"], expected["buffers"]["fork.averages"], rtol=1e-4, atol=1e-5
+            result["buffers"]["fork.averages"], expected["buffers"]["fork.averages"], rtol=1e-5, atol=1e-5
         )
         assert torch.equal(result["buffers"]["fork.balance"], found[0]["buffers"]["fork.balance"])
 
@@ -295,7 +295,7 @@ def test_an_overlapped_fork_weighs_by_the_step_before_on_all_ranks(ranks):
     for result in found:
         assert torch.equal(result["weights"][0], torch.ones(3))
         assert not torch.equal(result["weights"][1], torch.ones(3))
-        torch.testing.assert_close(result["arriving"], model.fork.arriving, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["arriving"], model.fork.arriving, rtol=1e-5, atol=1e-5)
         assert torch.equal(result["arriving"], result["twin"])
 
 
@@ -317,7 +317,7 @@ def test_an_overlapped_matrix_is_not_waited_for_until_somebody_needs_it(ranks):
     for result in (found["under way"] for found in ranks):
         assert not result["waited"]
         for how in ("copied", "saved", "moved"):
-            torch.testing.assert_close(result[how].float(), model.fork.last_gram, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result[how].float(), model.fork.last_gram, rtol=1e-5, atol=1e-5)
         for how in ("reset", "loaded"):
             assert torch.equal(result[how], torch.zeros(3, 3))
 

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 engine_ranks.py FOLDER NAME ...
 """
 
 import importlib
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,9 @@ def main() -> None:
         model = train(name)
         if dist.get_rank() == 0:
             torch.save(model.state_dict(), Path(folder) / f"{name}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    dist.barrier()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads, of which DDP has some more, now and then abort an orderly end
 
 
 if __name__ == "__main__":

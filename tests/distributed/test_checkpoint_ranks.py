@@ -88,7 +88,7 @@ def others(request, four, tmp_path_factory) -> list[dict]:
 
 def assert_as_four(found: dict, expected: dict) -> None:
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_four_ranks_leave_one_complete_checkpoint(four):

@@ -86,14 +86,14 @@ def test_two_ranks_train_as_one_process_with_the_plain_loop_does(example, ranks,
     expected = example("pub").train()[0] if pub else example("plain").train(fork)
     found = torch.load(ranks / f"{name}.pt", weights_only=True)
     for key, value in expected.state_dict().items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_at_an_encoder_a_fork_that_weighs_all_alike_trains_as_no_fork_does(example):
     train = example("hugging_face").train
     found, expected = train(Fork(["positive", "length"])), train(None)
     for key, value in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_an_encoder_trains_with_pub(example):

@@ -72,7 +72,7 @@ def test_what_one_rank_skips_all_skip_as_one_process_does(ranks, name, policy):
     alone = train(method, policy, World())
     assert alone["losses"].isnan().nonzero().tolist() == [[BAD - 1, 1]]
     for key, expected in alone.items():
-        torch.testing.assert_close(one[key], expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(one[key], expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 RANKS_BAD = {0: (3, 250), 1: (2, 250, 251)}  # rank -> steps in which its loss of `buy` is bad

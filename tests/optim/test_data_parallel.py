@@ -169,9 +169,9 @@ def test_two_ranks_train_as_one_process_with_the_whole_batch_does(ranks, name):
     assert any((weights != 1).any() for weights in expected["weights"]) or "adatask" in name
     for result in (found[name] for found in ranks):
         for step, weights in enumerate(expected["weights"]):
-            torch.testing.assert_close(result["weights"][step], weights, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result["weights"][step], weights, rtol=1e-5, atol=1e-5)
         for key, value in expected["parameters"].items():
-            torch.testing.assert_close(result["parameters"][key], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result["parameters"][key], value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
