@@ -312,9 +312,29 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
 ) -> None:
     monkeypatch.setattr(cli.Display, "step", lambda *_: pytest.fail("a step was made"))
     (tmp_path / "file").write_text("")
-    code, output = run("train", *FUNNEL, "--out", str(tmp_path / "file"))
-    assert code == 1
-    assert "Not a directory" in output
+    for command, out in (("train", "file"), ("train", "file/deeper"), ("compare", "file")):
+        code, output = run(command, *FUNNEL, "--out", str(tmp_path / out))
+        assert code == 2
+        assert f"--out: expected a folder, or none yet, found the file {tmp_path / 'file'}: name another." in output
+    monkeypatch.setattr("os.access", lambda *_: False)
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert f"--out: expected a folder that can be written to, found {tmp_path}: name another." in output
+
+
+def test_compare_refuses_what_only_train_can_do(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("data: funnel\nsharding: fsdp\ncheckpoint_every: 5\n")
+    code, output = run("compare", "--config", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "in one process and without checkpoints, found sharding and checkpoint_every in the settings" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_before_the_first_step_says_how_to_begin_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "train_into", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    code, output = run("train", *FUNNEL, "--out", str(tmp_path))
+    assert code == 143
+    assert "There is no checkpoint yet. Begin again with: " in output
 
 
 def test_compare_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -448,7 +468,7 @@ def test_a_disk_that_takes_no_more_is_named_once_with_how_to_go_on(tmp_path: Pat
     script.write_text(ON_A_FULL_DISK)
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.count("could not write the checkpoint of step") == 1
+    assert done.stderr.count("ould not write the checkpoint of step") == 1
     assert "File too large" in done.stderr
     assert "What was complete before is intact. There is no checkpoint yet. Begin again with: " in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import typer
@@ -51,27 +53,34 @@ app.add_typer(data_app, name="data")
 console = Console()
 errors = Console(stderr=True)
 
-DataName = Annotated[str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}.")]
+DataName = Annotated[
+    str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}.  [default: complete-journey]")
+]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
 ]
 Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
-Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.")]
+Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.  [default: shared-bottom]")]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.  [default: what suits the data]")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step.  [default: what suits the data]")]
 LearningRates = Annotated[
-    Schedule | None, typer.Option(help="linear: the learning rate falls to 0 over the training; constant: it stays.")
+    Schedule | None,
+    typer.Option(
+        help="The learning rate falls to 0 over the training (linear), or stays (constant).  [default: linear]"
+    ),
 ]
 LossScale = Annotated[
     list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
 ]
 WhereNotFinite = Annotated[
-    NonFinite | None, typer.Option(help="What a loss that is not finite leads to; raise by default.")
+    NonFinite | None, typer.Option(help="What a loss that is not finite leads to.  [default: raise]")
 ]
+_SHARDING = f"How torchrun's processes share the model: {', '.join(get_args(Sharding))}.  [default: ddp]"
+_RATE = "Learning rate of Adam.  [default: as tuned for method, data and model; else 0.003]"
 Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
 
 
@@ -86,13 +95,13 @@ def train(
     rows: Rows = None,
     model: Model = None,
     model_option: ModelOptions = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate of Adam.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help=_RATE)] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     schedule: LearningRates = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Of the initial weights and the batches.")] = 0,
     loss_scale: LossScale = None,
-    sharding: Annotated[Sharding | None, typer.Option(help="How torchrun's processes share the model.")] = None,
+    sharding: Annotated[Sharding | None, typer.Option(metavar="HOW", help=_SHARDING)] = None,
     non_finite: WhereNotFinite = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints; besides, one at each of eight evaluations.")
@@ -108,7 +117,8 @@ def train(
     """Train one method once; leaves checkpoints and run.json in --out.
 
     Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
-    130 Ctrl-C, 143 SIGTERM. After each the command that goes on is printed.
+    130 Ctrl-C, 143 SIGTERM. After all but wrong input the command that goes on is printed. torchrun itself ends with 1
+    where one of its processes has not ended with 0, and prints a summary of its own.
 
     Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
     --max-restarts R they go on from the last checkpoint when one of them dies.
@@ -124,11 +134,14 @@ def train(
             non_finite=non_finite, checkpoint_every=checkpoint_every, methods=[method] if method else None,
         )  # fmt: skip
         plan = _of_one_method(plan, lr)
+        _check_writable(out)
         if world.rank:
             train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
             return
         if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
-            _say(f"Beginning anew; the checkpoints that were there go to {place_aside(out / 'checkpoint')}")
+            aside = place_aside(out / "checkpoint")
+            instead = ", in place of older ones" if aside.exists() else ""
+            _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
         with Display(console) as display:
             run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
     console.print(run_table(run))
@@ -170,6 +183,8 @@ def compare(
             methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
             tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
         )  # fmt: skip
+        _check_comparable(plan)
+        _check_writable(out)
         with Display(console) as display:
             run_comparison(plan, out, jobs=jobs, watch=display)
         report_file = write_report(out)
@@ -246,6 +261,24 @@ def _of_one_method(plan: Plan, lr: float | None) -> Plan:
     return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
 
 
+def _check_comparable(plan: Plan) -> None:
+    given = [name for name in ("sharding", "checkpoint_every") if name in plan.model_fields_set]
+    if given:
+        raise SettingError(
+            f"compare trains every run in one process and without checkpoints, found {' and '.join(given)} in the "
+            "settings: leave them out, or train each method with `equipoise train`."
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Without writing anything, for which it is too early."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise SettingError(f"--out: expected a folder, or none yet, found the file {there}: name another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingError(f"--out: expected a folder that can be written to, found {there}: name another.")
+
+
 def _say(text: str) -> None:
     """As it is: square brackets in a path are no markup, and a path that is too long is not broken into two."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -312,8 +345,15 @@ def _nodes() -> list[str]:
     return ["--nnodes", nodes, "--node-rank", os.environ["GROUP_RANK"], *where]
 
 
+# What libraries tell each other: a user of the command cannot do anything about it. FSDP2 warns of views that one might
+# write into: the logits, into which nothing here writes.
+_AMONG_LIBRARIES = ("FSDP2-wrapped module", "`torch.distributed.", "`broadcast_buffers` is deprecated")
+
+
 def main() -> None:
     """Run the command line."""
+    for words in _AMONG_LIBRARIES:
+        warnings.filterwarnings("ignore", message=re.escape(words))
     try:
         app()
     except SystemExit as end:

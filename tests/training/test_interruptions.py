@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 from equipoise.data import Dataset
 from equipoise.training import METHODS, Run, StoppedError, World, interruptions, listening, train
-from equipoise.training.interruptions import Stopping
+from equipoise.training.interruptions import Stopping, TerminatedError
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "monitor_reads": 9}
 
@@ -53,9 +53,14 @@ def test_sigterm_is_a_request_within_the_block_and_what_it_was_after_it() -> Non
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_before_anybody_looks_sigterm_ends_the_process_at_once() -> None:
+def test_before_anybody_looks_sigterm_is_an_error_or_ends_one_process_of_several_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TerminatedError), listening():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
     pid = os.fork()
     if pid == 0:
+        os.environ["TORCHELASTIC_RUN_ID"] = "a"
         with listening():
             signal.raise_signal(signal.SIGTERM)
         os._exit(0)

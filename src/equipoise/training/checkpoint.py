@@ -93,9 +93,9 @@ def _written(tensors: dict[str, Tensor], folder: Path, step: int) -> dict[str, l
         rank, (failure, _) = next(iter(error.failures.items()))
         reason = _innermost(failure)
         free = f"; {folder.parent} has {shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB free"
+        who = f"Rank {rank} could not" if _ranks() > 1 else "Could not"
         raise OSError(
-            f"Rank {rank} could not write the checkpoint of step {step} ({reason})"
-            f"{free if isinstance(reason, OSError) else ''}"
+            f"{who} write the checkpoint of step {step} ({reason}){free if isinstance(reason, OSError) else ''}"
         ) from error
 
 
@@ -199,8 +199,12 @@ def _reason(error: BaseException) -> str:
     """One line."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"it lacks {Path(error.filename).name}"
+    if isinstance(error, KeyError):
+        return f"something in it lacks {error}"
     text = f"{error}".splitlines()[0] if f"{error}" else ""
-    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError | MemoryError) or not text else text
+    return f"{type(error).__name__}: {text}" if isinstance(error, MemoryError) or not text else text
 
 
 def _complete(folder: Path) -> list[Path]:

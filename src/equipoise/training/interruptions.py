@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,11 @@ def interrupted_by_sigterm() -> Iterator[None]:
 def listening() -> Iterator[StopRequest]:
     """Within the block SIGTERM makes the request, instead of ending the process at once.
 
-    Until the request is looked at for the first time, when there is nothing to keep yet, it does end the process.
+    Until the request is looked at for the first time, when there is nothing to keep yet, it does end the process: one
+    of several that torchrun has started at once, since others may wait for it.
+
+    Raises:
+        TerminatedError: on SIGTERM before that, in a process that trains alone.
     """
     request = StopRequest()
 
@@ -115,6 +120,8 @@ def listening() -> Iterator[StopRequest]:
         request.made = True
         if not request.heeded:
             signal.signal(number, signal.SIG_DFL)
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                raise TerminatedError
             signal.raise_signal(number)
 
     before = signal.signal(signal.SIGTERM, make)

@@ -220,6 +220,6 @@ class Saving:
         try:
             self.save(progress)
         except (OSError, RuntimeError, MemoryError) as second:
-            error.add_note(f"No checkpoint of step {step} could be written: {second}")
+            error.add_note(f"No checkpoint of step {step} could be written: {second}.")
         else:
             error.add_note(f"A checkpoint holds step {step}, the last whole one.")
