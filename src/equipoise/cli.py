@@ -54,33 +54,31 @@ console = Console()
 errors = Console(stderr=True)
 
 DataName = Annotated[
-    str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}.  [default: complete-journey]")
+    str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}. Default: complete-journey.")
 ]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
 ]
 Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
-Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe.  [default: shared-bottom]")]
+Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe. Default: shared-bottom.")]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.  [default: what suits the data]")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step.  [default: what suits the data]")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: what suits the data.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step. Default: what suits the data.")]
 LearningRates = Annotated[
     Schedule | None,
-    typer.Option(
-        help="The learning rate falls to 0 over the training (linear), or stays (constant).  [default: linear]"
-    ),
+    typer.Option(help="The learning rate falls to 0 over the training (linear), or stays (constant). Default: linear."),
 ]
 LossScale = Annotated[
     list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
 ]
 WhereNotFinite = Annotated[
-    NonFinite | None, typer.Option(help="What a loss that is not finite leads to.  [default: raise]")
+    NonFinite | None, typer.Option(help="What a loss that is not finite leads to. Default: raise.")
 ]
-_SHARDING = f"How torchrun's processes share the model: {', '.join(get_args(Sharding))}.  [default: ddp]"
-_RATE = "Learning rate of Adam.  [default: as tuned for method, data and model; else 0.003]"
+_SHARDING = f"How torchrun's processes share the model: {', '.join(get_args(Sharding))}. Default: ddp."
+_RATE = "Learning rate of Adam. Default: as tuned for method, data and model; else 0.003."
 Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
 
 
@@ -88,7 +86,7 @@ Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; op
 def train(
     *,
     method: Annotated[
-        str | None, typer.Option(help="Out of `equipoise methods`; options behind a colon.  [default: multibalance]")
+        str | None, typer.Option(help="Out of `equipoise methods`; options behind a colon. Default: multibalance.")
     ] = None,
     data_name: DataName = None,
     data_option: DataOptions = None,
