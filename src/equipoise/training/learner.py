@@ -202,8 +202,7 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             self._stage = "moving"
-            for task, good in zip(member.tasks, finite, strict=True):
-                look_at_gradients(member.model.heads[task].parameters(), good)
+            look_at_gradients([member.model.heads[task] for task in member.tasks], finite)
             if spare:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from equipoise.training.world import World
 
@@ -121,16 +122,18 @@ def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
         logits.register_hook(look)  # type: ignore[no-untyped-call]
 
 
-def look_at_gradients(parameters: Iterable[Parameter], finite: Tensor, /) -> None:
-    """Look at the gradients of a task's own layers, too, in which numbers may overflow that were finite at its logits.
+def look_at_gradients(heads: Sequence[Module], finite: Sequence[Tensor], /) -> None:
+    """Look at the gradients of the tasks' own layers, too, where numbers may overflow that were finite at the logits.
 
     Args:
-        finite: see :func:`watch`; changed in place.
+        finite: see :func:`watch`, one for each of ``heads``; changed in place.
     """
-    gradients = [_numbers(p.grad) for p in parameters if p.grad is not None]
-    if gradients:
+    of_heads = [[_numbers(p.grad) for p in head.parameters() if p.grad is not None] for head in heads]
+    if gradients := list(chain.from_iterable(of_heads)):
         # A sum is finite only if all its terms are, and the sum of absolute values takes one pass.
-        finite.logical_and_(torch.stack(torch._foreach_norm(gradients, 1)).isfinite().all())
+        found = torch.stack(torch._foreach_norm(gradients, 1)).isfinite()
+        for good, part in zip(finite, torch.split(found, [len(own) for own in of_heads]), strict=True):
+            good.logical_and_(part.all())
 
 
 def leave_out_non_finite(parameters: Sequence[Parameter]) -> None:
