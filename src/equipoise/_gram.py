@@ -15,8 +15,8 @@ from torch import Tensor
 __all__ = ["gram_matrix", "weighted_sum"]
 
 _FEW = 4  # up to so many tasks single dot products are the fastest on a CPU: nothing is copied
-# A CPU's dot product in float32 adds with few accumulators: of 2**27 numbers it is wrong by a percent on some, of 2**18
-# by less than two parts in a million. What the tasks have in such a block also stays in the cache for all products.
+# A CPU's dot product in float32 adds with few accumulators: the longer it is the less precise, and of 2**18 numbers it
+# is wrong by less than two parts in a million. What the tasks have in a block also stays in the cache for all products.
 _DOT = 1 << 18
 _COLUMNS = 1 << 16  # numbers of each gradient in a block on a CPU
 _ROOM = 1 << 27  # numbers in a block on an accelerator: bounds the workspace to 512 MiB

@@ -97,11 +97,8 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise TerminatedError
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _on_sigterm(interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -124,8 +121,14 @@ def listening() -> Iterator[StopRequest]:
                 raise TerminatedError
             signal.raise_signal(number)
 
-    before = signal.signal(signal.SIGTERM, make)
-    try:
+    with _on_sigterm(make):
         yield request
+
+
+@contextmanager
+def _on_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

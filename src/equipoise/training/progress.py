@@ -186,9 +186,7 @@ class Saving:
         state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
         try:
             loaded = self._restore(progress, state)
-        except torch.OutOfMemoryError:
-            raise
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The last checkpoint in {self.folder} holds something else than this version of equipoise expects "
                 f"({type(error).__name__}: {f'{error}'.partition(chr(10))[0]}): go on with the version that wrote it, "

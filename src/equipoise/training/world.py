@@ -89,7 +89,7 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
         torch.cuda.set_device(local)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store = next(rendezvous("env://", timeout=timeout))[0]
     except dist.DistStoreError as error:
         raise LostRanksError(_waited(rank, timeout, f"the others of {size}")) from error
     # Of its own for each restart of the group: in the store are still the addresses of the processes before.
