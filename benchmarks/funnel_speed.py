@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from equipoise.compare.describe import cpu_name
-from equipoise.data.funnel import Funnel, chunks, generate
+from equipoise.data.sets.funnel import Funnel, chunks, generate
 
 ROWS, REPEATS = 2_000_000, 7
 

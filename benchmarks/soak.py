@@ -30,7 +30,7 @@ from scipy.stats import linregress, t
 
 from equipoise.compare.describe import cpu_name
 from equipoise.data import load
-from equipoise.ranking.schema import Batch
+from equipoise.schema import Batch
 from equipoise.training import METHODS, Learner
 
 PARTS = 20

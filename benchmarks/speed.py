@@ -33,7 +33,7 @@ from equipoise.compare.describe import cpu_name
 from equipoise.compare.throughput import median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import SharedBottom
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 
 FIELDS, IDS, NUMERIC = 26, 10_000, 13
 WARM_UP = 5

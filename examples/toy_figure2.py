@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from equipoise.multibalance import MultiBalance
+from equipoise.forks.multibalance import MultiBalance
 from equipoise.optim import PUB
 
 STARTS = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))

@@ -11,7 +11,7 @@ from torch import nn
 from equipoise import Fork, MultiBalance
 from equipoise.cli import app
 from equipoise.data import NAMES
-from equipoise.training.methods import METHODS
+from equipoise.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -4,9 +4,8 @@ Put :class:`MultiBalance` between the shared layers and the tasks' towers and tr
 :class:`PUB`. :class:`Monitor` shows what they do.
 """
 
-from equipoise.fork import Fork
+from equipoise.forks import Fork, MultiBalance
 from equipoise.monitor import Monitor
-from equipoise.multibalance import MultiBalance
 from equipoise.optim import PUB, AdaTask, Clippy
 
 __all__ = ["PUB", "AdaTask", "Clippy", "Fork", "Monitor", "MultiBalance"]

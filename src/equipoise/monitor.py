@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from equipoise.fork import Fork
+from equipoise.forks.fork import Fork
 from equipoise.solvers import min_norm_weights
 
 __all__ = ["Monitor", "Reading"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.compare.plan import Plan, PlanError, parse_pairs, split_methods
-from equipoise.compare.rates import DEFAULT_RATE, GRID
+from equipoise.compare.tuned_rates import DEFAULT_RATE, GRID
 from equipoise.training import METHODS
 
 

@@ -13,11 +13,11 @@ from equipoise.compare import runner as runner_module
 from equipoise.compare.describe import FolderError
 from equipoise.compare.jobs import Job, Watch
 from equipoise.compare.plan import Plan
-from equipoise.compare.rates import GRID
 from equipoise.compare.records import read_runs
 from equipoise.compare.runner import compare, train_into
+from equipoise.compare.tuned_rates import GRID
 from equipoise.data import DataError
-from equipoise.data.census_income import COLUMNS, NUMERIC
+from equipoise.data.sets.census_income import COLUMNS, NUMERIC
 from equipoise.training import METHODS, Run, SettingError
 
 SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "batch_size": 256, "epochs": 1}

@@ -7,7 +7,7 @@ import torch
 
 from equipoise.compare import throughput as throughput_module
 from equipoise.compare.throughput import median_interval, peak_memory, throughput_ratio
-from equipoise.ranking.schema import Batch, Numeric, Schema, Task
+from equipoise.schema import Batch, Numeric, Schema, Task
 from equipoise.training import METHODS, Learner
 
 SCHEMA = Schema([], [Numeric(f"number{index}") for index in range(50)], [Task("click"), Task("like")])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from equipoise.data.cache import cache_folder, cached, read_dataset, replace_file, write_dataset
 from equipoise.data.dataset import Dataset, Split
-from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+from equipoise.schema import Categorical, Numeric, Schema, Task
 
 
 def make_dataset(seed: int = 0) -> Dataset:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.data import DataError, Dataset, Split
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 
 SCHEMA = Schema([Categorical("user", 50), Categorical("ad", 9)], [Numeric("age")], [Task("click"), Task("like")])
 

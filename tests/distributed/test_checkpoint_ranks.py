@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import on_ranks
 
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, Learner, World
-from equipoise.training.checkpoint import load_checkpoint, save_checkpoint
+from equipoise.training.checkpoint.folder import load_checkpoint, save_checkpoint
+from tests.distributed.gloo import on_ranks
 
 SCHEMA = Schema([Categorical("user", 50), Categorical("item", 31)], [Numeric("age")], [Task("click"), Task("buy")])
 CASES = [

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import on_ranks
 
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, IncompatibleError, Learner, World
+from tests.distributed.gloo import on_ranks
 
 SCHEMA = Schema([Categorical("user", 50), Categorical("item", 31)], [Numeric("age")], [Task("click"), Task("buy")])
 STEPS, ROWS = 12, 32  # PUB solves in steps 1 and 11

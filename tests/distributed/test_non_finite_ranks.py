@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import on_ranks
 from torch import Tensor
 
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, Learner, SettingError, World
 from equipoise.training import learner as learner_module
-from equipoise.training.non_finite import NonFiniteLosses
+from equipoise.training.faults.non_finite import NonFiniteLosses
+from tests.distributed.gloo import on_ranks
 
 SCHEMA = Schema([], [Numeric("age")], [Task("click"), Task("buy")])
 NAMES = ("single-task", "equal", "multibalance", "pub", "adatask")

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import on_ranks
 from torch import Tensor, nn
 
 from equipoise import PUB, Fork
+from equipoise.errors import SettingError
+from equipoise.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MMoE, SharedBottom
-from equipoise.ranking.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, Learner, World, parse_method
-from equipoise.training.errors import SettingError
-from equipoise.training.methods.updates import AdaTaskMethod, PubMethod
-from equipoise.training.parallel import dense_parameters, fused_optimizer, parallelize
+from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
+from tests.distributed.gloo import on_ranks
 
 SCHEMA = Schema(
     [Categorical("user", 50), Categorical("item", 31), Categorical("place", 3)],

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo import on_ranks
 
 from equipoise import PUB, Fork, MultiBalance
 from equipoise.training import parallelize
+from tests.distributed.gloo import on_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrec_pipeline.py"
 

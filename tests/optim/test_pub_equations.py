@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from pub_reference import Problem, Reference
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from tests.optim.pub_reference import Problem, Reference
 
 STEPS = 50
 OPTIMIZERS = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from task_nets import OPTIMIZERS, WRAPPERS
 from torch import Tensor
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from tests.optim.task_nets import OPTIMIZERS, WRAPPERS
 
 RIDGE = 1e-6
 KINDS = ("random", "identical", "opposed", "collinear", "zero")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from task_nets import Net, pub, train, values
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from tests.optim.task_nets import Net, pub, train, values
 
 
 def test_step_without_backward_says_what_to_call():

@@ -8,11 +8,11 @@ import pickle
 
 import pytest
 import torch
-from task_nets import OPTIMIZERS, WRAPPERS, Net, points, pub, train, values
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, points, pub, train, values
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

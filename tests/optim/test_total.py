@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from task_nets import OPTIMIZERS, WRAPPERS, Net, pub, train, values
 
 from equipoise.optim import AdaTask
+from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, pub, train, values
 
 STEPS = range(7)
 ABSENT = {2: (0,), 4: (0, 1), 5: (0, 1, 2)}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix_samples import KINDS, SHAPES, vectors
 
 from equipoise.solvers import min_norm_weights
+from tests.solvers.matrix_samples import KINDS, SHAPES, vectors
 
 
 def value(V: np.ndarray, w: np.ndarray) -> float:

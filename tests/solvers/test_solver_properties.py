@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix_samples import KINDS, vectors
 
 from equipoise.solvers import bargaining_weights, min_norm_weights
+from tests.solvers.matrix_samples import KINDS, vectors
 
 SOLVERS = {"bargaining": bargaining_weights, "min-norm": min_norm_weights}
 thorough = settings(max_examples=150, deadline=None, derandomize=True, database=None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from equipoise.data import Dataset, Split
-from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+from equipoise.schema import Categorical, Numeric, Schema, Task
 
 
 def _split(rows: int, seed: int) -> Split:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from equipoise.data import Dataset, Split, load
 from equipoise.data.cache import read_dataset, write_dataset
 from equipoise.ranking.metrics import auc, normalized_entropy
-from equipoise.ranking.schema import Batch
+from equipoise.schema import Batch
 from equipoise.training import (
     METHODS,
     CheckpointError,
@@ -25,7 +25,7 @@ from equipoise.training import (
     train,
 )
 from equipoise.training import loop as loop_module
-from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
+from equipoise.training.checkpoint.folder import last_checkpoint, load_checkpoint
 from equipoise.training.reproducibility import why_irreproducible
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}

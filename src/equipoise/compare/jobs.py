@@ -21,8 +21,8 @@ import torch
 from equipoise import data
 from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
+from equipoise.methods import parse_method
 from equipoise.training import NonFiniteError, Run, SettingError, train
-from equipoise.training.methods import parse_method
 
 __all__ = ["Job", "Watch", "cores", "run_jobs"]
 

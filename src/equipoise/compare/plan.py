@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from equipoise.compare.rates import GRID, rate
 from equipoise.compare.settings_file import PlanError, read_settings
+from equipoise.compare.tuned_rates import GRID, rate
+from equipoise.methods import parse_scalar
 from equipoise.training import METHODS, NonFinite, Schedule, Sharding
-from equipoise.training.methods import parse_scalar
 
 __all__ = ["Plan", "PlanError", "parse_pairs", "split_methods"]
 

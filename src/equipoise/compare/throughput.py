@@ -12,7 +12,7 @@ from math import comb
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from equipoise.ranking.schema import Batch
+from equipoise.schema import Batch
 from equipoise.training import Learner
 
 __all__ = ["median_interval", "peak_memory", "throughput_ratio"]

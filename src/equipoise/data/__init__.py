@@ -6,16 +6,16 @@ import inspect
 from importlib import import_module
 
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.errors import DataError
+from equipoise.errors import DataError
 
 __all__ = ["NAMES", "DataError", "Dataset", "Split", "load"]
 
 # name -> the module and function that build it; imported only when asked for, since each needs other packages
 _LOADERS = {
-    "complete-journey": ("complete_journey", "load"),
-    "census-income": ("census_income", "load"),
-    "census-income-full": ("census_income", "load_full"),
-    "funnel": ("funnel", "load"),
+    "complete-journey": ("sets.complete_journey", "load"),
+    "census-income": ("sets.census_income", "load"),
+    "census-income-full": ("sets.census_income", "load_full"),
+    "funnel": ("sets.funnel", "load"),
 }
 
 NAMES = tuple(_LOADERS)
@@ -41,7 +41,7 @@ def load(name: str, **options: object) -> Dataset:
         ('click', 'like', 'long_view', 'conversion')
         >>> load("funnels")
         Traceback (most recent call last):
-        equipoise.data.errors.DataError: Expected a data set out of complete-journey, census-income, \
+        equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, \
 census-income-full, funnel; found 'funnels'.
     """
     if name not in _LOADERS:

@@ -20,7 +20,7 @@ import torch
 from pydantic import PositiveInt, TypeAdapter
 
 from equipoise.data.dataset import Dataset, Split
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_dataset"]
 

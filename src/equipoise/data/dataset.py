@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from equipoise.data.errors import DataError
-from equipoise.ranking.schema import Batch, Schema
+from equipoise.errors import DataError
+from equipoise.schema import Batch, Schema
 
 __all__ = ["Dataset", "Split"]
 

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim._entries import OwnState
-from equipoise.optim._joint import JointStep
-from equipoise.optim._tasks import Pending, TaskOptimizer
-from equipoise.optim._wrapper import Wrapper
 from equipoise.optim.clippy import Clippy
+from equipoise.optim.entries import OwnState
+from equipoise.optim.joint_step import JointStep
+from equipoise.optim.task_optimizer import Pending, TaskOptimizer
+from equipoise.optim.wrapper import Wrapper
 
 __all__ = ["AdaTask"]
 

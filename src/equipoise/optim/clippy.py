@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from equipoise.optim._rules import rule_of
-from equipoise.optim._wrapper import Wrapper
+from equipoise.optim.rules import rule_of
+from equipoise.optim.wrapper import Wrapper
 
 __all__ = ["Clippy"]
 

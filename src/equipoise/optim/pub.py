@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim._entries import OwnState
-from equipoise.optim._joint import JointStep
-from equipoise.optim._tasks import Pending, TaskOptimizer
 from equipoise.optim.adatask import AdaTask
+from equipoise.optim.entries import OwnState
+from equipoise.optim.joint_step import JointStep
+from equipoise.optim.task_optimizer import Pending, TaskOptimizer
 from equipoise.solvers import bargaining_weights
 
 __all__ = ["PUB"]

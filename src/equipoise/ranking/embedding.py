@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["FeatureEmbedding"]
 
@@ -36,7 +36,7 @@ class FeatureEmbedding(nn.Module):
         ValueError: the schema has no feature, or ``dim`` is under 1.
 
     Example:
-        >>> from equipoise.ranking.schema import Categorical, Numeric, Schema, Task
+        >>> from equipoise.schema import Categorical, Numeric, Schema, Task
         >>> schema = Schema([Categorical("user", 9), Categorical("item", 5)], [Numeric("age")], [Task("buy")])
         >>> embedding = FeatureEmbedding(schema, 4)
         >>> embedding(torch.tensor([[8, 0], [1, 4]]), torch.tensor([[0.5], [1.5]])).shape

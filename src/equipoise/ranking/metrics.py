@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 try:
     from torchmetrics import Metric
@@ -229,7 +229,7 @@ class TaskMetrics(_RowMetric):
     Keeps every row, 8 * (2M + 1) bytes each for M tasks (150,000 rows of 5 tasks: 13 MB).
 
     Example:
-        >>> from equipoise.ranking.schema import Numeric, Schema, Task
+        >>> from equipoise.schema import Numeric, Schema, Task
         >>> metrics = TaskMetrics(Schema([], [Numeric("age")], [Task("click"), Task("buy")]))
         >>> labels = torch.tensor([[0.0, 1.0], [1.0, float("nan")]])
         >>> metrics.update((torch.tensor([-1.0, 1.0]), torch.zeros(2)), labels)

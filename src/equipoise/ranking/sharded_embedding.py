@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.ranking.embedding import FeatureEmbedding
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["ShardableEmbedding"]
 

@@ -1,7 +1,7 @@
 """Pure functions on M×M matrices, on the tensor's device and without a host sync."""
 
-from equipoise.solvers._bargaining import bargaining_weights
-from equipoise.solvers._min_norm import min_norm_weights
-from equipoise.solvers._simplex import project_simplex
+from equipoise.solvers.bargaining import bargaining_weights
+from equipoise.solvers.min_norm import min_norm_weights
+from equipoise.solvers.simplex import project_simplex
 
 __all__ = ["bargaining_weights", "min_norm_weights", "project_simplex"]

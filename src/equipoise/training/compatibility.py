@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import torch.distributed as dist
 
-from equipoise.training.errors import SettingError
-from equipoise.training.methods import Method
-from equipoise.training.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
-from equipoise.training.non_finite import NonFinite
-from equipoise.training.parallel import Sharding
-from equipoise.training.world import World
+from equipoise.errors import SettingError
+from equipoise.methods import Method
+from equipoise.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
+from equipoise.training.faults.non_finite import NonFinite
+from equipoise.training.ranks.parallel import Sharding
+from equipoise.training.ranks.world import World
 
 __all__ = ["CHECKS", "Combination", "IncompatibleError", "check_compatible"]
 

@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from equipoise.fork import Fork
+from equipoise.errors import SettingError
+from equipoise.forks.fork import Fork
+from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MODELS, RankingModel, build_model
-from equipoise.ranking.schema import Batch, Schema
+from equipoise.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
-from equipoise.training.errors import SettingError
-from equipoise.training.methods import Method
-from equipoise.training.non_finite import (
+from equipoise.training.faults.non_finite import (
     NonFinite,
     all_finite,
     finite_losses,
@@ -29,9 +29,9 @@ from equipoise.training.non_finite import (
     look_at_gradients,
     watch,
 )
-from equipoise.training.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.ranks.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
-from equipoise.training.world import World, usable_device
 
 __all__ = ["Learner"]
 

@@ -14,18 +14,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.data.dataset import Dataset, Split
+from equipoise.errors import SettingError
+from equipoise.methods import Method
 from equipoise.ranking.metrics import TaskMetrics
-from equipoise.ranking.schema import Batch, Schema
-from equipoise.training.errors import SettingError
-from equipoise.training.interruptions import StoppedError, Stopping
+from equipoise.schema import Batch, Schema
+from equipoise.training.faults.interruptions import StoppedError, Stopping
+from equipoise.training.faults.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
-from equipoise.training.methods import Method
-from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
-from equipoise.training.parallel import Sharding
 from equipoise.training.progress import REMEDY, Progress, Saving, Window
+from equipoise.training.ranks.parallel import Sharding
+from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import why_irreproducible
 from equipoise.training.run import CurvePoint, Run
-from equipoise.training.world import World, usable_device
 
 __all__ = ["SEED_LIMIT", "Schedule", "count_steps", "train"]
 

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.monitor import Reading
-from equipoise.training.checkpoint import CheckpointError, belongs, load_checkpoint, put_aside, save_checkpoint
+from equipoise.training.checkpoint.folder import CheckpointError, belongs, load_checkpoint, put_aside, save_checkpoint
+from equipoise.training.faults.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
-from equipoise.training.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
+from equipoise.training.ranks.world import World
 from equipoise.training.reproducibility import random_states, restore_random_states
 from equipoise.training.run import Run
-from equipoise.training.world import World
 
 __all__ = ["REMEDY", "Progress", "Saving", "Window"]
 

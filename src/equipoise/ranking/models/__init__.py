@@ -10,7 +10,7 @@ from torch import nn
 from equipoise.ranking.models.base import RankingModel
 from equipoise.ranking.models.mmoe import MMoE
 from equipoise.ranking.models.shared_bottom import SharedBottom
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["MODELS", "MMoE", "RankingModel", "SharedBottom", "build_model"]
 
@@ -24,7 +24,7 @@ def build_model(name: str, schema: Schema, *, fork: nn.Module | None = None, **o
         ValueError: there is no model of that name.
 
     Example:
-        >>> from equipoise.ranking.schema import Categorical, Schema, Task
+        >>> from equipoise.schema import Categorical, Schema, Task
         >>> model = build_model("mmoe", Schema([Categorical("user", 9)], [], [Task("click")]), experts=2)
         >>> type(model).__name__
         'MMoE'

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["RankingModel"]
 

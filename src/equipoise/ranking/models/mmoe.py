@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from equipoise.ranking import layers
 from equipoise.ranking.embedding import FeatureEmbedding
 from equipoise.ranking.models.base import RankingModel
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["MMoE"]
 
@@ -37,7 +37,7 @@ class MMoE(RankingModel):
         ValueError: ``experts`` is under 1.
 
     Example:
-        >>> from equipoise.ranking.schema import Categorical, Schema, Task
+        >>> from equipoise.schema import Categorical, Schema, Task
         >>> model = MMoE(Schema([Categorical("user", 9)], [], [Task("click"), Task("like")]), experts=2)
         >>> click, like = model(torch.tensor([[3], [5]]), torch.empty(2, 0))
         >>> click.shape

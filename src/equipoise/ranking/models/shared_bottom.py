@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equipoise.ranking import layers
 from equipoise.ranking.embedding import FeatureEmbedding
 from equipoise.ranking.models.base import RankingModel
-from equipoise.ranking.schema import Schema
+from equipoise.schema import Schema
 
 __all__ = ["SharedBottom"]
 
@@ -29,7 +29,7 @@ class SharedBottom(RankingModel):
 
     Example:
         >>> import torch
-        >>> from equipoise.ranking.schema import Categorical, Schema, Task
+        >>> from equipoise.schema import Categorical, Schema, Task
         >>> model = SharedBottom(Schema([Categorical("user", 9)], [], [Task("click"), Task("like")]))
         >>> click, like = model(torch.tensor([[3], [5]]), torch.empty(2, 0))
         >>> click.shape

@@ -1,0 +1,363 @@
+"""The commands. Each reads its arguments, calls one function and says what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from equipoise import data
+from equipoise.cli.progress_bars import DataBar, Display
+from equipoise.cli.tables import method_table, run_table, summary_table
+from equipoise.compare.plan import Plan, parse_pairs, split_methods
+from equipoise.compare.runner import compare as run_comparison
+from equipoise.compare.runner import train_into
+from equipoise.report.page import write_report
+from equipoise.training import (
+    SEED_LIMIT,
+    LostRanksError,
+    NonFinite,
+    NonFiniteError,
+    Schedule,
+    SettingError,
+    Sharding,
+    StoppedError,
+    launched,
+    listening,
+)
+from equipoise.training.checkpoint.folder import last_checkpoint, place_aside
+from equipoise.training.faults.interruptions import TerminatedError, interrupted_by_sigterm
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Balanced multi-task training for recommenders.", no_args_is_help=True, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, add_completion=False,
+)  # fmt: skip
+data_app = typer.Typer(help="Fetch or build data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+console = Console()
+errors = Console(stderr=True)
+
+DataName = Annotated[
+    str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}. Default: complete-journey.")
+]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
+]
+Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
+Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe. Default: shared-bottom.")]
+ModelOptions = Annotated[
+    list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: what suits the data.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step. Default: what suits the data.")]
+LearningRates = Annotated[
+    Schedule | None,
+    typer.Option(help="The learning rate falls to 0 over the training (linear), or stays (constant). Default: linear."),
+]
+LossScale = Annotated[
+    list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
+]
+WhereNotFinite = Annotated[
+    NonFinite | None, typer.Option(help="What a loss that is not finite leads to. Default: raise.")
+]
+_SHARDING = f"How torchrun's processes share the model: {', '.join(get_args(Sharding))}. Default: ddp."
+_RATE = "Learning rate of Adam. Default: as tuned for method, data and model; else 0.003."
+Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
+
+
+@app.command()
+def train(
+    *,
+    method: Annotated[
+        str | None, typer.Option(help="Out of `equipoise methods`; options behind a colon. Default: multibalance.")
+    ] = None,
+    data_name: DataName = None,
+    data_option: DataOptions = None,
+    rows: Rows = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    lr: Annotated[float | None, typer.Option(min=0, help=_RATE)] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    schedule: LearningRates = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Of the initial weights and the batches.")] = 0,
+    loss_scale: LossScale = None,
+    sharding: Annotated[Sharding | None, typer.Option(metavar="HOW", help=_SHARDING)] = None,
+    non_finite: WhereNotFinite = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; besides, one at each of eight evaluations.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    rank_timeout: Annotated[
+        float, typer.Option(min=1, max=1e6, help="Seconds that torchrun's processes wait for one that does not answer.")
+    ] = 600,
+) -> None:
+    """Train one method once; leaves checkpoints and run.json in --out.
+
+    Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
+    130 Ctrl-C, 143 SIGTERM. After all but wrong input the command that goes on is printed. torchrun itself ends with 1
+    where one of its processes has not ended with 0, and prints a summary of its own.
+
+    Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
+    --max-restarts R they go on from the last checkpoint when one of them dies.
+    """
+    with (
+        _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
+        listening() as stop,
+        launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
+    ):
+        plan = _plan(
+            config, data_option, rows, model_option, loss_scale,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
+            non_finite=non_finite, checkpoint_every=checkpoint_every, methods=[method] if method else None,
+        )  # fmt: skip
+        plan = _of_one_method(plan, lr)
+        _check_writable(out)
+        if world.rank:
+            train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
+            return
+        if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
+            aside = place_aside(out / "checkpoint")
+            instead = ", in place of older ones" if aside.exists() else ""
+            _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
+        with Display(console) as display:
+            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
+    console.print(run_table(run))
+    _say(f"Run and checkpoint: {out}")
+
+
+@app.command()
+def compare(
+    *,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")] = None,
+    data_name: DataName = None,
+    data_option: DataOptions = None,
+    rows: Rows = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    schedule: LearningRates = None,
+    loss_scale: LossScale = None,
+    non_finite: WhereNotFinite = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
+    ] = False,
+    tune_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")] = None,
+    rate: Annotated[list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
+) -> None:
+    """Compare methods: every method, every seed, then a report."""
+    again = f"Run the same command again to go on from {out}."
+    with _plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
+        plan = _plan(
+            config, data_option, rows, model_option, loss_scale,
+            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, non_finite=non_finite,
+            methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
+            tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
+        )  # fmt: skip
+        _check_comparable(plan)
+        _check_writable(out)
+        with Display(console) as display:
+            run_comparison(plan, out, jobs=jobs, watch=display)
+        report_file = write_report(out)
+        console.print(summary_table(out))
+    _say(f"Report: {report_file}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")]) -> None:
+    """Write the report of a comparison anew."""
+    with _plainly():
+        _say(f"Report: {write_report(folder)}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and their options."""
+    console.print(method_table())
+
+
+@data_app.command()
+def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which.")]) -> None:  # noqa: ARG001 - one so far
+    """Download a data set from its publisher and verify it."""
+    from equipoise.data.sets.census_income import fetch as fetch_census_income
+
+    with _plainly():
+        _say(f"Verified: {fetch_census_income()}")
+
+
+@data_app.command()
+def build(
+    name: Annotated[Literal["complete-journey"], typer.Argument(help="Which.")],
+    rows: Rows = None,
+    full: Annotated[bool, typer.Option("--full", help="All 319 million exposures, streamed to --out.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
+) -> None:
+    """Build a data set that comes with a package, and keep it for the commands."""
+    options: dict[str, Any] = {} if rows is None else {"rows": rows}
+    with _plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
+        if full:
+            from equipoise.data.sets.complete_journey import stream_all
+
+            files = stream_all(out, progress=bar.advance, **options)
+            _say(f"{len(files)} files in {out}")
+        else:
+            built = data.load(name, progress=bar.advance, **options)
+            rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
+            _say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
+
+
+def _plan(
+    config: Path | None,
+    data_option: list[str] | None,
+    rows: int | None,
+    model_option: list[str] | None,
+    loss_scale: list[str] | None,
+    **settings: Any,
+) -> Plan:
+    """The plan that the options state over the config file; an option that was not given states nothing."""
+    data_options = parse_pairs(data_option or [], "--data-option") | ({} if rows is None else {"rows": rows})
+    stated = {
+        "data_options": data_options or None,
+        "model_options": parse_pairs(model_option or [], "--model-option") or None,
+        "loss_scale": parse_pairs(loss_scale or [], "--loss-scale") or None,
+        **settings,
+    }
+    return Plan.of(config, **{name: value for name, value in stated.items() if value is not None})
+
+
+def _of_one_method(plan: Plan, lr: float | None) -> Plan:
+    named = plan.methods if "methods" in plan.model_fields_set else ["multibalance"]
+    if len(named) > 1:
+        raise SettingError(f"train takes one method, found {', '.join(named)} in the settings: choose with --method.")
+    return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
+
+
+def _check_comparable(plan: Plan) -> None:
+    given = [name for name in ("sharding", "checkpoint_every") if name in plan.model_fields_set]
+    if given:
+        raise SettingError(
+            f"compare trains every run in one process and without checkpoints, found {' and '.join(given)} in the "
+            "settings: leave them out, or train each method with `equipoise train`."
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Without writing anything, for which it is too early."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise SettingError(f"--out: expected a folder, or none yet, found the file {there}: name another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingError(f"--out: expected a folder that can be written to, found {there}: name another.")
+
+
+def _say(text: str) -> None:
+    """As it is: square brackets in a path are no markup, and a path that is too long is not broken into two."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+_NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a RuntimeError
+
+
+@contextmanager
+def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] = bool) -> Iterator[None]:
+    """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C.
+
+    Args:
+        how_to_go_on: the command that does.
+        kept: whether there is something to go on from, where data are missing.
+    """
+    try:
+        yield
+    except (SettingError, data.DataError) as error:
+        message = f"{error} {how_to_go_on()}" if isinstance(error, data.DataError) and kept() else f"{error}"
+        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        raise typer.Exit(2) from error
+    except StoppedError as error:
+        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
+            errors.print(f"{error} {how_to_go_on()}", markup=False, soft_wrap=True)
+        raise typer.Exit(143) from error
+    except (MemoryError, RuntimeError, OSError) as error:
+        what = f"{error}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
+            what = f"Out of memory ({what}). If nothing else took it, begin anew with a smaller batch or model."
+        elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
+            raise
+        elif isinstance(error, OSError):
+            what = f"{error}. What was complete before is intact."
+        message = " ".join([what, *getattr(error, "__notes__", ()), how_to_go_on()])
+        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        message = " ".join(["Stopped; what is done is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
+        errors.print(message, markup=False, soft_wrap=True)
+        raise typer.Exit(143 if isinstance(error, TerminatedError) else 130) from None
+
+
+def _how_to_resume(out: Path) -> str:
+    """The command of this very training, with --resume if there is something to resume from."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    command = ["equipoise"] if Path(sys.argv[0]).stem == "equipoise" else ["python", "-m", "equipoise"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        command = ["torchrun", *_nodes(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+        if (restarts := os.environ["TORCHELASTIC_MAX_RESTARTS"]) != "0":
+            command += ["--max-restarts", restarts]
+        command += ["-m", "equipoise"]
+    last = last_checkpoint(out / "checkpoint")
+    if last is None:
+        return f"There is no checkpoint yet. Begin again with: {shlex.join([*command, *words])}"
+    return f"Go on from {last.name} with: {shlex.join([*command, *words, '--resume'])}"
+
+
+def _nodes() -> list[str]:
+    """Of several nodes, each with its own --node-rank, how they find each other."""
+    if (nodes := os.environ["GROUP_WORLD_SIZE"]) == "1":
+        return []
+    where = ["--master-addr", os.environ["MASTER_ADDR"], "--master-port", os.environ["MASTER_PORT"]]
+    return ["--nnodes", nodes, "--node-rank", os.environ["GROUP_RANK"], *where]
+
+
+# What libraries tell each other: a user of the command cannot do anything about it. FSDP2 warns of views that one might
+# write into: the logits, into which nothing here writes.
+_AMONG_LIBRARIES = ("FSDP2-wrapped module", "`torch.distributed.", "`broadcast_buffers` is deprecated")
+
+
+def main() -> None:
+    """Run the command line."""
+    for words in _AMONG_LIBRARIES:
+        warnings.filterwarnings("ignore", message=re.escape(words))
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        # After an error gloo's threads may still wait for Python's lock, and abort an orderly end of the interpreter.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)

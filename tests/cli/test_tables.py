@@ -1,0 +1,30 @@
+"""The tables that the terminal shows."""
+
+from rich.console import Console
+
+from equipoise.cli.tables import run_table
+from equipoise.training import Run
+
+METRICS = {"auc": 0.7, "ne": 0.9, "log_loss": 0.1, "calibration": 1.0}
+
+
+def shown(run: Run) -> str:
+    console = Console(width=60, record=True, file=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(run_table(run))
+    return " ".join(capture.get().split())
+
+
+def test_what_was_left_out_and_why_a_run_may_differ_stand_below_the_metrics() -> None:
+    run = Run("equal", 0, 0.1, test={"click": METRICS}, non_finite={"click": 3, "like": 1}, skipped_steps=2)
+    assert "Steps with a loss or gradient that was not finite: click 3, like 1; 2 left out whole." in shown(run)
+    run.irreproducible = "on cuda, sums"
+    assert "2 left out whole. A second run may differ in the last digits: on cuda, sums." in shown(run)
+    assert "finite" not in shown(Run("equal", 0, 0.1, test={"click": METRICS}))
+
+
+def test_square_brackets_in_names_are_no_markup() -> None:
+    said = shown(Run("multibalance:x[/]", 0, 0.1, test={"click[/red]": METRICS, "a[bold]b": METRICS}))
+    assert "multibalance:x[/]" in said
+    assert "click[/red]" in said
+    assert "a[bold]b" in said

@@ -1,0 +1,330 @@
+"""Two gloo ranks with half the batch each train as one process with the whole batch."""
+
+import copy
+import datetime
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from equipoise import fork as fork_module
+from equipoise.forks.multibalance import MultiBalance
+
+RANKS = 2
+MANY = 100  # steps
+MODES = [("equal", "cosine"), ("own", "gram")]
+
+
+class Ranker(nn.Module):
+    """Three tasks; returns the tasks' scores. The seed is the rank's own, DDP makes the parameters equal."""
+
+    def __init__(self, *, seed: int = 0, **options):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.bottom = nn.Linear(6, 8)
+            self.towers = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+        self.fork = MultiBalance(3, **({"beta": 0.1, "gamma": 0.1} | options))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        branches = self.fork(torch.tanh(self.bottom(x)))
+        return [tower(branch).squeeze(1) for tower, branch in zip(self.towers, branches, strict=True)]
+
+
+def batches(steps: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs [16, 6] and labels [16, 3]."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        yield torch.randn(16, 6, generator=generator), torch.randn(16, 3, generator=generator)
+
+
+def losses(scores: list[Tensor], labels: Tensor) -> list[Tensor]:
+    """Sum over the labelled rows (others are NaN) over the batch size; nothing for a task without labels."""
+    found = []
+    for m, score in enumerate(scores):
+        labelled = ~labels[:, m].isnan()
+        if labelled.any():
+            error = torch.where(labelled, score - labels[:, m].nan_to_num(), 0.0)
+            found.append(100.0**m * error.square().sum() / len(error))
+    return found
+
+
+def train(
+    model: nn.Module, *, rank: int | None = None, reduce=None, spoil=None, lr=1e-5, steps: int = 4
+) -> list[Tensor]:
+    """The plain loop over the rank's share of each batch, all of it if None; the weights of every step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    fork = next(module for module in model.modules() if isinstance(module, MultiBalance))
+    weights = []
+    for step, (inputs, labels) in enumerate(batches(steps)):
+        if spoil is not None:
+            spoil(step, labels)
+        share = slice(None) if rank is None else slice(8 * rank, 8 * rank + 8)
+        optimizer.zero_grad()
+        sum(losses(model(inputs[share]), labels[share])).backward()
+        if reduce is not None:
+            reduce(model)
+        optimizer.step()
+        weights.append(fork.last_weights.clone())
+    return weights
+
+
+def no_labels_on_the_last_rank(step: int, labels: Tensor) -> None:
+    if step % 2 == 1:
+        labels[8:, 1] = torch.nan
+
+
+def overflow_on_the_last_rank(step: int, labels: Tensor) -> None:
+    if step == 1:
+        labels[12, 2] = torch.inf
+
+
+def average_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= RANKS
+
+
+def record(model: nn.Module, weights: list[Tensor]) -> dict:
+    return {
+        "weights": torch.stack(weights),
+        "parameters": {name: value.detach() for name, value in model.named_parameters()},
+        "buffers": dict(model.named_buffers()),
+    }
+
+
+def ddp_of_mode(rank: int, magnitude: str, direction: str) -> dict:
+    model = Ranker(seed=rank, magnitude=magnitude, direction=direction)
+    return record(model, train(DistributedDataParallel(model), rank=rank))
+
+
+def ddp_without_labels_on_one_rank(rank: int) -> dict:
+    model = Ranker(seed=rank)
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    return record(model, train(parallel, rank=rank, spoil=no_labels_on_the_last_rank))
+
+
+def ddp_with_an_overflow_on_one_rank(rank: int) -> dict:
+    model = Ranker(seed=rank)
+    return record(model, train(DistributedDataParallel(model), rank=rank, spoil=overflow_on_the_last_rank, lr=0.0))
+
+
+def without_ddp(rank: int) -> dict:
+    model = Ranker()
+    return record(model, train(model, rank=rank, reduce=average_gradients))
+
+
+def overlapped(rank: int) -> dict:
+    """Saves and loads between two steps too: what is under way must have arrived.
+
+    Many steps, because before each DDP broadcasts buffers, at a moment when the matrix is still under way.
+    """
+    model = Ranker(seed=rank, overlap=True)
+    weights = train(DistributedDataParallel(model), rank=rank, steps=MANY)
+    saved = copy.deepcopy(model.state_dict())
+    twin = Ranker(overlap=True)
+    twin.load_state_dict(saved)
+    return record(model, weights) | {"arriving": saved["fork.arriving"], "twin": twin.fork.arriving.clone()}
+
+
+def compiled_overlap(rank: int) -> dict:
+    model = Ranker(overlap=True)
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    return record(model, train(call, rank=rank, reduce=average_gradients))
+
+
+def sent(rank: int) -> dict[str, list[int]]:
+    """How many numbers each all-reduce of three steps has, by either of PyTorch's ways to one."""
+    found = {}
+    for overlap in (False, True):
+        sizes = found["overlap" if overlap else "plain"] = []
+
+        def counted(tensor: Tensor, *args, whole, sizes=sizes, **options):
+            sizes.append(tensor.numel())
+            return whole(tensor, *args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (dist, fork_module):
+                patch.setattr(module, "all_reduce", partial(counted, whole=module.all_reduce))
+            model = Ranker(overlap=overlap)
+            for inputs, labels in batches(3):
+                sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
+    return found
+
+
+def under_way(rank: int) -> dict:
+    """Right after a backward pass with overlap: does anybody wait, and does nobody read what has not arrived?"""
+
+    def stepped() -> Ranker:
+        model = Ranker(overlap=True)
+        for inputs, labels in batches(1):
+            sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
+        return model
+
+    model = stepped()
+    waited = model.fork._under_way is None
+    found = {"waited": waited, "copied": copy.deepcopy(model).fork.arriving}
+    found["saved"] = stepped().state_dict()["fork.arriving"].clone()
+    found["moved"] = stepped().to(torch.float64).fork.arriving
+    fresh = stepped()
+    fresh.fork.reset_parameters()
+    found["reset"] = fresh.fork.arriving.clone()
+    loaded = stepped()
+    loaded.load_state_dict(Ranker(overlap=True).state_dict())
+    found["loaded"] = loaded.fork.arriving.clone()
+    return found
+
+
+def groups_of_one(rank: int) -> dict:
+    groups = [dist.new_group([other]) for other in range(RANKS)]
+    model = copy.deepcopy(Ranker(process_group=groups[rank]))  # the group itself is not copied
+    assert model.fork.process_group is groups[rank]
+    return record(model, train(model, rank=rank))
+
+
+def compiled(rank: int) -> dict:
+    model = Ranker()
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    return record(model, train(call, rank=rank, reduce=average_gradients))
+
+
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    results = {
+        "modes": {mode: ddp_of_mode(rank, *mode) for mode in MODES},
+        "labels on one rank": ddp_without_labels_on_one_rank(rank),
+        "overflow on one rank": ddp_with_an_overflow_on_one_rank(rank),
+        "without DDP": without_ddp(rank),
+        "overlapped": overlapped(rank),
+        "groups of one": groups_of_one(rank),
+        "compiled": compiled(rank),
+        "compiled overlap": compiled_overlap(rank),
+        "sent": sent(rank),
+        "under way": under_way(rank),
+    }
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()  # gloo's threads now and then abort a process that ends at once
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What every rank recorded; all scenarios in one pair of processes, because starting them is the slow part."""
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.spawn(work, args=(folder,), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def assert_as_one_process(found: list[dict], expected: dict) -> None:
+    for result in found:
+        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+        for name, value in expected["parameters"].items():
+            torch.testing.assert_close(result["parameters"][name], value, rtol=1e-5, atol=1e-6)
+        for name, value in expected["buffers"].items():
+            torch.testing.assert_close(result["buffers"][name], value, rtol=1e-5, atol=1e-5)
+    assert_same_on_all_ranks(found)
+
+
+def assert_same_on_all_ranks(found: list[dict]) -> None:
+    first, *others = found
+    for other in others:
+        assert torch.equal(first["weights"], other["weights"])
+        for part in ("parameters", "buffers"):
+            for name, value in first[part].items():
+                assert torch.equal(value, other[part][name]), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_under_ddp_train_as_one_process_does(ranks, mode):
+    model = Ranker(magnitude=mode[0], direction=mode[1])
+    expected = record(model, train(model))
+    assert_as_one_process([result["modes"][mode] for result in ranks], expected)
+    assert (expected["weights"] - 1).abs().max() > 0.1
+
+
+def test_a_task_with_labels_on_one_rank_only_is_present_on_all(ranks):
+    model = Ranker()
+    expected = record(model, train(model, spoil=no_labels_on_the_last_rank))
+    assert_as_one_process([result["labels on one rank"] for result in ranks], expected)
+    assert expected["buffers"]["fork.last_present"].all()
+
+
+def test_an_overflow_on_one_rank_makes_the_task_absent_on_all(ranks):
+    model = Ranker()
+    expected = record(model, train(model, spoil=overflow_on_the_last_rank, lr=0.0))
+    found = [result["overflow on one rank"] for result in ranks]
+    assert expected["weights"][1, 2] == 1.0
+    for result in found:
+        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            result["buffers"]["fork.averages"], expected["buffers"]["fork.averages"], rtol=1e-5, atol=1e-5
+        )
+        assert torch.equal(result["buffers"]["fork.balance"], found[0]["buffers"]["fork.balance"])
+
+
+def test_a_fork_needs_no_ddp(ranks):
+    model = Ranker()
+    expected = record(model, train(model))
+    assert_as_one_process([result["without DDP"] for result in ranks], expected)
+
+
+def test_torch_compile_sums_over_the_ranks_too(ranks):
+    model = Ranker()
+    expected = record(model, train(model))
+    assert_as_one_process([result["compiled"] for result in ranks], expected)
+
+
+def test_an_overlapped_fork_weighs_by_the_step_before_on_all_ranks(ranks):
+    model = Ranker(overlap=True)
+    weights = train(model, steps=MANY)
+    found = [result["overlapped"] for result in ranks]
+    assert_as_one_process(found, record(model, weights))
+    assert_same_on_all_ranks(found)
+    for result in found:
+        assert torch.equal(result["weights"][0], torch.ones(3))
+        assert not torch.equal(result["weights"][1], torch.ones(3))
+        torch.testing.assert_close(result["arriving"], model.fork.arriving, rtol=1e-5, atol=1e-5)
+        assert torch.equal(result["arriving"], result["twin"])
+
+
+def test_compiled_overlap_weighs_by_the_step_before_too(ranks):
+    model = Ranker(overlap=True)
+    expected = record(model, train(model))
+    assert_as_one_process([result["compiled overlap"] for result in ranks], expected)
+
+
+def test_a_fork_sends_m_squared_numbers_once_per_backward_pass(ranks):
+    for result in ranks:
+        assert result["sent"] == {"plain": [9, 9, 9], "overlap": [9, 9, 9]}
+
+
+def test_an_overlapped_matrix_is_not_waited_for_until_somebody_needs_it(ranks):
+    model = Ranker()
+    for inputs, labels in batches(1):
+        sum(losses(model(inputs), labels)).backward()
+    for result in (found["under way"] for found in ranks):
+        assert not result["waited"]
+        for how in ("copied", "saved", "moved"):
+            torch.testing.assert_close(result[how].float(), model.fork.last_gram, rtol=1e-5, atol=1e-5)
+        for how in ("reset", "loaded"):
+            assert torch.equal(result[how], torch.zeros(3, 3))
+
+
+def test_only_the_ranks_of_the_process_group_share_their_gram_matrix(ranks):
+    for rank, result in enumerate(ranks):
+        model = Ranker()
+        expected = record(model, train(model, rank=rank))
+        assert_as_one_process([result["groups of one"]], expected)
+    assert not torch.equal(ranks[0]["groups of one"]["weights"], ranks[1]["groups of one"]["weights"])

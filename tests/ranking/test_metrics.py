@@ -1,0 +1,346 @@
+"""The metrics against scikit-learn and closed forms; in pieces, across processes, pickled."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from torch import Tensor
+from torch.multiprocessing import spawn
+from torchmetrics import Metric
+
+from equipoise.ranking.metrics import (
+    AUC,
+    Calibration,
+    LogLoss,
+    NormalizedEntropy,
+    TaskMetrics,
+    auc,
+    calibration,
+    log_loss,
+    normalized_entropy,
+)
+from equipoise.schema import Numeric, Schema, Task
+
+NAN = float("nan")
+# The same examples every time, and no failure because the machine is busy.
+steady = settings(deadline=None, derandomize=True)
+SCHEMA = Schema([], [Numeric("age")], [Task("click"), Task("buy"), Task("never")])
+PAIRS: dict[type[Metric], Callable[..., Tensor]] = {
+    AUC: auc,
+    NormalizedEntropy: normalized_entropy,
+    LogLoss: log_loss,
+    Calibration: calibration,
+}
+every_metric = pytest.mark.parametrize("kind", PAIRS)
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def as_rows(rows: list[tuple[float, float, float]]) -> Rows:
+    columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
+    return columns[0], columns[1], columns[2]
+
+
+# Few distinct scores, so that ties are common; weights of zero; missing labels.
+scores = st.one_of(st.sampled_from([-2.0, 0.0, 0.5]), st.floats(-15, 15))
+weights = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 100))
+some_rows = st.lists(st.tuples(scores, st.sampled_from([0.0, 1.0, NAN]), weights), max_size=40).map(as_rows)
+
+
+def counted(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    logits, labels, weight = rows
+    counts = ~labels.isnan() & (weight > 0)
+    return logits[counts].numpy(), labels[counts].numpy(), weight[counts].numpy()
+
+
+def random_rows(size: int, *, seed: int = 0, tasks: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, tasks, generator=generator)
+    labels = (torch.rand(size, tasks, generator=generator) < logits.sigmoid()).float()
+    labels[torch.rand(size, tasks, generator=generator) < 0.2] = NAN
+    return logits, labels, torch.rand(size, generator=generator) * 3
+
+
+@steady
+@given(rows=some_rows)
+def test_auc_is_scikit_learns_with_weights_and_ties(rows: Rows) -> None:
+    logits, labels, weight = counted(rows)
+    assume(len(set(labels)) == 2)
+    expected = sklearn_metrics.roc_auc_score(labels, logits, sample_weight=weight)
+    assert auc(*rows).item() == pytest.approx(expected, abs=1e-12)
+
+
+@steady
+@given(rows=some_rows)
+def test_auc_is_the_weighted_share_of_pairs_in_the_right_order(rows: Rows) -> None:
+    logits, labels, weight = counted(rows)
+    right = total = 0.0
+    for score, w in zip(logits[labels == 1], weight[labels == 1], strict=True):
+        for other, v in zip(logits[labels == 0], weight[labels == 0], strict=True):
+            right += w * v * (1.0 if score > other else 0.5 if score == other else 0.0)
+            total += w * v
+    expected = right / total if total else NAN
+    assert auc(*rows).item() == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@steady
+@given(rows=some_rows)
+def test_log_loss_is_scikit_learns_with_weights(rows: Rows) -> None:
+    logits, labels, weight = counted(rows)
+    assume(len(labels))
+    chances = 1 / (1 + np.exp(-logits))
+    expected = sklearn_metrics.log_loss(labels, chances, sample_weight=weight, labels=[0, 1])
+    assert log_loss(*rows).item() == pytest.approx(expected, rel=1e-9)
+
+
+@steady
+@given(rows=some_rows)
+def test_normalized_entropy_is_log_loss_over_that_of_the_best_constant(rows: Rows) -> None:
+    _, labels, weight = counted(rows)
+    assume(len(set(labels)) == 2)
+    rate = np.average(labels, weights=weight)
+    constant = torch.full_like(rows[0], math.log(rate / (1 - rate)))
+    expected = log_loss(*rows) / log_loss(constant, *rows[1:])
+    assert normalized_entropy(*rows).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert normalized_entropy(constant, *rows[1:]).item() == pytest.approx(1, rel=1e-9)
+
+
+@steady
+@given(rows=some_rows)
+def test_calibration_is_mean_prediction_over_mean_label(rows: Rows) -> None:
+    logits, labels, weight = counted(rows)
+    assume(labels.any())
+    chances = 1 / (1 + np.exp(-logits))
+    expected = np.average(chances, weights=weight) / np.average(labels, weights=weight)
+    assert calibration(*rows).item() == pytest.approx(expected, rel=1e-9)
+
+
+@steady
+@given(rows=some_rows, repeats=st.lists(st.integers(0, 3), min_size=40, max_size=40))
+def test_a_weight_of_n_is_n_copies_of_the_row(rows: Rows, repeats: list[int]) -> None:
+    logits, labels, _ = rows
+    count = torch.tensor(repeats[: len(logits)], dtype=torch.int64)
+    for function in PAIRS.values():
+        copied = function(logits.repeat_interleave(count), labels.repeat_interleave(count))
+        assert function(logits, labels, count).item() == pytest.approx(copied.item(), rel=1e-9, nan_ok=True)
+
+
+@steady
+@given(rows=some_rows)
+def test_missing_labels_and_zero_weights_are_as_rows_that_are_not_there(rows: Rows) -> None:
+    logits, labels, weight = rows
+    counts = ~labels.isnan() & (weight > 0)
+    poisoned = logits.where(counts, NAN)
+    for function in PAIRS.values():
+        expected = function(logits[counts], labels[counts], weight[counts]).item()
+        assert function(poisoned, labels, weight).item() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "defined"),
+    [
+        ([], set()),
+        ([NAN, NAN], set()),
+        ([0.0, 0.0], {log_loss}),
+        ([1.0, 1.0], {log_loss, calibration}),
+        ([0.0, 1.0], set(PAIRS.values())),
+    ],
+)
+def test_what_is_not_defined_is_nan(labels: list[float], defined: set[Callable[..., Tensor]]) -> None:
+    # Weights whose running sums are not exact: one class must be seen as one class all the same.
+    weight = torch.tensor([0.1, 0.7])[: len(labels)]
+    for kind, function in PAIRS.items():
+        metric = kind()
+        metric.update(torch.tensor([0.3, -0.2])[: len(labels)], torch.tensor(labels), weight)
+        assert metric.compute().isfinite().item() == (function in defined)
+        assert metric.compute().isnan().item() == (function not in defined)
+
+
+@every_metric
+def test_a_prediction_that_is_nan_is_not_hidden(kind: type[Metric]) -> None:
+    metric = kind()
+    metric.update(torch.tensor([NAN, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
+    assert metric.compute().isnan()
+
+
+def test_infinite_logits_are_certain_predictions() -> None:
+    logits = torch.tensor([math.inf, -math.inf])
+    assert log_loss(logits, torch.tensor([1.0, 0.0])).item() == 0
+    assert log_loss(logits, torch.tensor([0.0, 0.0])).item() == math.inf
+    assert auc(logits, torch.tensor([1.0, 0.0])).item() == 1
+    assert calibration(logits, torch.tensor([1.0, 0.0])).item() == 1
+
+
+@every_metric
+def test_batches_add_up_to_the_whole_and_reset_forgets(kind: type[Metric]) -> None:
+    logits, labels, weight = random_rows(500)
+    rows = (logits[:, 0], labels[:, 0], weight)
+    metric = kind()
+    metric.update(*(column[:7] for column in rows))
+    metric.reset()
+    for start in range(0, 500, 77):
+        metric.update(*(column[start : start + 77] for column in rows))
+    assert metric.compute().item() == pytest.approx(PAIRS[kind](*rows).item(), rel=1e-12)
+
+
+@every_metric
+def test_forward_gives_the_batch_and_keeps_the_total(kind: type[Metric]) -> None:
+    logits, labels, weight = random_rows(200)
+    rows = (logits[:, 0], labels[:, 0], weight)
+    metric = kind()
+    for part in (slice(0, 90), slice(90, 200)):
+        batch = tuple(column[part] for column in rows)
+        assert metric(*batch).item() == pytest.approx(PAIRS[kind](*batch).item(), rel=1e-12)
+    assert metric.compute().item() == pytest.approx(PAIRS[kind](*rows).item(), rel=1e-12)
+
+
+@every_metric
+def test_pickling_keeps_the_state(kind: type[Metric]) -> None:
+    logits, labels, weight = random_rows(50)
+    metric = kind()
+    metric.update(logits[:, 0], labels[:, 0], weight)
+    copy = pickle.loads(pickle.dumps(metric))
+    for each in (metric, copy):
+        each.update(logits[:9, 0], labels[:9, 0])
+    assert torch.equal(copy.compute(), metric.compute())
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_what_they_say_in_double(kind: type[Metric], dtype: torch.dtype) -> None:
+    logits, labels, weight = random_rows(3000)
+    half = logits[:, 0].to(dtype)
+    metric = kind()
+    metric.update(half, labels[:, 0].to(dtype), weight)
+    value = metric.compute()
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(PAIRS[kind](half.double(), labels[:, 0], weight).item(), rel=1e-12)
+
+
+@every_metric
+def test_a_metric_inside_a_model_that_is_cast_still_sums_in_double(kind: type[Metric]) -> None:
+    rows = tuple(column.reshape(-1)[:3000] for column in random_rows(3000))
+    model = torch.nn.ModuleDict({"metric": kind()}).to(torch.bfloat16)
+    for start in range(0, 3000, 300):
+        model["metric"].update(*(column[start : start + 300] for column in rows))
+    assert model["metric"].compute().item() == pytest.approx(PAIRS[kind](*rows).item(), rel=1e-12)
+
+
+@every_metric
+def test_gradients_of_logits_are_not_kept_alive(kind: type[Metric]) -> None:
+    metric = kind()
+    metric(torch.randn(4, requires_grad=True), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert not metric.compute().requires_grad
+
+
+@pytest.mark.parametrize("function", PAIRS.values())
+def test_bad_input_is_named(function: Callable[..., Tensor]) -> None:
+    three = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"one shape \[B\], found logits \[\[3\]\], labels \[\[2\]\]"):
+        function(three, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"weight \[\[2\]\]"):
+        function(three, three, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"one shape \[B\]"):
+        function(torch.zeros(3, 1), torch.zeros(3, 1))
+    with pytest.raises(ValueError, match=r"Labels must be 0, 1 or NaN \(missing\), found -1\.0"):
+        function(three, torch.tensor([0.0, -1.0, 1.0]))
+    for wrong in (-0.5, NAN, math.inf):
+        with pytest.raises(ValueError, match=f"Weights must be finite and not negative, found {wrong}"):
+            function(three, three, torch.tensor([0.0, wrong, 1.0]))
+
+
+def expected_tasks(logits: Tensor, labels: Tensor, weight: Tensor) -> dict[str, dict[str, float]]:
+    functions = {"auc": auc, "ne": normalized_entropy, "log_loss": log_loss, "calibration": calibration}
+    return {
+        name: {key: function(logits[:, task], labels[:, task], weight).item() for key, function in functions.items()}
+        for task, name in enumerate(SCHEMA.task_names)
+    }
+
+
+def assert_same_tasks(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    assert list(found) == list(expected)
+    for task, values in expected.items():
+        assert found[task] == pytest.approx(values, rel=1e-12, nan_ok=True)
+        assert all(type(value) is float for value in found[task].values())
+
+
+def task_rows(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    logits, labels, weight = random_rows(size, seed=5, tasks=3)
+    labels[:, 2] = 0.0  # a task without a positive
+    return logits, labels, weight
+
+
+def test_task_metrics_are_each_tasks_metrics_as_floats() -> None:
+    logits, labels, weight = task_rows(300)
+    metrics = TaskMetrics(SCHEMA)
+    for start in range(0, 300, 128):
+        part = slice(start, start + 128)
+        metrics.update(tuple(logits[part].unbind(1)), labels[part], weight[part])
+    assert_same_tasks(metrics.compute(), expected_tasks(logits, labels, weight))
+    assert math.isnan(metrics.compute()["never"]["auc"])
+    unweighted = TaskMetrics(SCHEMA)
+    unweighted.update(logits.unbind(1), labels)
+    assert_same_tasks(unweighted.compute(), expected_tasks(logits, labels, torch.ones(300)))
+
+
+def test_task_metrics_refuse_another_number_of_tasks() -> None:
+    metrics = TaskMetrics(SCHEMA)
+    with pytest.raises(ValueError, match=r"Expected 3 logit tensors .* click, buy, never; found 2 and \[4, 3\]"):
+        metrics.update((torch.zeros(4), torch.zeros(4)), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"found 3 and \[4, 2\]"):
+        metrics.update((torch.zeros(4),) * 3, torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"one shape \[B\]"):
+        metrics.update((torch.zeros(5),) * 3, torch.zeros(4, 3))
+
+
+def on_rank(rank: int, folder: str) -> None:
+    """Rank 0 sees rows 0–99, rank 1 rows 100–139 in two batches; in a second round rank 1 sees nothing."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    logits, labels, weight = task_rows(140)
+    parts = [slice(0, 100)] if rank == 0 else [slice(100, 130), slice(130, 140)]
+    metrics, singles = TaskMetrics(SCHEMA), [kind() for kind in PAIRS]
+    results = []
+    for batches in (parts, parts if rank == 0 else []):
+        for part in batches:
+            metrics.update(logits[part].unbind(1), labels[part], weight[part])
+            for single in singles:
+                single.update(logits[part, 0], labels[part, 0], weight[part])
+        results.append([metrics.compute(), [single.compute().item() for single in singles]])
+        # What a rank holds itself must be its own again after the sync.
+        assert len(metrics._all_rows()) == sum(len(weight[part]) for part in batches)
+        for each in (metrics, *singles):
+            each.reset()
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
+    torch.distributed.barrier()  # gloo's threads now and then abort a process that ends at once
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_with_unequal_rows_or_none_agree_with_one_process(tmp_path: Path) -> None:
+    spawn(on_rank, args=(str(tmp_path),), nprocs=2)
+    logits, labels, weight = task_rows(140)
+    for rank in (0, 1):
+        results = json.loads(Path(tmp_path, f"rank{rank}.json").read_text(encoding="utf-8"))
+        for (tasks, singles), rows in zip(results, (140, 100), strict=True):
+            seen = (logits[:rows], labels[:rows], weight[:rows])
+            assert_same_tasks(tasks, expected_tasks(*seen))
+            expected = [function(seen[0][:, 0], seen[1][:, 0], seen[2]).item() for function in PAIRS.values()]
+            assert singles == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_torchmetrics_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "equipoise.ranking.metrics")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'equipoise\[ranking\]'"):
+        importlib.import_module("equipoise.ranking.metrics")

@@ -1,0 +1,251 @@
+"""The report is one safe, self-contained page whose charts a browser draws; other forms say the same."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+
+import plotly.graph_objects as go
+import pytest
+from plotly.offline import get_plotlyjs
+
+from equipoise.compare.results import ReportError
+from equipoise.report.page import result_rows, write_markdown, write_report
+
+HOSTILE = '<script>alert(1)</script> & "quoted" | {{ 7 * 7 }}'
+SOME = ("single-task", "equal", "multibalance", "pub")
+
+
+def page_of(folder):
+    """The report without plotly.js, which holds strings that look like anything."""
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count(get_plotlyjs()) == 1
+    return page.replace(get_plotlyjs(), "")
+
+
+def charts_of(page):
+    return [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+
+
+def rename(folder, name, other):
+    """A task or method label, everywhere in the folder."""
+    for file in folder.iterdir():
+        file.write_text(file.read_text().replace(name, json.dumps(other)[1:-1]))
+
+
+class Visible(HTMLParser):
+    """The text a reader sees, and every tag with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.tags, self.inside = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.inside):
+            self.text.append(data)
+
+
+def visible(page):
+    return " ".join(" ".join(Visible(page).text).split())
+
+
+def test_the_page_is_small_enough_and_asks_nothing_of_a_network(comparison):
+    folder = comparison()
+    page = page_of(folder)
+    assert (folder / "report.html").stat().st_size < 6_000_000
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://|@import|url\(", page)
+    for tag, attributes in Visible(page).tags:
+        assert tag not in {"link", "iframe", "img"}
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_links_lead_to_sections_that_exist(comparison):
+    tags = Visible(page_of(comparison())).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {attributes["href"][1:] for tag, attributes in tags if tag == "a"} <= set(ids)
+
+
+def test_every_chart_is_one_that_plotly_accepts(comparison):
+    charts = charts_of(page_of(comparison(methods=SOME, seeds=2)))
+    assert len(charts) == 6  # two gain charts, curves, weights, cosines, tuning
+    figures = [panel["figure"] for chart in charts for shown in chart for panel in shown]
+    for figure in figures:
+        go.Figure(figure)
+        assert figure["data"]
+
+
+def test_the_curve_chart_has_a_panel_for_each_task_and_measure(comparison):
+    page = page_of(comparison(methods=SOME, seeds=2))
+    curves = next(chart for chart in charts_of(page) if len(chart) == 12)  # (5 tasks + their mean) x 2
+    assert {len(panel["figure"]["data"]) for shown in curves for panel in shown} == {4}
+    ends = [trace["y"][-1] for trace in curves[8][0]["figure"]["data"]]  # coupon, NE
+    assert ends == pytest.approx([0.885, 0.848, 0.763, 0.863], abs=0.01)
+
+
+def test_cosines_are_symmetric_and_the_slider_holds_every_frame(comparison):
+    page = page_of(comparison(methods=SOME, seeds=2))
+    cosines = next(chart for chart in charts_of(page) if chart[0][0]["title"] == "Mean over training")
+    mean, over_time = (panel["figure"] for panel in cosines[0])
+    matrix = mean["data"][0]["z"]
+    assert matrix[0][1] == matrix[1][0] == pytest.approx(0.38, abs=0.03)
+    assert matrix[2][2] is None
+    frames = [step["args"][0]["z"][0] for step in over_time["layout"]["sliders"][0]["steps"]]
+    assert len(frames) == 20
+    assert frames[0] == over_time["data"][0]["z"] != frames[-1]
+
+
+@pytest.mark.parametrize("name", ["coupon", "MultiBalance"])
+def test_hostile_names_are_shown_and_never_run(comparison, name):
+    folder = comparison(methods=SOME, seeds=2)
+    rename(folder, name, HOSTILE)
+    page = page_of(folder)
+    assert "<script>alert" not in page
+    assert HOSTILE in visible(page)
+    scripts = [attributes for tag, attributes in Visible(page).tags if tag == "script"]
+    assert len(scripts) == 6 + 2
+    shown = [
+        trace.get("name", "") for chart in charts_of(page) for panels in chart for panel in panels
+        for trace in panel["figure"]["data"]
+    ]  # fmt: skip
+    assert not any("<" in label for label in shown)
+    assert any(unescape(label) == HOSTILE for label in shown)
+    markdown = write_markdown(folder).read_text(encoding="utf-8")
+    assert "<script" not in markdown
+    assert "&lt;script>alert(1)&lt;/script>" in markdown
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    assert len(tables) > 5
+    for table in tables:  # no name adds a column
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_generated_data_are_labelled_loudly(comparison):
+    assert "Generated data." in visible(page_of(comparison(seeds=1, plan={"generated": True})))
+    assert "Generated data." not in visible(page_of(comparison(seeds=1)))
+
+
+def test_notes_best_reachable_ne_and_command_are_shown(comparison):
+    notes = {"dataset_notes": ["Not comparable with published numbers."], "best_ne": {"coupon": 0.7123}}
+    shown = visible(page_of(comparison(methods=SOME, seeds=1, plan=notes)))
+    assert "Not comparable with published numbers." in shown
+    assert "Best reachable" in shown
+    assert "0.7123" in shown
+    assert "equipoise compare --data complete-journey --model shared-bottom --seeds 1" in shown
+
+
+def test_the_command_says_what_to_do_with_losses_that_are_not_finite_where_that_was_chosen(comparison):
+    assert "--non-finite" not in visible(page_of(comparison(seeds=1, plan={"options": {"non_finite": "raise"}})))
+    assert "--non-finite skip-step" in visible(
+        page_of(comparison(seeds=1, plan={"options": {"non_finite": "skip-step"}}))
+    )
+
+
+def test_both_views_are_there_only_where_rows_were_sampled(comparison):
+    assert page_of(comparison(seeds=1)).count('class="view"') == 2
+    page = page_of(comparison(seeds=1, natural=False))
+    assert page.count('class="view"') == 1
+    assert "natural rate" not in visible(page)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": ("equal",), "seeds": 1, "tuned": False, "natural": False, "speed": False},
+        {"methods": ("single-task",), "seeds": 1, "tuned": False},
+        {"methods": ("multibalance", "pub"), "seeds": 2, "natural": False},
+        {"methods": SOME, "seeds": 1, "diverged": tuple((name, 0) for name in SOME)},
+        {"methods": SOME, "seeds": 3, "left_out": (("pub", 0), ("pub", 1), ("pub", 2), ("equal", 2))},
+    ],
+)
+def test_little_data_still_makes_a_report(comparison, changes):
+    folder = comparison(**changes)
+    shown = visible(page_of(folder))
+    for nothing in ("None", "nan", "inf "):
+        assert nothing not in shown
+    assert write_markdown(folder).is_file()
+    assert len(result_rows(folder)) == len(changes["methods"])
+
+
+def test_before_the_first_run_ends_there_is_a_report(comparison):
+    folder = comparison(methods=SOME, seeds=2)
+    for name in ("runs.jsonl", "tuning.jsonl", "throughput.json"):
+        (folder / name).unlink()
+    shown = visible(page_of(folder))
+    assert "0 of 8 runs finished" in shown
+    assert "nothing to compare" in shown
+
+
+def test_the_table_holds_rate_gain_interval_test_speed_memory_and_seeds(comparison):
+    first = result_rows(comparison(diverged=(("multibalance", 4),)))[0]
+    assert first["Method"] == "MultiBalance"
+    assert first["Learning rate"] == "0.01"
+    assert re.fullmatch(r"▲ \+2\.\d\d\s% \(\+\d\.\d\d to \+\d\.\d\d\)", first["NE gain over equal weights"])
+    assert first["p"].startswith("< 0.001 (Holm")
+    assert first["Speed"] == "× 0.987 (0.972 to 0.999)"
+    assert first["Peak memory"] == "193 MB"
+    assert first["Seeds"] == "4 of 5 (1 diverged)"
+
+
+def test_markdown_holds_the_tables_of_the_report(comparison):
+    folder = comparison()
+    rows = result_rows(folder)
+    table = write_markdown(folder).read_text(encoding="utf-8")
+    for row in rows:
+        assert f"| {' | '.join(row.values())} |" in table
+    assert "## Weighted back to the natural rate" in table
+    assert "### Against training each task alone" in table
+
+
+def test_no_folder_of_this_machine_reaches_the_report(comparison):
+    options = {"data": "census-income", "data_options": {"folder": "/home/someone/data"}, "seeds": 1}
+    folder = comparison(seeds=1, plan={"options": options})
+    assert "/home" not in page_of(folder) + write_markdown(folder).read_text(encoding="utf-8")
+    assert str(folder) not in page_of(folder)
+
+
+def test_writing_twice_gives_the_same_and_leaves_nothing_else(comparison):
+    folder = comparison(methods=SOME, seeds=1)
+    first = write_report(folder).read_bytes()
+    before = sorted(file.name for file in folder.iterdir())
+    assert write_report(folder).read_bytes() == first
+    assert sorted(file.name for file in folder.iterdir()) == before
+
+
+def test_a_damaged_folder_keeps_the_report_it_had(comparison):
+    folder = comparison(methods=SOME, seeds=1)
+    first = write_report(folder).read_bytes()
+    (folder / "plan.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"plan\.json"):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == first
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on the PATH")
+def test_a_browser_draws_every_visible_chart(comparison, tmp_path):
+    page = write_report(comparison(methods=SOME, seeds=2))
+    found = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000",
+            "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    # one of the two gain charts is hidden with its view
+    assert found.stdout.count('data-drawn="yes"') == 5
+    assert found.stdout.count('class="main-svg"') >= 2 * 7

@@ -1,0 +1,161 @@
+"""The report's sentences say what the numbers say, also when the news is bad or there is none."""
+
+import json
+
+import pytest
+
+from equipoise.compare.results import read_results
+from equipoise.report.analysis import analyse
+from equipoise.report.words import cautions, summary, transfer_summary
+
+
+def plain(sentences):
+    return " ".join(sentences).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def told(folder, tell=summary):
+    results = read_results(folder)
+    return plain(tell(results, analyse(results)))
+
+
+def transfer(folder):
+    return plain(transfer_summary(analyse(read_results(folder))))
+
+
+def better_alone(folder, ne):
+    """Single-task training gets that much better on coupon."""
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        if run["method"] == "single-task":
+            run["test"]["coupon"]["ne"] -= ne
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+
+
+def test_the_winner_is_named_with_gain_interval_and_cost(comparison):
+    said = told(comparison())
+    assert said.startswith("MultiBalance has the lowest mean normalized entropy")
+    assert "95 % interval" in said
+    assert "5 paired seeds, p < 0.001" in said
+    assert "gains most on coupon" in said
+    assert "1.3 % slower than equal weights" in said
+
+
+def test_every_other_joint_method_is_put_in_its_place(comparison):
+    said = told(comparison())
+    assert "Clearly worse than equal weights: AdaTask" in said
+    unclear = said.split("Not clearly different from equal weights: ")[1]
+    assert unclear.startswith("PUB (")
+    assert "Clippy" in unclear
+    assert "Single-task" not in said
+
+
+def test_it_says_so_when_nothing_beats_equal_weights(comparison):
+    said = told(comparison(methods=("equal", "adatask", "single-task")))
+    assert said.startswith("No joint method beat equal weights")
+    assert "Clearly worse than equal weights: AdaTask" in said
+
+
+def test_a_gain_that_may_be_chance_is_called_that(comparison):
+    folder = comparison(methods=("equal", "clippy"), seeds=3)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        for task in run["test"].values():
+            task["ne"] = 0.6 - (0.01 * (run["seed"] - 0.9) if run["method"] == "clippy" else 0)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = told(folder)
+    assert said.startswith("Clippy has the lowest")
+    assert "within what chance alone would give" in said
+
+
+def test_one_seed_claims_no_test(comparison):
+    folder = comparison(seeds=1)
+    said = told(folder)
+    assert "so that it cannot be tested" in said
+    assert "p <" not in said
+    assert "One seed only" in told(folder, cautions)
+
+
+def test_an_empty_comparison_says_that_there_is_nothing_yet(comparison):
+    folder = comparison(seeds=2)
+    (folder / "runs.jsonl").write_text("")
+    assert "nothing to compare" in told(folder)
+    assert "0 of 16 runs" in told(folder, cautions)
+    assert "cannot be told" in transfer(folder)
+
+
+def test_without_equal_weights_no_gain_is_stated(comparison):
+    assert "no gain can be stated" in told(comparison(methods=("multibalance", "pub"), seeds=2))
+
+
+def test_negative_transfer_names_task_size_and_what_helps(comparison):
+    folder = comparison()
+    better_alone(folder, 0.10)
+    said = transfer(folder)
+    assert "Under equal weights coupon (−8." in said
+    assert "beyond the 95 % interval over seeds: negative transfer" in said
+    assert "coupon: no longer worse than alone beyond the interval with MultiBalance (+" in said
+    worse = said.split("worse than alone, but less so, with ")[1]
+    assert "PUB + AdaTask (−" in worse
+    assert "Clippy" not in worse
+
+
+def test_negative_transfer_that_no_method_helps_is_said(comparison):
+    folder = comparison(methods=("single-task", "equal", "adatask"))
+    better_alone(folder, 0.10)
+    assert transfer(folder).endswith("coupon: no other method helps.")
+
+
+def test_training_alone_is_named_where_it_wins(comparison):
+    folder = comparison(methods=("single-task", "equal", "adatask"))
+    assert "One model per task" not in told(folder)
+    better_alone(folder, 0.40)
+    assert "One model per task does better still" in told(folder)
+
+
+def test_no_negative_transfer_is_said_too(comparison):
+    assert transfer(comparison()).startswith("Under equal weights no task is worse in NE")
+
+
+def test_few_seeds_cannot_show_negative_transfer(comparison):
+    assert "no task can be tested" in transfer(comparison(seeds=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"left_out": (("pub", 1),)}, "39 of 40 runs"),
+        ({"diverged": (("pub", 1), ("pub", 2))}, "Diverged: PUB (2 seeds)"),
+        ({"seeds": 2}, "Only 2 seeds"),
+        ({"speed": False}, "Speed and memory have not been measured"),
+        ({}, "edge of the grid: MultiBalance, PUB and Clippy"),
+        ({"tuned": False, "methods": ("equal", "single-task")}, "same learning rate"),
+    ],
+)
+def test_what_limits_the_result_is_said(comparison, changes, expected):
+    assert expected in told(comparison(**changes), cautions)
+
+
+def test_a_setting_that_makes_runs_irreproducible_is_said(comparison):
+    folder = comparison()
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) | {"irreproducible": "a kernel adds in no fixed order"} for line in lines]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    expected = "A second run may differ in the last digits: a kernel adds in no fixed order."
+    assert told(folder, cautions).count(expected) == 1
+
+
+@pytest.mark.parametrize(("skipped", "how"), [(0, "the task left out of those steps"), (2, "6 steps left out whole")])
+def test_losses_that_were_not_finite_are_counted_by_method_and_task(comparison, skipped, how):
+    folder = comparison(seeds=3, plan={"options": {"non_finite": "skip-task"}})
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    bad = {"non_finite": {"coupon": 4}, "skipped_steps": skipped}
+    runs = [json.loads(line) for line in lines]
+    runs = [run | bad if run["method"] == "pub" else run for run in runs]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = told(folder, cautions)
+    assert f"PUB met losses or gradients that were not finite, coupon in 12 steps of 3 seeds: {how}." in said
+    assert said.count("not finite") == 1
+
+
+def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
+    assert told(comparison(methods=("equal", "single-task", "multibalance-paper")), cautions) == ""
