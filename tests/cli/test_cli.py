@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from equipoise import cli
 from equipoise.cli import app
+from equipoise.cli import commands as cli
 from equipoise.compare import runner as runner_module
-from equipoise.data import DataError, census_income, complete_journey, funnel
+from equipoise.data.sets import census_income, complete_journey, funnel
+from equipoise.errors import DataError
 from equipoise.training import METHODS
 
 FUNNEL = ["--data", "funnel", "--rows", "1500", "--batch-size", "256", "--epochs", "1"]
@@ -415,7 +416,7 @@ def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch, tm
 WITHOUT_MEMORY = """
 import sys
 import torch
-from equipoise import cli
+from equipoise.cli import commands as cli
 from equipoise.training import Learner
 
 step, steps = Learner.step, []
@@ -447,7 +448,7 @@ def test_a_process_that_is_given_no_more_memory_says_so(tmp_path: Path) -> None:
 
 ON_A_FULL_DISK = """
 import resource
-from equipoise import cli
+from equipoise.cli import commands as cli
 from equipoise.training import Learner
 
 step = Learner.step

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from equipoise.compare.report_data import ReportError, read_results
 
+from equipoise.compare.results import ReportError, read_results
 from equipoise.training import SettingError
 
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from equipoise import fork as fork_module
+from equipoise.forks import fork as fork_module
 from equipoise.forks.multibalance import MultiBalance
 
 RANKS = 2

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from equipoise import _gram
+from equipoise.forks import gram as gram_module
 from equipoise.forks.multibalance import MultiBalance
 
 TASKS = 7
@@ -100,7 +100,7 @@ def test_many_tasks_are_treated_as_few(step: Callable[[Ranker, Tensor], None], m
     for batch in x:
         step(many, batch)
         with monkeypatch.context() as patched:
-            patched.setattr(_gram, "_FEW", TASKS)
+            patched.setattr(gram_module, "_FEW", TASKS)
             step(few, batch)
         for (name, found), expected in zip(many.named_parameters(), few.parameters(), strict=True):
             if expected.grad is None:  # an absent task's tower

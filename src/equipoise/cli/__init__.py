@@ -1,5 +1,5 @@
 """The command line."""
 
-from equipoise.cli.app import app, main
+from equipoise.cli.commands import app, main
 
 __all__ = ["app", "main"]

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.data import DataError, Dataset, census_income, load
+from equipoise.data import DataError, Dataset, load
+from equipoise.data.sets import census_income
 from equipoise.data.sets.census_income import COLUMNS, LEAKS, NUMERIC, fetch, load_full
 from equipoise.data.sets.census_income import load as load_nominal
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from equipoise.data import Dataset
-from equipoise.training import METHODS, Run, StoppedError, World, interruptions, listening, train
+from equipoise.training import METHODS, Run, StoppedError, World, listening, train
+from equipoise.training.faults import interruptions
 from equipoise.training.faults.interruptions import Stopping, TerminatedError
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "monitor_reads": 9}
