@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,16 +35,16 @@ def make_dataset(seed: int = 0) -> Dataset:
         (Numeric("age"),),
         (Task("click", "clicked"), Task("like")),
     )
-    return Dataset("toy", schema, split(7), split(3), split(4), notes=("a", "b°"), best_ne={"click": 0.5})
+    return Dataset(
+        "toy", schema, split(7), split(3), split(4), notes=("a", "b°"), best_ne={"click": 0.5},
+        epochs=3, batch_size=64, licence="CC BY 4.0", source="https://example.com",
+    )  # fmt: skip
 
 
 def assert_same(one: Dataset, other: Dataset) -> None:
-    assert (one.name, one.schema, one.notes, one.best_ne) == (
-        other.name,
-        other.schema,
-        other.notes,
-        other.best_ne,
-    )
+    for entry in fields(Dataset):
+        if entry.name not in ("train", "validation", "test"):
+            assert getattr(one, entry.name) == getattr(other, entry.name), entry.name
     for name in ("train", "validation", "test"):
         for part in ("categorical", "numeric", "labels", "weight"):
             expected, found = getattr(getattr(one, name), part), getattr(getattr(other, name), part)
@@ -175,7 +176,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ("name", "rows", "schema", "notes", "best_ne")
+FIELDS = ("name", "rows", "schema", "notes", "best_ne", "epochs", "batch_size", "licence", "source")
 PLACES = [*FIELDS, ("schema", "categorical"), ("schema", "numeric"), ("schema", "tasks"), ("rows", 0)]
 
 

@@ -159,3 +159,10 @@ def test_missing_labels_are_no_mistake() -> None:
 def test_best_ne_for_an_unknown_task_is_refused() -> None:
     with pytest.raises(DataError, match="tasks out of click, like; found share"):
         replace(dataset(), best_ne={"share": 0.5})
+
+
+@pytest.mark.parametrize("setting", ["epochs", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "2"])
+def test_epochs_and_batch_size_are_whole_numbers_from_one_up(setting: str, value: object) -> None:
+    with pytest.raises(DataError, match=f"toy: {setting} should be a whole number from 1 up, found"):
+        replace(dataset(), **{setting: value})

@@ -38,6 +38,10 @@ class _Description:
     schema: Schema
     notes: tuple[str, ...]
     best_ne: dict[str, float]
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    licence: str
+    source: str
 
 
 def cache_folder() -> Path:
@@ -118,7 +122,10 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
     """Writes a data set as one Parquet file: features, labels and ``weight``, the splits' rows in turn."""
     schema, splits = dataset.schema, (dataset.train, dataset.validation, dataset.test)
     train, validation, test = (len(split) for split in splits)
-    description = _Description(dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne)
+    description = _Description(
+        dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne,
+        dataset.epochs, dataset.batch_size, dataset.licence, dataset.source,
+    )  # fmt: skip
     categorical = torch.cat([split.categorical for split in splits]).numpy()
     numeric = torch.cat([split.numeric for split in splits]).numpy()
     labels = torch.cat([split.labels for split in splits]).numpy()
@@ -158,8 +165,10 @@ def read_dataset(path: Path) -> Dataset:
         Split(*(block[end - count : end] for block in (categorical, numeric, labels, weight)))
         for count, end in zip(rows, ends, strict=True)
     )
-    notes, best_ne = description.notes, description.best_ne
-    return Dataset(description.name, schema, train, validation, test, notes=notes, best_ne=best_ne)
+    return Dataset(
+        description.name, schema, train, validation, test, description.notes, description.best_ne,
+        description.epochs, description.batch_size, description.licence, description.source,
+    )  # fmt: skip
 
 
 def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torch.Tensor:

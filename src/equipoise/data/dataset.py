@@ -115,11 +115,16 @@ class Dataset:
         name: the name that reports show, with what a reader must not miss (such as: generated).
         notes: sentences that every report shows: generated? not comparable with what? sampled how?
         best_ne: per task, the best reachable normalized entropy on the test split, where the truth is known.
+        epochs: how often to pass over the train split where the user does not say.
+        batch_size: rows per step where the user does not say.
+        licence: what the publisher allows, in a few words; empty where it is not known.
+        source: where the data comes from: a web address, a package, a file; empty where it is not known.
 
     Raises:
         DataError: a split is empty or does not fit the schema, an id lies outside its feature's range, a
-            number is not finite, a label is none of 0, 1 and NaN, a weight is negative or not finite, or
-            ``best_ne`` names a task that the schema lacks. The message names split, column and count.
+            number is not finite, a label is none of 0, 1 and NaN, a weight is negative or not finite,
+            ``best_ne`` names a task that the schema lacks, or ``epochs`` or ``batch_size`` is under 1. The
+            message names split, column and count.
     """
 
     name: str
@@ -129,8 +134,16 @@ class Dataset:
     test: Split
     notes: tuple[str, ...] = ()
     best_ne: dict[str, float] = field(default_factory=dict)
+    epochs: int = 1
+    batch_size: int = 2048
+    licence: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
+        for setting in ("epochs", "batch_size"):
+            value = getattr(self, setting)
+            if type(value) is not int or value < 1:
+                raise DataError(f"{self.name}: {setting} should be a whole number from 1 up, found {value!r}.")
         unknown = sorted(self.best_ne.keys() - set(self.schema.task_names))
         if unknown:
             raise DataError(

@@ -212,6 +212,14 @@ def test_the_nominal_form_says_that_it_is_not_comparable_and_has_no_numbers_and_
     assert (dataset.train.weight == 1).all()
 
 
+@pytest.mark.parametrize("form", ["census-income", "census-income-full"])
+def test_it_says_its_licence_its_source_and_how_to_train_on_it(published: Path, form: str) -> None:
+    dataset = load(form, folder=published)
+    assert (dataset.epochs, dataset.batch_size) == (3, 1024)
+    assert dataset.licence == "CC BY 4.0"
+    assert "10.24432/C5N30T" in dataset.source
+
+
 def test_no_files_means_a_message_with_the_place_and_the_way_to_get_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match=r"should lie in .*found notes.txt. Run `equipoise data fetch census-income`"):

@@ -277,3 +277,10 @@ def test_bad_knobs_are_refused(knobs: dict[str, object], message: str) -> None:
 def test_bad_id_fields_are_refused(size: int, exponent: float) -> None:
     with pytest.raises(DataError, match="of id field 'ad' should be"):
         IdField("ad", size, exponent)
+
+
+def test_it_says_that_it_is_generated_and_how_to_train_on_it() -> None:
+    dataset = generate(Funnel(rows=1000))
+    assert (dataset.epochs, dataset.batch_size) == (1, 2048)
+    assert "generated" in dataset.licence
+    assert dataset.source

@@ -347,7 +347,12 @@ def _dataset(
         [Numeric(column) for column in numeric],
         TASKS,
     )
-    return Dataset(name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE))
+    return Dataset(
+        name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE),
+        epochs=3, batch_size=1024,
+        licence="CC BY 4.0",
+        source="UCI Machine Learning Repository, https://doi.org/10.24432/C5N30T",
+    )  # fmt: skip
 
 
 def _ids(table: _Table, train: Tensor) -> tuple[Tensor, list[int]]:
