@@ -4,9 +4,19 @@ Put :class:`MultiBalance` between the shared layers and the tasks' towers and tr
 :class:`PUB`. :class:`Monitor` shows what they do.
 """
 
-from equipoise.forks import Fork, MultiBalance
+from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted
 from equipoise.monitor import Monitor
 from equipoise.optim import PUB, AdaTask, Clippy
 
-__all__ = ["PUB", "AdaTask", "Clippy", "Fork", "Monitor", "MultiBalance"]
+__all__ = [
+    "PUB",
+    "AdaTask",
+    "Clippy",
+    "Elementwise",
+    "Fork",
+    "GradDrop",
+    "Monitor",
+    "MultiBalance",
+    "Weighted",
+]
 __version__ = "0.1.0"

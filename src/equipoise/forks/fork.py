@@ -193,8 +193,8 @@ class Fork(nn.Module):
         return tuple(branches)
 
     @torch.no_grad()
-    def _weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]]) -> Tensor:
-        """This step's weights; ``by_piece[p][m]`` is task m's gradient of piece p, None for zero."""
+    def _weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
+        """The step's weights and the tasks present; ``by_piece[p][m]`` is task m's gradient of piece p, None for 0."""
         factor = self._factor()
         grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
         # Without any gradient here other ranks may have some, and wait for this one's.
@@ -219,7 +219,13 @@ class Fork(nn.Module):
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
-        return weights
+        return weights, present
+
+    def _merge(
+        self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
+    ) -> list[Tensor | None]:
+        """The gradient that flows on for each piece; None where none arrived."""
+        return [_balanced(piece, weights) for piece in by_piece]
 
     def _over_ranks(self, gram: Tensor) -> Tensor:
         """The Gram matrix of the global batch; with ``overlap`` that of the step before."""
@@ -286,12 +292,11 @@ class _Meeting(torch.autograd.Function):
         # A backward inside an autocast region must not multiply norms in half precision.
         with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
             by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-            weights = _weights(ctx, by_piece)
-            return None, *(_balanced(piece, weights) for piece in by_piece)
+            return None, *ctx.fork._merge(by_piece, *_weights(ctx, by_piece))
 
 
-def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> Tensor:
-    """The weights of the graph's first backward; a second one over it is the same linear map."""
+def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """The weights of the graph's first backward and the tasks present in it; a second one over it reuses them."""
     fork: Fork = ctx.fork
     if torch.compiler.is_compiling():
         return fork._weigh_step(by_piece)
@@ -301,8 +306,8 @@ def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> Tensor:
     first: set[int] = ctx.weighed[0]
     if not arrived <= first:
         raise RuntimeError(_one_by_one(fork.tasks, sorted(first), sorted(arrived)))
-    weights: Tensor = ctx.weighed[1]
-    return weights
+    weighed: tuple[Tensor, Tensor] = ctx.weighed[1]
+    return weighed
 
 
 def _balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:

@@ -1,0 +1,174 @@
+"""Forks that combine the tasks' gradients element by element, where one weight per task does not say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equipoise.forks.fork import Fork
+
+__all__ = ["Elementwise", "GradDrop"]
+
+
+class Elementwise(Fork):
+    """Combines the tasks' gradients by :meth:`combine`, element by element; a subclass says how.
+
+    ``last_gram`` and ``last_present`` hold the step's Gram matrix and tasks as in every fork; ``last_weights`` are 1
+    or what :meth:`Fork.weigh` returns, and are not used. Each rank combines the gradients of its own rows. A second
+    backward over the same graph combines anew; under ``create_graph=True`` it is differentiated as PyTorch
+    differentiates :meth:`combine`.
+
+    Args:
+        tasks: the tasks' names, or how many there are.
+        process_group: the ranks whose Gram matrices ``last_gram`` sums; the default group if None.
+    """
+
+    def __init__(self, tasks: int | Sequence[str], *, process_group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(tasks, process_group=process_group)
+
+    def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
+        """The gradient that flows on; called once per backward, with no host sync allowed.
+
+        Args:
+            gradients: the tasks' gradients of all shared tensors, flattened and one after the other, float32 or
+                wider, shape [M, N]; 0 for tasks that are not present.
+            present: which tasks have a finite gradient other than 0, bool, shape [M].
+
+        Returns:
+            The combined gradient in the dtype of ``gradients``, shape [N].
+
+        Raises:
+            NotImplementedError: a subclass does not define it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define combine(gradients, present).")
+
+    def _merge(
+        self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
+    ) -> list[Tensor | None]:
+        likes = [next((gradient for gradient in piece if gradient is not None), None) for piece in by_piece]
+        columns = [
+            torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in piece]).flatten(1)
+            for piece, like in zip(by_piece, likes, strict=True)
+            if like is not None
+        ]
+        if not columns:
+            return [None] * len(by_piece)
+        wide = torch.promote_types(columns[0].dtype, torch.float32)
+        rows = torch.cat([column.to(wide) for column in columns], dim=1)
+        combined = self.combine(torch.where(present.unsqueeze(1), rows, 0.0), present)
+        # What is not present is passed on with the weight 1, so that a GradScaler sees an overflow.
+        combined = combined + torch.mv(rows.T, (~present).to(wide))
+        parts = iter(torch.split(combined, [column.shape[1] for column in columns]))
+        return [None if like is None else next(parts).view(like.shape).to(like.dtype) for like in likes]
+
+
+class GradDrop(Elementwise):
+    r"""Keeps, of each element, the tasks' gradients of one sign, drawn by how much that sign prevails.
+
+    From `Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
+    <https://arxiv.org/abs/2010.06808>`_ (Algorithm 1, lines 10 to 15). For each element::
+
+        P    = ½ (1 + Σ_m g_m / Σ_m |g_m|)                purity of the positive sign, 0 to 1
+        M_m  = 1 where g_m > 0 and P > U, or g_m < 0 and P < U, else 0       U uniform in [0, 1)
+        out  = Σ_m (ℓ_m + (1 − ℓ_m) M_m) g_m
+
+    Every element of the shared representation is drawn by itself; the paper's sum of activation times gradient over
+    the batch (lines 5 to 7) is left out, as in torchjd. Magnitudes are not balanced: a task whose loss is scaled up
+    prevails.
+
+    The draws follow from ``seed``, the number of the step, which is state, and the rank: a run can be repeated, and
+    goes on from a checkpoint with the draws it would have had.
+
+    Args:
+        tasks: the tasks' names, or how many there are.
+        leak: the share ℓ of a task's gradient that passes in any case, in [0, 1]; one number, or one per task in the
+            order of ``tasks``.
+        seed: of the draws.
+        process_group: the ranks whose Gram matrices ``last_gram`` sums; the default group if None.
+
+    Raises:
+        ValueError: ``leak`` is out of its range, or its length is not the number of tasks.
+
+    Example:
+        >>> fork = GradDrop(["click", "like"])
+        >>> shared = torch.ones(1000, requires_grad=True)
+        >>> for_click, for_like = fork(shared)
+        >>> (3 * for_click.sum() - for_like.sum()).backward()
+        >>> sorted(set(shared.grad.tolist())), bool(700 < (shared.grad > 0).sum() < 800)  # 3 with P = ¾, else −1
+        ([-1.0, 3.0], True)
+    """
+
+    draws: Tensor
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        leak: float | Sequence[float] = 0.0,
+        seed: int = 0,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self.leak = [float(leak)] * len(self.tasks) if isinstance(leak, int | float) else [float(part) for part in leak]
+        if len(self.leak) != len(self.tasks) or not all(0 <= part <= 1 for part in self.leak):
+            raise ValueError(
+                f"leak must be a number in [0, 1], or {len(self.tasks)} of them, one for each of "
+                f"{', '.join(self.tasks)}; found {leak!r}."
+            )
+        self.seed = seed
+        self.register_buffer("draws", torch.empty((), dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the state before the first step; see :meth:`Fork.reset_parameters`."""
+        super().reset_parameters()
+        self.draws.zero_()
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """Weights of 1; counts the step."""
+        self.draws.add_(1)
+        return torch.ones_like(gram[0])
+
+    def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
+        """Sum the gradients of the drawn sign and the leaks of the others; see :meth:`Elementwise.combine`."""
+        purity = 0.5 * (
+            1 + gradients.sum(0) / gradients.abs().sum(0)
+        )  # NaN where all are 0: nothing passes, or matters
+        drawn = _uniform(self.draws, gradients.shape[1], self.seed, _rank(self.process_group)).to(gradients.dtype)
+        positive, negative = purity > drawn, purity < drawn
+        total = torch.zeros_like(gradients[0])
+        for gradient, leak in zip(gradients, self.leak, strict=True):
+            kept = torch.where((positive & (gradient > 0)) | (negative & (gradient < 0)), 1.0, leak)
+            total = total + kept * gradient
+        return total
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"{super().extra_repr()}, leak={self.leak!r}, seed={self.seed}"
+
+
+def _rank(process_group: dist.ProcessGroup | None) -> int:
+    return dist.get_rank(process_group) if dist.is_available() and dist.is_initialized() else 0
+
+
+def _uniform(step: Tensor, count: int, *keys: int) -> Tensor:
+    """Numbers in [0, 1) that depend on the keys, the step and their place alone; shape [count], float32.
+
+    Unlike a ``torch.Generator`` this needs no state on the host: it works in compiled and captured steps, and draws the
+    same on every device.
+    """
+    mixed = step
+    for key in keys:
+        mixed = _hash(mixed ^ _hash(torch.full_like(step, key % (1 << 32))))
+    numbers = _hash(torch.arange(count, device=step.device) + mixed)
+    return (numbers >> 8).to(torch.float32) * 2.0**-24
+
+
+def _hash(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers, held in int64, that scatters them (C. Wellons' lowbias32)."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)

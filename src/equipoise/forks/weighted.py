@@ -1,0 +1,90 @@
+"""A fork whose weights come from a function of the Gram matrix that somebody else wrote, or that are fixed numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equipoise.forks.fork import Fork
+
+__all__ = ["Weighted"]
+
+
+class Weighted(Fork):
+    r"""Weighs the tasks' gradients by a function of their Gram matrix, or by fixed numbers.
+
+    What flows on upstream is ``Σ_m w_m g_m`` with ``w = weighting(G)``, ``G_ij = ⟨g_i, g_j⟩`` over the global batch.
+    Any ``Weighting`` of torchjd that takes a Gram matrix fits: ``Weighted(tasks, MGDAWeighting())``.
+
+    A function sees the rows and columns of the tasks present in the step only, in the order of ``tasks``, and is not
+    called where no task is present. On an accelerator the step waits for the device, because the shape of what the
+    function sees depends on who is present; so such a fork cannot stand in a captured CUDA graph or in a model
+    compiled with ``fullgraph=True``. Fixed numbers have neither limit.
+
+    Args:
+        tasks: the tasks' names, or how many there are.
+        weighting: from a symmetric matrix of shape [K, K], K the number of present tasks, float32 or wider, to
+            weights of shape [K]; or one finite number per task. A module becomes a part of the fork, with its state.
+        process_group: the ranks that share a global batch; the default group if None.
+
+    Raises:
+        ValueError: ``weighting`` is neither a function nor one finite number per task; in the backward pass, if the
+            function does not return one weight per task.
+
+    Example:
+        >>> fork = Weighted(["click", "like"], lambda gram: 1 / gram.diagonal().sqrt())
+        >>> shared = torch.ones(4, 3, requires_grad=True)
+        >>> for_click, for_like = fork(shared)
+        >>> (for_click.sum() + 5 * for_like.sum()).backward()
+        >>> bool(torch.isclose(fork.last_weights[0], 5 * fork.last_weights[1]))
+        True
+    """
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        weighting: Callable[[Tensor], Tensor] | Sequence[float],
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(tasks, process_group=process_group)
+        if not callable(weighting):
+            weighting = _fixed(weighting, self.tasks)
+        self.weighting = weighting
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """What ``weighting`` gives the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
+        if not callable(self.weighting):
+            # By multiplication: a tensor made of Python's numbers would wait for the device.
+            return torch.stack([gram.new_full((), weight) for weight in self.weighting])
+        here = present.nonzero().squeeze(1)
+        weights = torch.zeros_like(gram[0])
+        if not len(here):
+            return weights
+        found = self.weighting(gram[here.unsqueeze(1), here])
+        if not isinstance(found, Tensor) or found.shape != here.shape:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"The weighting of a fork must return one weight per present task: expected a tensor of shape "
+                f"[{len(here)}] for a Gram matrix of shape [{len(here)}, {len(here)}], found {shape}."
+            )
+        return weights.index_copy_(0, here, found.to(weights))
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments; a module is shown as a part of the fork."""
+        shown = "" if isinstance(self.weighting, torch.nn.Module) else f", weighting={self.weighting!r}"
+        return f"{super().extra_repr()}{shown}"
+
+
+def _fixed(weights: Sequence[float], tasks: Sequence[str]) -> tuple[float, ...]:
+    usable = isinstance(weights, Sequence) and all(type(weight) in {int, float} for weight in weights)
+    if not usable or len(weights) != len(tasks) or not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(
+            f"weighting must be a function of the Gram matrix, or a list of {len(tasks)} finite numbers, one for each "
+            f"of {', '.join(tasks)}; found {weights!r}."
+        )
+    return tuple(float(weight) for weight in weights)
