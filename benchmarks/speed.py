@@ -28,11 +28,11 @@ from torch import Tensor
 from torchjd.aggregation import MGDA, UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from equipoise import PUB, Fork, Monitor, MultiBalance
+from equipoise import PUB, Monitor, MultiBalance
 from equipoise.compare.describe import cpu_name
 from equipoise.compare.throughput import median_interval
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import SharedBottom
+from equipoise.ranking.models import ForkFactory, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 
 FIELDS, IDS, NUMERIC = 26, 10_000, 13
@@ -72,7 +72,7 @@ def schema(tasks: int) -> Schema:
     )
 
 
-def model(tasks: int, size: Size, device: str, fork: torch.nn.Module | None) -> SharedBottom:
+def model(tasks: int, size: Size, device: str, fork: ForkFactory | None) -> SharedBottom:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = SharedBottom(
@@ -81,7 +81,7 @@ def model(tasks: int, size: Size, device: str, fork: torch.nn.Module | None) -> 
     return built.to(device)
 
 
-def plain(tasks: int, size: Size, device: str, fork: Fork | None = None, *, monitored: bool = False) -> Step:
+def plain(tasks: int, size: Size, device: str, fork: ForkFactory | None = None, *, monitored: bool = False) -> Step:
     net = model(tasks, size, device, fork)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     monitor = Monitor(net) if monitored else None
@@ -110,7 +110,7 @@ def pub(tasks: int, size: Size, device: str, **options: str | int) -> Step:
 
 def jacobian_descent(tasks: int, size: Size, device: str, aggregator: torch.nn.Module) -> Step:
     features = Features(tasks)
-    net = model(tasks, size, device, features)
+    net = model(tasks, size, device, lambda: features)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     shared = list(net.shared_parameters())
     towers = [list(net.task_parameters(task)) for task in range(tasks)]
@@ -129,8 +129,8 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
     known: dict[str, Callable[[], Step]] = {
         "plain sum": lambda: plain(tasks, size, device),
         "plain sum again": lambda: plain(tasks, size, device),
-        "MultiBalance": lambda: plain(tasks, size, device, MultiBalance(tasks)),
-        "MultiBalance, monitored": lambda: plain(tasks, size, device, MultiBalance(tasks), monitored=True),
+        "MultiBalance": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks)),
+        "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, utility="update", step="authors", state="weighted"),
         "torchjd MGDA": lambda: jacobian_descent(tasks, size, device, MGDA()),

@@ -45,7 +45,8 @@ ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-botto
 def build(method: str, model: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return MODELS[model](SCHEMA, fork=parse_method(method).fork(SCHEMA.task_names), embedding_dim=16)
+        fork = parse_method(method).fork(SCHEMA.task_names)
+        return MODELS[model](SCHEMA, fork=None if fork is None else lambda: fork, embedding_dim=16)
 
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -75,8 +76,8 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
         table = model.embedding.table.weight
         dense = [p for p in dense if p is not table]
         by_hand = torch.optim.Adagrad([table], **ADAGRAD)
-    own = {id(p) for p in model.heads.parameters()}
-    shared = [p for p in dense if id(p) not in own]
+    of_all = {id(p) for p in model.shared_parameters()}
+    shared = [p for p in dense if id(p) in of_all]
     optimizer = method.optimizer(
         torch.optim.Adagrad(dense, **ADAGRAD),
         shared=shared,
@@ -112,7 +113,7 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
 
 def refusals() -> dict[str, Any]:
     found = {}
-    narrow = SharedBottom(SCHEMA, fork=Fork(3), embedding_dim=6)
+    narrow = SharedBottom(SCHEMA, fork=lambda: Fork(3), embedding_dim=6)
     model = build("equal", "shared-bottom")
     attempts = {
         "narrow columns": lambda: parallelize(narrow, "column-wise"),

@@ -33,7 +33,7 @@ def test_a_planted_signal_is_learned_on_both_tasks(name: str, forked: bool) -> N
     batch, truth = planted(12_000)
     held_out = slice(10_000, None)
     torch.manual_seed(0)
-    model = build_model(name, SCHEMA, fork=Fork(SCHEMA.task_names) if forked else None)
+    model = build_model(name, SCHEMA, fork=(lambda: Fork(SCHEMA.task_names)) if forked else None)
     untrained, trained, best = (TaskMetrics(SCHEMA) for _ in range(3))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
 

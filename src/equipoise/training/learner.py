@@ -18,7 +18,7 @@ from equipoise.forks.fork import Fork
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MODELS, RankingModel, build_model
+from equipoise.ranking.models import MODELS, ForkFactory, RankingModel, build_model
 from equipoise.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.faults.non_finite import (
@@ -135,7 +135,7 @@ class Learner:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 try:
-                    built = build_model(model, schema, fork=method.fork(group), **options)
+                    built = build_model(model, schema, fork=_fork_factory(method, group), **options)
                 except (ValueError, RuntimeError) as error:  # a size that is too small, or too large
                     raise SettingError(f"Model {model!r}: {f'{error}'.splitlines()[0]}") from error
             tasks = [schema.task_names.index(task) for task in group]
@@ -148,10 +148,10 @@ class Learner:
                 module = parallelize(
                     built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
                 )
-            dense, own = dense_parameters(module), {id(p) for p in built.heads.parameters()}
+            dense, shared = dense_parameters(module), {id(p) for p in built.shared_parameters()}
             optimizer = method.optimizer(
                 torch.optim.Adam(dense.values(), lr=lr),
-                shared=[p for p in dense.values() if id(p) not in own],
+                shared=[p for p in dense.values() if id(p) in shared],
                 tasks=group,
                 data_parallel=module if spread else None,
             )
@@ -202,7 +202,7 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             self._stage = "moving"
-            look_at_gradients([member.model.heads[task] for task in member.tasks], finite)
+            look_at_gradients([member.model.task_parameters(task) for task in member.tasks], finite)
             if spare:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
@@ -315,6 +315,15 @@ class Learner:
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
+
+
+def _fork_factory(method: Method, tasks: Sequence[str]) -> ForkFactory | None:
+    def build() -> Fork:
+        fork = method.fork(tasks)
+        assert fork is not None
+        return fork
+
+    return None if method.fork(tasks) is None else build
 
 
 def _freeze_unused(model: RankingModel, tasks: Sequence[int]) -> None:

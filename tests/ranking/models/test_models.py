@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from equipoise.forks.fork import Fork
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MODELS, MMoE, RankingModel, SharedBottom, build_model
+from equipoise.ranking.models import MODELS, ForkFactory, MMoE, RankingModel, SharedBottom, build_model
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from tests.ranking.models.cuts import assert_cut_is_right, assert_partition_is_true, losses_of, make_batch
 
 SCHEMA = Schema(
     [Categorical("user", 30), Categorical("item", 20)],
@@ -34,22 +35,7 @@ every_fork = pytest.mark.parametrize("forked", [False, True], ids=["plain", "for
 
 def make(name: str, schema: Schema = SCHEMA, *, forked: bool = False, seed: int = 0) -> RankingModel:
     torch.manual_seed(seed)
-    return build_model(name, schema, fork=Fork(schema.task_names) if forked else None, **SMALL[name])
-
-
-def make_batch(schema: Schema = SCHEMA, rows: int = 16) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical]
-    return Batch(
-        categorical=torch.stack(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
-        numeric=torch.randn(rows, len(schema.numeric), generator=generator),
-        labels=torch.randint(0, 2, (rows, len(schema.tasks)), generator=generator).float(),
-        weight=torch.ones(rows),
-    )
-
-
-def losses_of(model: nn.Module, batch: Batch) -> list[Tensor]:
-    return task_losses(model(batch.categorical, batch.numeric), batch.labels)
+    return build_model(name, schema, fork=(lambda: Fork(schema.task_names)) if forked else None, **SMALL[name])
 
 
 @every_model
@@ -67,65 +53,96 @@ def test_one_finite_logit_per_row_and_task_for_every_kind_of_schema(name: str, f
 
 @every_model
 @pytest.mark.parametrize("schema", [SCHEMA, ONE_TASK, NUMBERS_ALONE], ids=["mixed", "one", "num"])
-def test_shared_and_task_parameters_partition_all_parameters(name: str, schema: Schema) -> None:
-    model = make(name, schema, forked=True)
-    parts = [
-        list(model.shared_parameters()),
-        *(list(model.task_parameters(task)) for task in schema.task_names),
-    ]
-    assert all(parts)
-    together = [id(parameter) for part in parts for parameter in part]
-    assert sorted(together) == sorted(id(parameter) for parameter in model.parameters())
-    by_position = [list(model.task_parameters(task)) for task in range(len(schema.tasks))]
-    assert [[id(p) for p in part] for part in by_position] == [[id(p) for p in part] for part in parts[1:]]
-
-
-@every_model
 @every_fork
-def test_each_tasks_loss_reaches_the_shared_and_its_own_parameters_and_no_others(name: str, forked: bool) -> None:
-    for task in range(len(SCHEMA.tasks)):
-        model = make(name, forked=forked)
-        losses_of(model, make_batch())[task].backward()
-        reached = {id(parameter) for parameter in model.parameters() if parameter.grad is not None}
-        moved = {
-            id(parameter) for parameter in model.parameters() if parameter.grad is not None and parameter.grad.any()
-        }
-        expected = {id(parameter) for parameter in (*model.shared_parameters(), *model.task_parameters(task))}
-        assert reached == moved == expected
+def test_shared_parameters_are_those_that_several_losses_reach(name: str, forked: bool, schema: Schema) -> None:
+    model = make(name, schema, forked=forked)
+    assert_partition_is_true(model, make_batch(schema))
+    assert all([list(model.shared_parameters()), *(list(model.task_parameters(task)) for task in schema.task_names)])
+    for place, task in enumerate(schema.task_names):
+        by_name, by_place = (list(model.task_parameters(key)) for key in (task, place))
+        assert [id(parameter) for parameter in by_name] == [id(parameter) for parameter in by_place]
 
 
 @every_model
-def test_what_the_fork_sees_is_upstream_of_every_shared_parameter_and_of_no_task_parameter(name: str) -> None:
-    model = make(name)
-    batch = make_batch()
-    shared = model.representation(batch.categorical, batch.numeric)
-    pieces = [shared] if isinstance(shared, Tensor) else list(shared)
-    reached = torch.autograd.grad(sum(piece.sum() for piece in pieces), list(model.parameters()), allow_unused=True)
-    shared_ids = {id(parameter) for parameter in model.shared_parameters()}
-    assert [gradient is not None for gradient in reached] == [id(p) in shared_ids for p in model.parameters()]
+@pytest.mark.parametrize("schema", [SCHEMA, NUMBERS_ALONE], ids=["mixed", "num"])
+def test_every_path_to_a_shared_parameter_crosses_one_fork_in_its_own_tasks_branch(name: str, schema: Schema) -> None:
+    def build(fork: ForkFactory | None) -> RankingModel:
+        torch.manual_seed(0)
+        return build_model(name, schema, fork=fork, **SMALL[name])
+
+    assert_cut_is_right(build, make_batch(schema))
 
 
-@every_model
-def test_the_gradient_of_the_pieces_of_the_representation_counts_every_path_once(name: str) -> None:
-    # Chain rule through the representation: dL/dθ = Σ_pieces (dL/dpiece) (dpiece/dθ).
-    model = make(name)
-    batch = make_batch()
-    shared = model.representation(batch.categorical, batch.numeric)
-    pieces = [shared] if isinstance(shared, Tensor) else list(shared)
-    total = sum(task_losses([head(shared) for head in model.heads], batch.labels))
-    parameters = list(model.shared_parameters())
-    whole = torch.autograd.grad(total, parameters, retain_graph=True)
-    at_pieces = torch.autograd.grad(total, pieces, retain_graph=True)
-    through = torch.autograd.grad(pieces, parameters, at_pieces)
-    for gradient, expected in zip(through, whole, strict=True):
-        torch.testing.assert_close(gradient, expected)
+class TwoForks(RankingModel):
+    """Two shared networks, a fork behind each; every tower reads both."""
+
+    def __init__(self, schema: Schema, *, fork: ForkFactory | None = None) -> None:
+        super().__init__(schema)
+        self.first, self.second = (nn.Linear(len(schema.numeric), 3) for _ in range(2))
+        self.first_fork, self.second_fork = self.new_fork(fork), self.new_fork(fork)
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in schema.tasks)
+
+    def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
+        first = self.branches(self.first_fork, self.first(numeric))
+        second = self.branches(self.second_fork, self.second(numeric))
+        branches = [torch.cat(pair, 1) for pair in zip(first, second, strict=True)]
+        return tuple(head(branch).squeeze(1) for head, branch in zip(self.heads, branches, strict=True))
+
+
+def two_forks(fork: ForkFactory | None) -> TwoForks:
+    torch.manual_seed(0)
+    return TwoForks(NUMBERS_ALONE, fork=fork)
+
+
+def test_a_model_may_have_several_forks_each_of_its_own() -> None:
+    batch = make_batch(NUMBERS_ALONE)
+    assert_cut_is_right(two_forks, batch)
+    model = two_forks(lambda: Fork(SCHEMA.task_names))
+    assert_partition_is_true(model, batch)
+    assert model.first_fork is not model.second_fork
+    sum(losses_of(model, batch)).backward()
+    assert not torch.equal(model.first_fork.last_gram, model.second_fork.last_gram)
+
+
+def bypassed(model: TwoForks) -> None:
+    model.second_fork = None
+
+
+def crossed_twice(model: TwoForks) -> None:
+    inner = model.second
+    model.second = nn.Sequential(inner, SecondFork(model.second_fork))
+
+
+def swapped(model: TwoForks) -> None:
+    model.second_fork.register_forward_hook(lambda _, __, branches: branches[::-1])
+
+
+class SecondFork(nn.Module):
+    def __init__(self, fork: nn.Module | None) -> None:
+        super().__init__()
+        self.fork = fork
+
+    def forward(self, shared: Tensor) -> Tensor:
+        return shared if self.fork is None else torch.stack(self.fork(shared)).mean(0)
+
+
+@pytest.mark.parametrize("mistake", [bypassed, crossed_twice, swapped])
+def test_the_proof_notices_a_fork_at_a_wrong_place(mistake: Callable[[TwoForks], None]) -> None:
+    def build(fork: ForkFactory | None) -> TwoForks:
+        model = two_forks(fork)
+        if fork is not None:
+            mistake(model)
+        return model
+
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        assert_cut_is_right(build, make_batch(NUMBERS_ALONE))
 
 
 @every_model
 def test_the_same_seed_gives_the_same_weights_logits_and_gradients_with_and_without_a_fork(name: str) -> None:
     plain, forked = make(name), make(name, forked=True)
     assert list(forked.fork.parameters()) == []
-    batch = make_batch()
+    batch = make_batch(SCHEMA)
     for model in (plain, forked):
         sum(losses_of(model, batch)).backward()
     pairs = list(zip(plain.named_parameters(), forked.named_parameters(), strict=True))
@@ -136,45 +153,36 @@ def test_the_same_seed_gives_the_same_weights_logits_and_gradients_with_and_with
     assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), make(name, seed=1).parameters(), strict=True))
 
 
-@every_model
-def test_the_fork_is_called_once_with_the_representation_and_each_head_gets_its_own_branch(name: str) -> None:
-    class Scaling(nn.Module):
-        calls = 0
+class Recording(nn.Module):
+    """Hands on what it gets, once per task, and remembers it."""
 
-        def forward(self, shared: Tensor | tuple[Tensor, ...]) -> list[object]:
-            self.calls += 1
-            factors = range(1, len(SCHEMA.tasks) + 1)
-            if isinstance(shared, Tensor):
-                return [shared * factor for factor in factors]
-            return [tuple(piece * factor for piece in shared) for factor in factors]
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
 
-    model = make(name)
-    model.fork = Scaling()
-    batch = make_batch()
+    def forward(self, shared: object) -> tuple[object, ...]:
+        self.seen.append(shared)
+        return (shared,) * len(SCHEMA.tasks)
+
+
+def recorded(name: str) -> tuple[RankingModel, Batch, list[object], tuple[Tensor, ...]]:
+    model, batch = make(name), make_batch(SCHEMA)
+    model.fork = Recording()
     logits = model(batch.categorical, batch.numeric)
-    assert model.fork.calls == 1
-    shared = model.representation(batch.categorical, batch.numeric)
-    for factor, head, logit in zip((1, 2, 3), model.heads, logits, strict=True):
-        branch = shared * factor if isinstance(shared, Tensor) else tuple(piece * factor for piece in shared)
-        torch.testing.assert_close(head(branch), logit)
+    return model, batch, model.fork.seen, logits
 
 
 def test_shared_bottom_forks_the_output_of_its_bottom() -> None:
-    model = make("shared-bottom")
-    batch = make_batch()
-    shared = model.representation(batch.categorical, batch.numeric)
+    model, batch, (shared,), _ = recorded("shared-bottom")
     assert shared.shape == (16, 8)
     assert torch.equal(shared, model.bottom(model.embedding(batch.categorical, batch.numeric)))
 
 
 def test_mmoe_forks_expert_outputs_and_gate_input_and_mixes_them_as_the_paper_says() -> None:
-    model = make("mmoe")
-    batch = make_batch()
-    outputs, inputs = model.representation(batch.categorical, batch.numeric)
+    model, batch, ((outputs, inputs),), logits = recorded("mmoe")
     x = model.embedding(batch.categorical, batch.numeric)
     assert torch.equal(inputs, x)
     assert outputs.shape == (16, 3, 8)
-    logits = model(batch.categorical, batch.numeric)
     for head, logit in zip(model.heads, logits, strict=True):
         for row in range(16):
             scores = (head.gate.weight @ x[row]).exp()
@@ -184,10 +192,16 @@ def test_mmoe_forks_expert_outputs_and_gate_input_and_mixes_them_as_the_paper_sa
 
 
 @every_model
+def test_a_fork_in_the_place_of_its_factory_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=r"function that builds a fork, found a Fork module.*lambda: MultiBalance"):
+        build_model(name, SCHEMA, fork=Fork(3))
+
+
+@every_model
 def test_without_shared_layers_tasks_fork_at_the_embedding(name: str) -> None:
     option = {"bottom": ()} if name == "shared-bottom" else {"expert": ()}
-    model = build_model(name, SCHEMA, fork=Fork(3), **option)
-    batch = make_batch()
+    model = build_model(name, SCHEMA, fork=lambda: Fork(3), **option)
+    batch = make_batch(SCHEMA)
     sum(losses_of(model, batch)).backward()
     assert [id(parameter) for parameter in model.shared_parameters()] == [id(model.embedding.table.weight)]
 
@@ -199,7 +213,7 @@ def test_without_shared_layers_tasks_fork_at_the_embedding(name: str) -> None:
 def test_compiles_as_one_graph_with_the_same_losses_and_gradients(name: str, forked: bool) -> None:
     torch.compiler.reset()
     model, compiled = make(name, forked=forked), make(name, forked=forked)
-    batch = make_batch()
+    batch = make_batch(SCHEMA)
     sum(losses_of(model, batch)).backward()
     run: Callable[..., object] = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     sum(task_losses(run(batch.categorical, batch.numeric), batch.labels)).backward()
@@ -211,7 +225,7 @@ def test_compiles_as_one_graph_with_the_same_losses_and_gradients(name: str, for
 @every_fork
 def test_trains_under_bfloat16_autocast_close_to_full_precision(name: str, forked: bool) -> None:
     model, half = make(name, forked=forked), make(name, forked=forked)
-    batch = make_batch()
+    batch = make_batch(SCHEMA)
     expected = losses_of(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = half(batch.categorical, batch.numeric)
@@ -228,8 +242,8 @@ def test_trains_under_bfloat16_autocast_close_to_full_precision(name: str, forke
 def test_sparse_embedding_gradients_give_the_dense_models_step(name: str, forked: bool) -> None:
     dense = make(name, forked=forked)
     torch.manual_seed(0)
-    sparse = build_model(name, SCHEMA, fork=Fork(3) if forked else None, sparse=True, **SMALL[name])
-    batch = make_batch()
+    sparse = build_model(name, SCHEMA, fork=(lambda: Fork(3)) if forked else None, sparse=True, **SMALL[name])
+    batch = make_batch(SCHEMA)
     for model in (dense, sparse):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         sum(losses_of(model, batch)).backward()
@@ -245,15 +259,15 @@ def test_sparse_embedding_gradients_give_the_dense_models_step(name: str, forked
 def test_a_state_dict_restores_the_model(name: str) -> None:
     model, other = make(name, forked=True), make(name, forked=True, seed=1)
     other.load_state_dict(model.state_dict())
-    batch = make_batch()
+    batch = make_batch(SCHEMA)
     logits, again = (m(batch.categorical, batch.numeric) for m in (model, other))
     assert all(torch.equal(a, b) for a, b in zip(logits, again, strict=True))
 
 
 @every_model
 def test_a_fork_for_another_number_of_tasks_is_refused_by_name(name: str) -> None:
-    model = build_model(name, SCHEMA, fork=Fork(2), **SMALL[name])
-    batch = make_batch()
+    model = build_model(name, SCHEMA, fork=lambda: Fork(2), **SMALL[name])
+    batch = make_batch(SCHEMA)
     with pytest.raises(ValueError, match=r"2 branches for 3 tasks \(click, keys, long\.view\)"):
         model(batch.categorical, batch.numeric)
 

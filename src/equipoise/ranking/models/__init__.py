@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from equipoise.ranking.models.base import RankingModel
+from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.ranking.models.mmoe import MMoE
 from equipoise.ranking.models.shared_bottom import SharedBottom
 from equipoise.schema import Schema
 
-__all__ = ["MODELS", "MMoE", "RankingModel", "SharedBottom", "build_model"]
+__all__ = ["MODELS", "ForkFactory", "MMoE", "RankingModel", "SharedBottom", "build_model"]
 
 MODELS: dict[str, Callable[..., RankingModel]] = {"shared-bottom": SharedBottom, "mmoe": MMoE}
 
 
-def build_model(name: str, schema: Schema, *, fork: nn.Module | None = None, **options: Any) -> RankingModel:
+def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, **options: Any) -> RankingModel:
     """Builds a model by its name in ``MODELS``; ``options`` are the model's own.
 
     Raises:

@@ -1,46 +1,60 @@
-"""What all ranking models have in common: a shared representation, a fork, and one head per task."""
+"""The base of the ranking models: one logit per task, forks of the model's own, and what tasks share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from equipoise.schema import Schema
 
-__all__ = ["RankingModel"]
+__all__ = ["ForkFactory", "RankingModel"]
+
+ForkFactory = Callable[[], nn.Module]
+"""Builds a new fork for the model's tasks: a module that returns one copy of its input per task."""
 
 
 class RankingModel(nn.Module, ABC):
-    """Features → shared representation → fork → one head per task → one logit per task.
+    """Predicts one logit per task and owns the forks at which the tasks' gradients meet.
 
-    A model says two things: :meth:`representation`, which is all that tasks share, and ``heads``, one module
-    per task, which takes a branch of the representation and holds whatever belongs to that task alone.
+    A subclass calls :meth:`new_fork` once for every fork it needs, keeps each as a submodule (``self.fork`` where
+    there is one), and puts every module that serves one task alone into ``heads``. All other parameters are shared:
+    they must lie upstream of the forks, so that every path from a task's loss to them crosses exactly one fork.
 
     Args:
         schema: the features and the tasks.
-        fork: called with the representation, returns one branch of the same structure per task; None: every
-            head reads the representation itself.
 
     Attributes:
-        heads: one module per task, in the schema's order.
+        heads: one module per task, in the schema's order, with all parameters that only this task's loss reaches.
+
+    Example:
+        >>> import torch
+        >>> from equipoise.schema import Categorical, Numeric, Schema, Task
+        >>> class Linear(RankingModel):
+        ...     def __init__(self, schema, *, fork=None):
+        ...         super().__init__(schema)
+        ...         self.fork = self.new_fork(fork)
+        ...         self.shared = nn.Linear(len(schema.numeric), 4)
+        ...         self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in schema.tasks)
+        ...     def forward(self, categorical, numeric):
+        ...         branches = self.branches(self.fork, self.shared(numeric))
+        ...         return tuple(head(branch).squeeze(1) for head, branch in zip(self.heads, branches))
+        >>> model = Linear(Schema([], [Numeric("age")], [Task("click"), Task("like")]))
+        >>> [parameter.shape for parameter in model.shared_parameters()]
+        [torch.Size([4, 1]), torch.Size([4])]
     """
 
     heads: nn.ModuleList
 
-    def __init__(self, schema: Schema, fork: nn.Module | None) -> None:
+    def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.schema = schema
-        self.fork = fork
 
     @abstractmethod
-    def representation(self, categorical: Tensor, numeric: Tensor) -> Any:
-        """The tensor, or the tuple of tensors, through which alone the tasks reach the shared parameters."""
-
     def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
-        """One logit per example and task.
+        """Predict one logit per example and task.
 
         Args:
             categorical: ids, int64, shape [B, number of categorical features].
@@ -48,26 +62,46 @@ class RankingModel(nn.Module, ABC):
 
         Returns:
             One tensor of shape [B] per task, in the schema's order.
+        """
+
+    @staticmethod
+    def new_fork(factory: ForkFactory | None, /) -> nn.Module | None:
+        """Build one fork; None without a factory, for the plain sum of the tasks' gradients.
+
+        Raises:
+            TypeError: ``factory`` is a fork itself.
+        """
+        if isinstance(factory, nn.Module):
+            raise TypeError(
+                f"Expected a function that builds a fork, found a {type(factory).__name__} module. A model may need "
+                "several forks: pass for example `fork=lambda: MultiBalance(schema.task_names)`."
+            )
+        return None if factory is None else factory()
+
+    def branches(self, fork: nn.Module | None, shared: Any, /) -> Sequence[Any]:
+        """Return one copy of ``shared``, a tensor or a structure of tensors, per task, in the schema's order.
 
         Raises:
             ValueError: the fork returns another number of branches than there are tasks.
         """
-        shared = self.representation(categorical, numeric)
-        branches = [shared] * len(self.heads) if self.fork is None else self.fork(shared)
-        if len(branches) != len(self.heads):
+        names = self.schema.task_names
+        if fork is None:
+            return (shared,) * len(names)
+        found: Sequence[Any] = fork(shared)
+        if len(found) != len(names):
             raise ValueError(
-                f"The fork returned {len(branches)} branches for {len(self.heads)} tasks "
-                f"({', '.join(self.schema.task_names)}): construct it with the schema's tasks."
+                f"The fork returned {len(found)} branches for {len(names)} tasks ({', '.join(names)}): construct it "
+                "with the schema's tasks."
             )
-        return tuple(head(branch) for head, branch in zip(self.heads, branches, strict=True))
+        return found
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters upstream of the fork, which every task's loss reaches."""
+        """Return the parameters upstream of the forks, which the losses of several tasks reach."""
         own = set(self.heads.parameters())
         return (parameter for parameter in self.parameters() if parameter not in own)
 
     def task_parameters(self, task: str | int, /) -> Iterator[nn.Parameter]:
-        """The parameters that only the loss of ``task``, a name or a position, reaches.
+        """Return the parameters that only the loss of ``task``, a name or a position, reaches.
 
         Raises:
             ValueError: there is no such task.

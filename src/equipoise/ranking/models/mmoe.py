@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equipoise.ranking import layers
 from equipoise.ranking.embedding import FeatureEmbedding
-from equipoise.ranking.models.base import RankingModel
+from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.schema import Schema
 
 __all__ = ["MMoE"]
@@ -20,13 +20,14 @@ class MMoE(RankingModel):
 
     Task k's logit is h_k(Σ_e g_k(x)_e f_e(x)) with g_k(x) = softmax(W_k x): equations 6 to 8 of Ma et al.,
     "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018.
-    Embeddings and experts f are shared; gates W and towers h belong to the tasks. So the fork takes the two
+    Embeddings and experts f are shared; gates W and towers h belong to the tasks. So one fork takes the two
     things that tasks read, as one tuple: the experts' outputs, shape [B, experts, expert[-1]], and the gates'
-    input x, shape [B, width of the embedding].
+    input x, shape [B, width of the embedding]. A fork around the experts alone would let the gates' gradients
+    reach the embedding unweighted.
 
     Args:
         schema: the features and the tasks.
-        fork: see :class:`RankingModel`.
+        fork: builds the fork; None: the plain sum of the tasks' gradients.
         embedding_dim: width of one categorical feature's embedding.
         experts: how many experts.
         expert: widths of each expert's layers.
@@ -48,14 +49,15 @@ class MMoE(RankingModel):
         self,
         schema: Schema,
         *,
-        fork: nn.Module | None = None,
+        fork: ForkFactory | None = None,
         embedding_dim: int = 8,
         experts: int = 4,
         expert: Sequence[int] = (128, 64),
         tower: Sequence[int] = (16,),
         sparse: bool = False,
     ) -> None:
-        super().__init__(schema, fork)
+        super().__init__(schema)
+        self.fork = self.new_fork(fork)
         if experts < 1:
             raise ValueError(f"MMoE needs at least 1 expert, found {experts}.")
         self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
@@ -67,15 +69,14 @@ class MMoE(RankingModel):
             _GatedTower(inputs, experts, layers.tower((inputs, *expert)[-1], tower)) for _ in schema.tasks
         )
 
-    def representation(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts' outputs, [B, experts, expert[-1]], and the gates' input, [B, width of the embedding].
-
-        Neither is computed from the other, so a gradient with respect to both counts every path once.
-        """
+    def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`RankingModel.forward`."""
         inputs = self.embedding(categorical, numeric)
         outputs = torch.stack([expert(inputs) for expert in self.experts], dim=1)
-        # The view is a node of its own beside the experts; `inputs` itself would also carry their gradient.
-        return outputs, inputs.view_as(inputs)
+        # The view is a node of its own beside the experts; `inputs` itself would also carry their gradient, which
+        # whoever differentiates with respect to both pieces would count twice.
+        branches = self.branches(self.fork, (outputs, inputs.view_as(inputs)))
+        return tuple(head(branch) for head, branch in zip(self.heads, branches, strict=True))
 
 
 class _GatedTower(nn.Module):

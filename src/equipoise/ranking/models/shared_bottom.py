@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from equipoise.ranking import layers
 from equipoise.ranking.embedding import FeatureEmbedding
-from equipoise.ranking.models.base import RankingModel
+from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.schema import Schema
 
 __all__ = ["SharedBottom"]
@@ -17,11 +17,11 @@ __all__ = ["SharedBottom"]
 class SharedBottom(RankingModel):
     """Embeddings and a bottom network that all tasks share, and one tower per task (Caruana, 1997).
 
-    The fork takes the output of the bottom, shape [B, bottom[-1]].
+    The one fork takes the output of the bottom, shape [B, bottom[-1]].
 
     Args:
         schema: the features and the tasks.
-        fork: see :class:`RankingModel`.
+        fork: builds the fork; None: the plain sum of the tasks' gradients.
         embedding_dim: width of one categorical feature's embedding.
         bottom: widths of the shared layers.
         tower: widths of each tower's hidden layers.
@@ -40,19 +40,20 @@ class SharedBottom(RankingModel):
         self,
         schema: Schema,
         *,
-        fork: nn.Module | None = None,
+        fork: ForkFactory | None = None,
         embedding_dim: int = 8,
         bottom: Sequence[int] = (128, 64),
         tower: Sequence[int] = (16,),
         sparse: bool = False,
     ) -> None:
-        super().__init__(schema, fork)
+        super().__init__(schema)
+        self.fork = self.new_fork(fork)
         self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
         self.bottom = layers.mlp(self.embedding.width, bottom)
         width = (self.embedding.width, *bottom)[-1]
         self.heads = nn.ModuleList(layers.tower(width, tower) for _ in schema.tasks)
 
-    def representation(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """The output of the shared bottom, shape [B, bottom[-1]]."""
-        shared: Tensor = self.bottom(self.embedding(categorical, numeric))
-        return shared
+    def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`RankingModel.forward`."""
+        branches = self.branches(self.fork, self.bottom(self.embedding(categorical, numeric)))
+        return tuple(head(branch) for head, branch in zip(self.heads, branches, strict=True))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
 from equipoise.training.ranks.world import World
 
@@ -122,17 +122,17 @@ def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
         logits.register_hook(look)  # type: ignore[no-untyped-call]
 
 
-def look_at_gradients(heads: Sequence[Module], finite: Sequence[Tensor], /) -> None:
-    """Look at the gradients of the tasks' own layers, too, where numbers may overflow that were finite at the logits.
+def look_at_gradients(own: Sequence[Iterable[Parameter]], finite: Sequence[Tensor], /) -> None:
+    """Look at the gradients of the tasks' own parameters, too: they may overflow where those at the logits did not.
 
     Args:
-        finite: see :func:`watch`, one for each of ``heads``; changed in place.
+        finite: see :func:`watch`, one for each of ``own``; changed in place.
     """
-    of_heads = [[_numbers(p.grad) for p in head.parameters() if p.grad is not None] for head in heads]
-    if gradients := list(chain.from_iterable(of_heads)):
+    by_task = [[_numbers(p.grad) for p in parameters if p.grad is not None] for parameters in own]
+    if gradients := list(chain.from_iterable(by_task)):
         # A sum is finite only if all its terms are, and the sum of absolute values takes one pass.
         found = torch.stack(torch._foreach_norm(gradients, 1)).isfinite()
-        for good, part in zip(finite, torch.split(found, [len(own) for own in of_heads]), strict=True):
+        for good, part in zip(finite, torch.split(found, [len(part) for part in by_task]), strict=True):
             good.logical_and_(part.all())
 
 
