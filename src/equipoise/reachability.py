@@ -1,0 +1,309 @@
+"""Which leaf tensors each task's loss reaches, read off the autograd graph without a backward pass.
+
+The tasks travel together through the graph as the bits of a number, so that the walk takes one visit per node. Where a
+loss takes a slice of a tensor (``logits[:, task]``), only that slice counts as reached: towers that are stacked into
+one tensor stay apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node, get_gradient_edge
+
+__all__ = ["Reach", "leaves_reached", "reach_of", "shared_leaves"]
+
+_LARGEST_MASK = 2**24  # elements; a larger tensor counts as reached whole once a slice of it is
+_NARROWING = {"Select", "Slice", "Unbind", "Split", "SplitWithSizes", "UnsafeSplit", "Diagonal"}
+_MOVING = _NARROWING | {
+    "Alias", "Cat", "CopySlices", "Expand", "Mean", "Permute", "ReshapeAlias", "Squeeze", "Stack", "Sum", "T",
+    "Transpose", "UnsafeView", "Unsqueeze", "View",
+}  # fmt: skip
+_ELEMENTWISE = {
+    "Abs", "Add", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Clamp", "ClampMax", "ClampMin", "Clone", "Div",
+    "Elu", "Exp", "Gelu", "LeakyRelu", "Log", "LogSigmoid", "MseLoss", "Mul", "NanToNum", "Neg", "Pow", "Relu", "Rsub",
+    "Sigmoid", "Silu", "SmoothL1Loss", "Softplus", "Sqrt", "Sub", "Tanh", "ToCopy", "Where",
+}  # fmt: skip
+_BY_MATRIX = {"Bmm", "Baddbmm"}
+_COPYING = {"BackwardHookFunction", "RegisterPostBackwardFunction", "_DDPSink"}  # output k is input k
+_NOTHING = torch.zeros((), dtype=torch.bool, device="cpu")
+_CHECKPOINT = (
+    "activation checkpointing of the reentrant kind hides the parameters behind it. Pass use_reentrant=False to "
+    "torch.utils.checkpoint (Hugging Face: gradient_checkpointing_kwargs={'use_reentrant': False})."
+)
+_COMPILED = (
+    "a compiled graph gives several tasks their own outputs, and does not say which of its inputs each depends on. Ask "
+    "the same model before torch.compile."
+)
+_CUSTOM = (
+    "the custom autograd function {} gives several tasks their own outputs, and does not say which of its inputs each "
+    "depends on. Split it into one function per task."
+)
+
+_Edge = tuple[Node | None, int]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the losses of several tasks reach; task m is bit ``1 << m`` of every number.
+
+    Attributes:
+        leaves: each leaf tensor that requires a gradient and that some loss reaches, with the tasks that reach it.
+        nodes: each node of the graph, losses first, with the tasks that reach it, by the number of its output.
+        unseen: what the walk cannot look into, in words; the answer is incomplete unless this is empty.
+    """
+
+    leaves: list[tuple[Tensor, int]]
+    nodes: dict[Node, dict[int, int]]
+    unseen: list[str]
+
+
+def reach_of(losses: Sequence[Tensor | None]) -> Reach:
+    """Walk the graph from the losses to the leaves, without a backward pass and without freeing anything.
+
+    What the walk cannot see ends up in :attr:`Reach.unseen`: parameters behind reentrant checkpoints, and which task
+    reaches which input of a compiled graph or of a custom function with several outputs. What a custom function uses
+    without taking it as an input stays invisible.
+
+    Args:
+        losses: one scalar per task; a task that is None, or whose loss requires no gradient, reaches nothing.
+
+    Raises:
+        TypeError: ``losses`` is one tensor, or an entry is neither a tensor nor None.
+    """
+    if isinstance(losses, Tensor):
+        raise TypeError(
+            f"Expected a list with one scalar loss per task, found one tensor of shape {tuple(losses.shape)}. Pass "
+            "list(losses)."
+        )
+    walk = _Walk()
+    roots = []
+    for task, loss in enumerate(losses):
+        if loss is not None and not isinstance(loss, Tensor):
+            raise TypeError(f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}.")
+        if loss is not None and loss.requires_grad:
+            edge = get_gradient_edge(loss)
+            roots.append(edge.node)
+            walk.follow((edge.node, edge.output_nr), 1 << task, None)
+    leaves: list[tuple[Tensor, int]] = []
+    nodes: dict[Node, dict[int, int]] = {}
+    for node in _losses_first(roots):
+        arrived = walk.arrivals.pop(node, {})
+        nodes[node] = {output: arrival.tasks for output, arrival in arrived.items()}
+        leaf = getattr(node, "variable", None)
+        if leaf is None:
+            walk.pass_on(node, arrived)
+        elif arrived:
+            leaves.append((leaf, nodes[node][0]))
+    return Reach(leaves, nodes, list(walk.unseen))
+
+
+def leaves_reached(losses: Sequence[Tensor | None]) -> list[list[Tensor]]:
+    """Return the leaf tensors that each loss reaches, mostly parameters; no backward pass, nothing is freed.
+
+    Args:
+        losses: one scalar per task; None reaches nothing.
+
+    Raises:
+        TypeError: an entry is neither a tensor nor None.
+        RuntimeError: the graph hides parameters: reentrant checkpoints, or a compiled graph that several tasks share.
+
+    Example:
+        >>> a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        >>> [len(leaves) for leaves in leaves_reached([a.sum(), (a * b).sum()])]
+        [1, 2]
+    """
+    found = _seen(losses)
+    return [[leaf for leaf, tasks in found.leaves if tasks >> task & 1] for task in range(len(losses))]
+
+
+def shared_leaves(losses: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the leaf tensors that at least two of the losses reach; see :func:`leaves_reached`."""
+    return [leaf for leaf, tasks in _seen(losses).leaves if tasks.bit_count() > 1]
+
+
+def _seen(losses: Sequence[Tensor | None]) -> Reach:
+    found = reach_of(losses)
+    if found.unseen:
+        raise RuntimeError(f"Cannot tell which parameters the tasks share: {'; '.join(found.unseen)}")
+    return found
+
+
+@dataclass
+class _Arrival:
+    """The tasks at one output of a node: those that reach all of it, and masks of what the others reach."""
+
+    whole: int = 0
+    parts: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> int:
+        """The tasks that reach anything of it."""
+        found = self.whole
+        for tasks in self.parts:
+            found |= tasks
+        return found
+
+
+def _losses_first(roots: Iterable[Node]) -> list[Node]:
+    """Every node once, after all nodes that lead to it."""
+    finished: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(root, False) for root in roots]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            finished.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(following, False) for following, _ in node.next_functions if following is not None]
+    return finished[::-1]
+
+
+class _Walk:
+    """The tasks on their way: what has arrived at the nodes that were not visited yet."""
+
+    def __init__(self) -> None:
+        self.arrivals: dict[Node, dict[int, _Arrival]] = {}
+        self.unseen: dict[str, None] = {}
+
+    def follow(self, edge: _Edge, tasks: int, mask: Tensor | None) -> None:
+        """Let ``tasks`` arrive at the other end of ``edge``, or at the part of it where ``mask`` holds."""
+        node, output = edge
+        if node is None or not tasks or (mask is not None and not bool(mask.any())):
+            return
+        arrival = self.arrivals.setdefault(node, {}).setdefault(output, _Arrival())
+        if mask is None or bool(mask.all()):
+            arrival.whole |= tasks
+        else:
+            known = arrival.parts.get(tasks)
+            arrival.parts[tasks] = mask if known is None else known | mask
+
+    def pass_on(self, node: Node, arrived: dict[int, _Arrival]) -> None:
+        """Let the tasks at the outputs of ``node`` reach its inputs."""
+        kind = re.sub(r"^torch::autograd::|Backwards?\d*$", "", node.name())
+        if not isinstance(node, BackwardCFunction):
+            for tasks, masks in _groups(arrived):
+                for edge, mask in zip(node.next_functions, _masks_of_inputs(node, kind, masks), strict=True):
+                    self.follow(edge, tasks, mask)
+        elif (source := _source(node, kind)) is not None:
+            for output, arrival in arrived.items():
+                edge = node.next_functions[source(output)]
+                self.follow(edge, arrival.whole, None)
+                for tasks, part in arrival.parts.items():
+                    self.follow(edge, tasks, part)
+        else:
+            self._through_custom(node, kind, [arrival.tasks for arrival in arrived.values()])
+
+    def _through_custom(self, node: Node, kind: str, arrived: Sequence[int]) -> None:
+        """Any output may depend on any input."""
+        tasks = functools.reduce(int.__or__, arrived, 0)
+        for edge in node.next_functions:
+            self.follow(edge, tasks, None)
+        if kind == "CheckpointFunction":
+            self.unseen[_CHECKPOINT] = None
+        elif len(node.next_functions) > 1 and len(set(arrived)) > 1:
+            self.unseen[_COMPILED if kind == "CompiledFunction" else _CUSTOM.format(kind)] = None
+
+
+def _source(node: Any, kind: str) -> Callable[[int], int] | None:
+    """Which input each output of a custom function copies; None if any output may depend on any input."""
+    if kind == "_Meeting":  # a fork: one copy of every piece per task
+        return lambda output: output % int(node.pieces)
+    return (lambda output: output) if kind in _COPYING else None
+
+
+def _masks_of_inputs(node: Node, kind: str, masks: dict[int, Tensor | None]) -> Sequence[Tensor | None]:
+    """What some tasks reach of the inputs of a node if they reach ``masks`` of its outputs; None: all of it."""
+    edges = node.next_functions
+    outputs = len(getattr(node, "_input_metadata", "1"))
+    partial = len(masks) < outputs or any(mask is not None for mask in masks.values())
+    if kind in _MOVING and (partial or (kind in _NARROWING and outputs == 1)):
+        return _moved(node, [masks.get(output, _NOTHING) for output in range(outputs)])
+    mask = masks.get(0)
+    if mask is not None and kind in _ELEMENTWISE:
+        return [_reduced(mask, edge) for edge in edges]
+    if mask is not None and kind in _BY_MATRIX:
+        return [_matrices(mask, edge) for edge in edges]
+    return [None] * len(edges)
+
+
+def _groups(arrived: dict[int, _Arrival]) -> list[tuple[int, dict[int, Tensor | None]]]:
+    """The tasks that reach the same of a node's outputs, with the mask of each output; None: all of it."""
+    groups: dict[tuple[tuple[int, ...], ...], int] = {}
+    tasks = 0
+    for arrival in arrived.values():
+        tasks |= arrival.tasks
+    while tasks:
+        task = tasks & -tasks
+        tasks ^= task
+        alike = tuple(
+            (output, -1) if arrival.whole & task else (output, *(part for part in arrival.parts if part & task))
+            for output, arrival in arrived.items()
+            if arrival.tasks & task
+        )
+        groups[alike] = groups.get(alike, 0) | task
+    found = []
+    for together in groups.values():
+        masks: dict[int, Tensor | None] = {}
+        for output, arrival in arrived.items():
+            parts = [mask for part, mask in arrival.parts.items() if part & together]
+            if arrival.whole & together:
+                masks[output] = None
+            elif parts:
+                masks[output] = functools.reduce(torch.logical_or, parts)
+        found.append((together, masks))
+    return found
+
+
+@torch.no_grad()
+def _moved(node: Any, masks: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The masks of the inputs of a node that only moves, copies or adds up elements: its backward pass says them."""
+    edges = node.next_functions
+    shapes = [_shape(edge) for edge in edges if edge[0] is not None]
+    if any(math.prod(shape) > _LARGEST_MASK for shape in shapes):
+        return [None] * len(edges)
+    gradients: list[Tensor | None] = []
+    for mask, metadata in zip(masks, node._input_metadata, strict=True):
+        if mask is _NOTHING:
+            gradients.append(None)
+        else:
+            gradients.append(torch.ones(metadata.shape, device="cpu") if mask is None else mask.to(torch.float32))
+    given = node(*gradients)
+    found = given if isinstance(given, tuple) else (given,)
+    return [_NOTHING if mask is None else (mask != 0).cpu() for mask in found]
+
+
+def _reduced(mask: Tensor, edge: _Edge) -> Tensor | None:
+    """The mask of an input of an elementwise operation, which may have been broadcast."""
+    if edge[0] is None:
+        return None
+    shape = _shape(edge)
+    missing = mask.dim() - len(shape)
+    if missing < 0 or any(own not in {1, other} for own, other in zip(shape, mask.shape[missing:], strict=True)):
+        return None
+    return mask.to(torch.float32).sum_to_size(shape) != 0
+
+
+def _matrices(mask: Tensor, edge: _Edge) -> Tensor | None:
+    """The mask of an input of a batched matrix product: the matrices whose product is reached."""
+    if edge[0] is None:
+        return None
+    shape = _shape(edge)
+    if len(shape) != 3 or shape[0] != len(mask):
+        return None
+    return mask.any(2).any(1).view(-1, 1, 1).expand(shape)
+
+
+def _shape(edge: _Edge) -> tuple[int, ...]:
+    node: Any = edge[0]
+    return tuple(node._input_metadata[edge[1]].shape)
