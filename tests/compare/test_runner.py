@@ -18,7 +18,7 @@ from equipoise.compare.runner import compare, train_into
 from equipoise.compare.tuned_rates import GRID
 from equipoise.data import DataError
 from equipoise.data.sets.census_income import COLUMNS, NUMERIC
-from equipoise.training import METHODS, Run, SettingError
+from equipoise.training import METHODS, FolderInUseError, Run, SettingError, own_folder
 
 SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "batch_size": 256, "epochs": 1}
 METHODS_SHORT = ["equal", "multibalance"]
@@ -251,3 +251,16 @@ def test_training_once_leaves_checkpoint_and_run_and_can_be_resumed(tmp_path: Pa
     assert (run.seed, run.lr) == (1, 0.01)
     again = train_into(tmp_path, once, seed=1, resume=True)
     assert again.to_json() == run.to_json()
+
+
+def test_a_comparison_and_a_training_are_refused_in_a_folder_where_another_writes(tmp_path: Path) -> None:
+    once = plan(methods=["equal"])
+    with own_folder(tmp_path):
+        with pytest.raises(FolderInUseError, match="Another process writes to"):
+            compare(once, tmp_path, jobs=1)
+        for resume in (False, True):
+            with pytest.raises(FolderInUseError, match="Another process writes to"):
+                train_into(tmp_path, once, resume=resume)
+        assert [path.name for path in tmp_path.iterdir()] == ["owner.json"]
+    train_into(tmp_path, once)
+    assert not (tmp_path / "owner.json").exists()

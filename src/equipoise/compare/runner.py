@@ -27,6 +27,7 @@ from equipoise.training import (
     SettingError,
     World,
     count_steps,
+    own_folder,
     parse_method,
     train,
 )
@@ -52,6 +53,7 @@ def compare(plan: Plan, folder: Path, /, *, jobs: int | None = None, watch: Watc
         DataError: the data set is not known or cannot be had.
         SettingError: the plan names a method, model, task or option that does not exist.
         FolderError: the folder holds a comparison with other settings.
+        FolderInUseError: another process writes to the folder.
     """
     watch = watch or Watch()
     methods = [parse_method(name) for name in plan.methods]
@@ -63,9 +65,9 @@ def compare(plan: Plan, folder: Path, /, *, jobs: int | None = None, watch: Watc
         _learner(plan, dataset, method)
     count_steps(dataset, epochs=plan.epochs, batch_size=plan.batch_size)
     description = describe(plan, dataset, methods)
-    check_folder(folder, description)
-    folder.mkdir(parents=True, exist_ok=True)
-    _Comparison(plan, dataset, methods, folder, jobs or cores(), watch).run(description)
+    with own_folder(folder):
+        check_folder(folder, description)
+        _Comparison(plan, dataset, methods, folder, jobs or cores(), watch).run(description)
 
 
 @dataclass(frozen=True)
@@ -173,33 +175,35 @@ def train_into(
 
     Raises:
         DataError, SettingError: the plan names what there is not, or cannot be resumed.
+        FolderInUseError: another process writes to the folder.
         StoppedError: ``stop`` has said so.
         NonFiniteError: see :func:`equipoise.training.train`.
     """
     watch = watch or Watch()
     method = parse_method(plan.methods[0])
-    dataset = _load(plan, watch)
-    job = Job("run", method.name, seed, plan.rate(method.name))
-    writes = world is None or world.rank == 0
+    with own_folder(folder, world):
+        dataset = _load(plan, watch)
+        job = Job("run", method.name, seed, plan.rate(method.name))
+        writes = world is None or world.rank == 0
 
-    def progress(done: int, total: int) -> None:
-        if done == 1 and writes and (folder / "run.json").exists():  # of an earlier training, which this one is not
-            (folder / "run.json").replace(folder / "run.before.json")
-        watch.step(job, done, total)
+        def progress(done: int, total: int) -> None:
+            if done == 1 and writes and (folder / "run.json").exists():  # of an earlier training, which this one is not
+                (folder / "run.json").replace(folder / "run.before.json")
+            watch.step(job, done, total)
 
-    try:
-        run = train(
-            dataset, method,
-            model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
-            batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
-            world=world, sharding=plan.sharding, non_finite=plan.non_finite,
-            checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
-            on_progress=progress, stop=stop,
-        )  # fmt: skip
-    except NonFiniteError as error:
+        try:
+            run = train(
+                dataset, method,
+                model=plan.model, model_options=plan.model_options, lr=job.lr, epochs=plan.epochs,
+                batch_size=plan.batch_size, schedule=plan.schedule, seed=seed, loss_scale=plan.loss_scale,
+                world=world, sharding=plan.sharding, non_finite=plan.non_finite,
+                checkpoint=folder / "checkpoint", checkpoint_every=plan.checkpoint_every, resume=resume,
+                on_progress=progress, stop=stop,
+            )  # fmt: skip
+        except NonFiniteError as error:
+            if writes:
+                write_json(folder / "run.json", json.loads(error.run.to_json()))
+            raise
         if writes:
-            write_json(folder / "run.json", json.loads(error.run.to_json()))
-        raise
-    if writes:
-        write_json(folder / "run.json", json.loads(run.to_json()))
-    return run
+            write_json(folder / "run.json", json.loads(run.to_json()))
+        return run

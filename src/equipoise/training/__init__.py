@@ -4,8 +4,14 @@ from equipoise.errors import SettingError
 from equipoise.methods import METHODS, Method, MethodError, parse_method
 from equipoise.training.checkpoint.folder import CheckpointError
 from equipoise.training.compatibility import IncompatibleError
-from equipoise.training.faults.interruptions import StoppedError, listening
-from equipoise.training.faults.non_finite import NonFinite, NonFiniteError
+from equipoise.training.faults import (
+    FolderInUseError,
+    NonFinite,
+    NonFiniteError,
+    StoppedError,
+    listening,
+    own_folder,
+)
 from equipoise.training.learner import Learner
 from equipoise.training.loop import SEED_LIMIT, Schedule, count_steps, train
 from equipoise.training.ranks.parallel import Sharding, parallelize
@@ -16,6 +22,7 @@ __all__ = [
     "METHODS",
     "SEED_LIMIT",
     "CheckpointError",
+    "FolderInUseError",
     "IncompatibleError",
     "Learner",
     "LostRanksError",
@@ -32,6 +39,7 @@ __all__ = [
     "count_steps",
     "launched",
     "listening",
+    "own_folder",
     "parallelize",
     "parse_method",
     "train",

@@ -1,3 +1,21 @@
-"""What may go wrong in a training: values that are not finite, and requests to stop."""
+"""Faults of a training: values that are not finite, requests to stop, a folder that another process writes to."""
 
-__all__: list[str] = []
+from equipoise.training.faults.folder_owner import FolderInUseError, own_folder
+from equipoise.training.faults.interruptions import (
+    StoppedError,
+    TerminatedError,
+    interrupted_by_sigterm,
+    listening,
+)
+from equipoise.training.faults.non_finite import NonFinite, NonFiniteError
+
+__all__ = [
+    "FolderInUseError",
+    "NonFinite",
+    "NonFiniteError",
+    "StoppedError",
+    "TerminatedError",
+    "interrupted_by_sigterm",
+    "listening",
+    "own_folder",
+]
