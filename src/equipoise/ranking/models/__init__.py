@@ -7,12 +7,13 @@ from typing import Any
 
 from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.ranking.models.mmoe import MMoE
+from equipoise.ranking.models.ple import PLE
 from equipoise.ranking.models.shared_bottom import SharedBottom
 from equipoise.schema import Schema
 
-__all__ = ["MODELS", "ForkFactory", "MMoE", "RankingModel", "SharedBottom", "build_model"]
+__all__ = ["MODELS", "PLE", "ForkFactory", "MMoE", "RankingModel", "SharedBottom", "build_model"]
 
-MODELS: dict[str, Callable[..., RankingModel]] = {"shared-bottom": SharedBottom, "mmoe": MMoE}
+MODELS: dict[str, Callable[..., RankingModel]] = {"shared-bottom": SharedBottom, "mmoe": MMoE, "ple": PLE}
 
 
 def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, **options: Any) -> RankingModel:

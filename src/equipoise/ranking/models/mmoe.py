@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from equipoise.ranking import layers
@@ -38,6 +37,7 @@ class MMoE(RankingModel):
         ValueError: ``experts`` is under 1.
 
     Example:
+        >>> import torch
         >>> from equipoise.schema import Categorical, Schema, Task
         >>> model = MMoE(Schema([Categorical("user", 9)], [], [Task("click"), Task("like")]), experts=2)
         >>> click, like = model(torch.tensor([[3], [5]]), torch.empty(2, 0))
@@ -62,36 +62,29 @@ class MMoE(RankingModel):
             raise ValueError(f"MMoE needs at least 1 expert, found {experts}.")
         self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
         inputs = self.embedding.width
-        # A plain loop over experts: with batches of thousands of rows their layers are bound by arithmetic,
-        # and one batched matrix product per layer took as long on CPU (measured with 4 and 8 experts).
-        self.experts = nn.ModuleList(layers.mlp(inputs, expert) for _ in range(experts))
+        self.experts = layers.Experts(experts, inputs, expert)
         self.heads = nn.ModuleList(
-            _GatedTower(inputs, experts, layers.tower((inputs, *expert)[-1], tower)) for _ in schema.tasks
+            _GatedTower(layers.tower((inputs, *expert)[-1], tower), layers.gate(inputs, experts)) for _ in schema.tasks
         )
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`RankingModel.forward`."""
         inputs = self.embedding(categorical, numeric)
-        outputs = torch.stack([expert(inputs) for expert in self.experts], dim=1)
         # The view is a node of its own beside the experts; `inputs` itself would also carry their gradient, which
         # whoever differentiates with respect to both pieces would count twice.
-        branches = self.branches(self.fork, (outputs, inputs.view_as(inputs)))
+        branches = self.branches(self.fork, (self.experts(inputs), inputs.view_as(inputs)))
         return tuple(head(branch) for head, branch in zip(self.heads, branches, strict=True))
 
 
 class _GatedTower(nn.Module):
     """What belongs to one task: its gate and its tower."""
 
-    def __init__(self, inputs: int, experts: int, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, gate: nn.Linear) -> None:
         super().__init__()
-        self.gate = nn.Linear(inputs, experts, bias=False)
+        self.gate = gate
         self.tower = tower
 
     def forward(self, branch: Sequence[Tensor]) -> Tensor:
         outputs, inputs = branch
-        weights = self.gate(inputs).softmax(dim=1)
-        # Not bmm, which takes a slow path on CPU for matrices as small as these: 2.5 times the time at the
-        # default widths.
-        mixed = (weights.unsqueeze(2) * outputs).sum(dim=1)
-        logits: Tensor = self.tower(mixed)
+        logits: Tensor = self.tower(layers.mixture(self.gate(inputs), outputs))
         return logits
