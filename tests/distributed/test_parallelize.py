@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from equipoise import PUB, Fork
 from equipoise.errors import SettingError
-from equipoise.methods.updates import AdaTaskMethod, PubMethod
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MMoE, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
@@ -71,14 +70,14 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
         share = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
         call = parallelize(model, sharding, table_optimizer=(torch.optim.Adagrad, ADAGRAD))
     dense = list(dense_parameters(call).values())
-    apart = isinstance(method, PubMethod | AdaTaskMethod) and sharding in TORCHREC
+    apart = "per-task backward" in method.needs and sharding in TORCHREC
     if apart and rank is None:  # what is fused there is stepped by hand here
         table = model.embedding.table.weight
         dense = [p for p in dense if p is not table]
         by_hand = torch.optim.Adagrad([table], **ADAGRAD)
     of_all = {id(p) for p in model.shared_parameters()}
     shared = [p for p in dense if id(p) in of_all]
-    optimizer = method.optimizer(
+    optimizer = method.build_optimizer(
         torch.optim.Adagrad(dense, **ADAGRAD),
         shared=shared,
         tasks=SCHEMA.task_names,

@@ -1,37 +1,69 @@
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from equipoise import PUB, AdaTask, Clippy, MultiBalance
-from equipoise.training import METHODS, MethodError, parse_method
+from equipoise import PUB, AdaTask, Clippy, Fork, MultiBalance
+from equipoise.methods import CATALOGUE, METHODS, Method, MethodError, methods_table, parse_method, register
 
 TASKS = ("click", "like")
+ROOT = Path(__file__).parents[2]
 
 
 def built(name: str) -> torch.optim.Optimizer:
     parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     base = torch.optim.Adam(parameters)
-    return parse_method(name).optimizer(base, shared=parameters[:1], tasks=TASKS)
+    return parse_method(name).build_optimizer(base, shared=parameters[:1], tasks=TASKS)
 
 
 def fork(name: str) -> MultiBalance:
-    found = parse_method(name).fork(TASKS)
+    found = parse_method(name).fork_factory(TASKS)()
     assert isinstance(found, MultiBalance)
     return found
 
 
-def test_the_registry_holds_what_a_comparison_runs() -> None:
-    assert list(METHODS) == [
-        "single-task", "equal", "multibalance", "multibalance-paper", "multibalance-no-magnitude",
+@pytest.fixture
+def own_methods():
+    """Forgets afterwards what a test has registered."""
+    before = METHODS.registered()
+    yield
+    METHODS.restore(before)
+
+
+class Halving(Fork):
+    """A fork of somebody else's, with an option that its repr does not show."""
+
+    def __init__(self, tasks: list[str], *, factor: float = 0.5) -> None:
+        super().__init__(tasks)
+        self.factor = factor
+
+
+class Relative(Fork):
+    """A fork whose option has the name of one of Clippy's."""
+
+    def __init__(self, tasks: list[str], *, relative: float = 0.5) -> None:
+        super().__init__(tasks)
+        self.relative = relative
+
+
+def test_the_rows_of_before_are_there() -> None:
+    assert [method.name for method in CATALOGUE] == list(METHODS)[: len(CATALOGUE)]
+    assert {
+        "single-task", "equal", "multibalance", "multibalance-own-gram", "multibalance-no-magnitude",
         "multibalance-no-direction", "pub", "pub-authors", "pub-adatask", "adatask", "clippy",
-    ]  # fmt: skip
+    } <= set(METHODS)  # fmt: skip
 
 
-def test_the_forks_of_multibalance_are_ours_the_papers_and_the_two_ablations() -> None:
+def test_the_forks_of_multibalance_are_ours_and_three_that_say_how_they_differ() -> None:
     ours, default = fork("multibalance"), MultiBalance(TASKS)
     assert repr(ours) == repr(default)
-    paper = fork("multibalance-paper")
-    assert (paper.magnitude, paper.direction, paper.beta) == ("own", "gram", 1.0)
+    own = fork("multibalance-own-gram")
+    assert (own.magnitude, own.direction, own.beta) == ("own", "gram", 1.0)
     ablation = fork("multibalance-no-magnitude")
     assert (ablation.magnitude, ablation.direction, ablation.beta) == ("none", ours.direction, ours.beta)
     ablation = fork("multibalance-no-direction")
@@ -54,27 +86,37 @@ def test_the_optimizers_are_the_ones_named() -> None:
 
 
 def test_only_single_task_training_takes_a_model_per_task() -> None:
-    for name, method in METHODS.items():
-        expected = [("click",), ("like",)] if name == "single-task" else [TASKS]
+    for method in CATALOGUE:
+        expected = [("click",), ("like",)] if method.name == "single-task" else [TASKS]
         assert method.groups(TASKS) == expected
 
 
 def test_options_are_overridden_by_name_and_the_method_says_so() -> None:
-    method = parse_method("multibalance-paper:beta=0.3,direction=cosine")
-    assert method.name == "multibalance-paper:beta=0.3,direction=cosine"
-    found = method.fork(TASKS)
+    method = parse_method("multibalance-own-gram:gamma=0.3")
+    assert method.name == "multibalance-own-gram:gamma=0.3"
+    assert method.label == "MultiBalance, own lengths and Gram matrix (gamma=0.3)"
+    found = method.fork_factory(TASKS)()
     assert isinstance(found, MultiBalance)
-    assert (found.beta, found.magnitude, found.direction) == (0.3, "own", "cosine")
-    assert METHODS["multibalance-paper"].options["beta"] == 1.0
+    assert (found.gamma, found.magnitude, found.direction) == (0.3, "own", "gram")
+    assert "gamma" not in METHODS["multibalance-own-gram"].options
     pub = built("pub:update_every=3,step=match")
     assert isinstance(pub, PUB)
     assert (pub.update_every, pub.step_form) == (3, "match")
+    assert built("pub-adatask:update_every=3").update_every == 3
 
 
-def test_a_name_with_options_names_the_same_method_again() -> None:
-    for text in ("equal", "multibalance:beta=0.30", "pub:step=match,update_every=2", "clippy:relative=1"):
-        method = parse_method(text)
-        assert parse_method(method.name) == method
+def test_options_can_be_added_one_after_the_other() -> None:
+    method = parse_method("multibalance:beta=0.3").with_options(gamma=0.1)
+    assert method.name == "multibalance:beta=0.3,gamma=0.1"
+    assert method == parse_method(method.name)
+
+
+@pytest.mark.parametrize(
+    "text", ["equal", "multibalance:beta=0.30", "pub:step=match,update_every=2", "clippy:relative=1"]
+)
+def test_a_name_with_options_names_the_same_method_again(text: str) -> None:
+    method = parse_method(text)
+    assert parse_method(method.name) == method
 
 
 def test_settings_change_with_the_options_and_differ_between_methods() -> None:
@@ -83,24 +125,59 @@ def test_settings_change_with_the_options_and_differ_between_methods() -> None:
     assert "update_every=3" in parse_method("pub:update_every=3").settings(TASKS)
     assert "AdaTask(Adam)" in METHODS["pub-adatask"].settings(TASKS)
     assert "relative=0.2" in parse_method("clippy:relative=0.2").settings(TASKS)
+    assert len({method.settings(TASKS) for method in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_settings_of_an_own_method_hold_its_options_and_no_address() -> None:
+    class Plain:
+        """Its repr is object's own, with an address."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer, *, strength: float = 1.0) -> None:
+            self.param_groups = optimizer.param_groups
+
+    own = Method("own", fork=Halving, optimizer=Plain)
+    changed = own.with_options(factor=0.25, strength=2.0)
+    assert "factor=0.25,strength=2.0" in changed.settings(TASKS)
+    assert "Halving" in changed.settings(TASKS)
+    assert "0x" not in changed.settings(TASKS)
+    assert own.settings(TASKS) != changed.settings(TASKS)
+
+
+def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
+    given = {}
+
+    def tasks_alone(optimizer, *, tasks, strength: float = 1.0):
+        given.update(tasks=tasks, strength=strength)
+        return optimizer
+
+    parameter = nn.Parameter(torch.ones(1))
+    base = torch.optim.SGD([parameter])
+    method = Method("own", optimizer=tasks_alone, options={"strength": 2.0})
+    assert method.build_optimizer(base, shared=[parameter], tasks=TASKS) is base
+    assert given == {"tasks": ["click", "like"], "strength": 2.0}
+    assert method.known_options() == {"strength": 1.0}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pcgrad", "Expected a method out of single-task, equal, .*, clippy; found 'pcgrad'"),
+        ("pcgrad", r"Expected a method out of single-task, equal, .*; found 'pcgrad'"),
         ("", "found ''"),
         ("equal:beta=1", "'equal' takes no options; found beta"),
         ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, clip, overlap; found alpha"),
         ("multibalance:beta", "options as key=value with commas between; found 'beta'"),
         ("multibalance:", "options as key=value"),
-        ("multibalance:beta=-1", "rho and beta must be finite and at least 0.*beta=-1"),
+        ("multibalance:beta=-1", r"rho and beta must be finite and at least 0.*beta=-1"),
         ("multibalance:beta=high", "beta must be a number, found .high."),
-        ("multibalance:direction=up", "direction must be one of .*found 'up'"),
+        ("multibalance:direction=up", r"direction must be one of .*found 'up'"),
+        ("multibalance:beta=0.1,beta=0.2", "expected every option once, found beta twice"),
+        ("multibalance-no-direction:direction=gram", "stands for direction=none, which cannot be set again"),
         ("pub:update_every=0", "update_every must be at least 1, found 0"),
-        ("pub:shared=1", "takes update_every, .*; found shared"),
-        ("pub-adatask:utility=gradient", "AdaTask"),
+        ("pub:shared=1", r"takes update_every, .*; found shared"),
+        ("pub-adatask:utility=gradient", "found utility"),
         ("clippy:relative=-1", "relative must be at least 0, found -1"),
+        ("no_such_package:METHOD", r"function|method 'no_such_package:METHOD'.*No module named 'no_such_package'"),
+        ("math:pi", "'math:pi' cannot be used: expected an equipoise.methods.Method, found float"),
     ],
 )
 def test_what_cannot_be_is_refused_with_one_message(text: str, message: str) -> None:
@@ -108,8 +185,64 @@ def test_what_cannot_be_is_refused_with_one_message(text: str, message: str) -> 
         parse_method(text)
 
 
-def test_every_method_has_something_to_say_for_itself() -> None:
-    assert len({method.label for method in METHODS.values()}) == len(METHODS)
-    for method in METHODS.values():
+def test_a_method_that_cannot_be_meant_is_refused_when_it_is_made() -> None:
+    with pytest.raises(MethodError, match=r"expected needs out of a model per task, .*; found more memory"):
+        Method("own", needs={"more memory"})
+    with pytest.raises(MethodError, match="takes factor; found beta"):
+        Method("own", fork=Halving, options={"beta": 1})
+    with pytest.raises(MethodError, match="relative is an option of two factories"):
+        Method("own", fork=Relative, optimizer=Clippy)
+
+
+def test_every_row_has_something_to_say_for_itself() -> None:
+    assert len({method.label for method in CATALOGUE}) == len(CATALOGUE)
+    for method in CATALOGUE:
         assert method.summary.endswith(".")
         assert method.family
+        assert bool(method.paper) == bool(method.year)
+        assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_the_documented_table_is_that_of_the_catalogue() -> None:
+    assert methods_table() in (ROOT / "docs" / "methods.md").read_text()
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_registered_method_is_found_by_name_with_options() -> None:
+    register(Method("halving", fork=Halving))
+    assert "halving" in METHODS
+    found = parse_method("halving:factor=0.25").fork_factory(TASKS)()
+    assert isinstance(found, Halving)
+    assert (found.tasks, found.factor) == (TASKS, 0.25)
+    with pytest.raises(MethodError, match="'halving' is taken by a call of register"):
+        register(Method("halving"))
+    with pytest.raises(MethodError, match="'equal' is taken by equipoise itself"):
+        register(Method("equal"))
+
+
+def test_a_method_by_its_import_path_keeps_the_path_as_its_name(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my_methods.py").write_text(
+        "from equipoise import MultiBalance\n"
+        "from equipoise.methods import Method\n"
+        "class Shelf:\n"
+        "    slow = Method('slow', 'Slow', fork=MultiBalance, options={'gamma': 0.001})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    method = parse_method("my_methods:Shelf.slow:beta=0.3")
+    assert (method.name, method.label) == ("my_methods:Shelf.slow:beta=0.3", "Slow (beta=0.3)")
+    assert parse_method(method.name) == method
+    assert dict(method.options) == {"gamma": 0.001, "beta": 0.3}
+    assert parse_method("my_methods:Shelf.slow").name == "my_methods:Shelf.slow"
+
+
+def test_a_method_is_immutable_and_stays_itself_when_replaced() -> None:
+    method = METHODS["multibalance"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.name = "other"  # type: ignore[misc]
+    assert dataclasses.replace(method, name="other").label == "MultiBalance"
+
+
+def test_the_names_are_known_without_importing_any_optional_package() -> None:
+    code = "import sys; from equipoise.methods import METHODS; list(METHODS); print('torchjd' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

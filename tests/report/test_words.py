@@ -158,4 +158,4 @@ def test_losses_that_were_not_finite_are_counted_by_method_and_task(comparison, 
 
 
 def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
-    assert told(comparison(methods=("equal", "single-task", "multibalance-paper")), cautions) == ""
+    assert told(comparison(methods=("equal", "single-task", "multibalance-own-gram")), cautions) == ""

@@ -129,7 +129,7 @@ def test_before_the_first_step_every_method_has_the_same_losses(tiny: Dataset) -
     batch = next(tiny.train.batches(64))
     found = {
         name: Learner(tiny.schema, method, model="shared-bottom", lr=1e-2, seed=0).step(batch)
-        for name, method in METHODS.items()
+        for name, method in METHODS.usable().items()
     }
     for losses in found.values():
         torch.testing.assert_close(losses, found["equal"])

@@ -24,7 +24,7 @@ def method_table() -> Table:
     table = Table(title="Methods", title_justify="left", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("what it does")
-    for method in METHODS.values():
+    for method in METHODS.usable().values():
         options = ", ".join(method.known_options())
         table.add_row(method.name, method.summary + (f"\n[dim]options: {options}[/]" if options else ""))
     table.caption = "Options are given as in multibalance:beta=0.1,direction=gram."

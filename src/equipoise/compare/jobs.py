@@ -22,6 +22,7 @@ from equipoise import data
 from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
 from equipoise.methods import parse_method
+from equipoise.registry import registered, restore
 from equipoise.training import NonFiniteError, Run, SettingError, train
 
 __all__ = ["Job", "Watch", "cores", "run_jobs"]
@@ -116,7 +117,7 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -
     stop, messages = context.Event(), context.Queue()
     waiting = list(reversed(jobs))
     running: dict[Future[Run], Job] = {}
-    with ProcessPoolExecutor(workers, context, _start_worker, (plan, stop, messages)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (plan, stop, messages, registered())) as pool:
         try:
             while waiting or running:
                 # no more than the workers can do, so that nothing is left in the queue when the user stops
@@ -154,11 +155,14 @@ class _Worker:
 _worker: _Worker  # what this worker process needs for every job
 
 
-def _start_worker(plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]]) -> None:
+def _start_worker(
+    plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]], entries: dict[str, dict[str, bytes]]
+) -> None:
     global _worker  # noqa: PLW0603 - a process pool hands its workers nothing else
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    restore(entries)
     _worker = _Worker(plan, stop, messages)
 
 

@@ -2,57 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any, Final
 
-from equipoise.methods.forks import MultiBalanceMethod
-from equipoise.methods.loss_weights import EqualWeights, SingleTask
-from equipoise.methods.method import Method, MethodError
-from equipoise.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
+from equipoise.methods.catalogue import CATALOGUE
+from equipoise.methods.method import NEEDS, Method, MethodError
+from equipoise.registry import Registry
 
-__all__ = ["METHODS", "Method", "MethodError", "parse_method"]
+__all__ = ["CATALOGUE", "METHODS", "NEEDS", "Method", "MethodError", "methods_table", "parse_method", "register"]
 
-_METHODS: Final[tuple[Method, ...]] = (
-    SingleTask("single-task", "Single task", "One model per task, trained on its loss alone."),
-    EqualWeights("equal", "Equal weights", "The plain sum of the losses."),
-    MultiBalanceMethod(
-        "multibalance", "MultiBalance",
-        "Gradients at the fork brought to equal length, then balanced by their cosines.",
-    ),
-    MultiBalanceMethod(
-        "multibalance-paper", "MultiBalance (paper)",
-        "Gradients at the fork in their own averaged length, balanced by their Gram matrix.",
-        {"magnitude": "own", "direction": "gram", "beta": 1.0},
-    ),
-    MultiBalanceMethod(
-        "multibalance-no-magnitude", "MultiBalance, no magnitude", "Ablation: direction alone.",
-        {"magnitude": "none"},
-    ),
-    MultiBalanceMethod(
-        "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
-        {"direction": "none"},
-    ),
-    PubMethod("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults."),
-    PubMethod(
-        "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.",
-        {"utility": "update", "step": "authors", "state": "weighted", "update_every": 10},
-    ),
-    PubMethod(
-        "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",
-        {"utility": "update"}, own_state=True,
-    ),
-    AdaTaskMethod("adatask", "AdaTask", "An optimizer state of each task's own on shared parameters."),
-    ClippyMethod("clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size."),
-)  # fmt: skip
 
-METHODS: Final[dict[str, Method]] = {method.name: method for method in _METHODS}
-"""Every method under its name."""
+def _named(name: str, found: object) -> Method:
+    """The method under the name that it was asked for by."""
+    if not isinstance(found, Method):
+        raise TypeError(f"expected an equipoise.methods.Method, found {type(found).__name__}.")
+    return found if found.name == name else dataclasses.replace(found, name=name)
+
+
+METHODS: Final[Registry[Method]] = Registry(
+    "method", "equipoise.methods", own={method.name: method for method in CATALOGUE}, adapt=_named, error=MethodError
+)
+"""Every method under its name: those of equipoise, those of installed packages, and those of :func:`register`."""
+
+
+def register(method: Method, /, *, replace: bool = False) -> None:
+    """Add a method to every command, comparison and report of this process and of its worker processes.
+
+    Other packages add theirs by an entry point in the group ``equipoise.methods``. Anywhere a method is named,
+    the import path of one (``package.module:attribute``) will do, too.
+
+    Args:
+        replace: take the place of a method that was registered before under the name.
+
+    Raises:
+        MethodError: the name is taken, or has another form.
+
+    Example:
+        >>> from equipoise import MultiBalance
+        >>> register(Method("slow-balance", fork=MultiBalance, options={"gamma": 0.001}))
+        >>> parse_method("slow-balance:beta=0.3").options
+        {'gamma': 0.001, 'beta': 0.3}
+        >>> METHODS.restore({})  # forget what this process has registered
+    """
+    METHODS.register(method.name, method, replace=replace)
+
+
+_TEXT: Final = re.compile(r"(?P<path>\w+(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)(:(?P<options>.*))?")
 
 
 def parse_method(text: str, /) -> Method:
-    """A method by its name, options behind a colon.
+    """A method by its name or import path, options behind a colon.
 
     Raises:
-        MethodError: there is no such method or option, or an option's value is refused.
+        MethodError: there is no such method or option, an option's value is refused, or what another package provides
+            cannot be imported.
 
     Example:
         >>> parse_method("multibalance:beta=0.1,direction=gram").options
@@ -62,15 +66,18 @@ def parse_method(text: str, /) -> Method:
         equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgrad'.
     """
     name, colon, stated = text.partition(":")
-    if name not in METHODS:
-        raise MethodError(f"Expected a method out of {', '.join(METHODS)}; found {name!r}.")
+    if name not in METHODS and (path := _TEXT.fullmatch(text)) and "=" not in path["path"]:
+        name, colon, stated = path["path"], ":" if path["options"] is not None else "", path["options"] or ""
+    method = METHODS[name]
     options: dict[str, Any] = {}
     for pair in stated.split(",") if colon else ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise MethodError(f"Method {name!r}: expected options as key=value with commas between; found {pair!r}.")
+        if key in options:
+            raise MethodError(f"Method {name!r}: expected every option once, found {key} twice.")
         options[key] = parse_scalar(value)
-    return METHODS[name].with_options(**options)
+    return method.with_options(**options)
 
 
 def parse_scalar(text: str, /) -> bool | int | float | str:
@@ -88,3 +95,19 @@ def parse_scalar(text: str, /) -> bool | int | float | str:
         except ValueError:
             continue
     return text
+
+
+def methods_table() -> str:
+    """The methods of equipoise as a table in Markdown, as ``docs/methods.md`` shows it.
+
+    Example:
+        >>> print(methods_table()[:58])
+        | name | what it does | paper | options |
+        |---|---|---|---|
+    """
+    lines = ["| name | what it does | paper | options |", "|---|---|---|---|"]
+    for method in CATALOGUE:
+        paper = ", ".join(filter(None, (method.paper, str(method.year or ""))))
+        free = [f"`{name}`" for name in method.known_options() if name not in method.options]
+        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {', '.join(free)} |")
+    return "\n".join(lines) + "\n"

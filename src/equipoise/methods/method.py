@@ -1,93 +1,165 @@
-"""What a method has to say: what stands at the fork, which optimizer steps, how losses go backward."""
+"""A method: what stands at the fork, what weighs the losses, which optimizer steps, and what that needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from equipoise.errors import SettingError
-from equipoise.forks.fork import Fork
 
-__all__ = ["Method", "MethodError"]
+__all__ = ["NEEDS", "Method", "MethodError"]
+
+NEEDS: Final[Mapping[str, str]] = {
+    "a model per task": "every task is trained in a model of its own",
+    "per-task backward": "the optimizer has `backward(losses)`, which takes the place of `sum(losses).backward()`",
+    "whole gradients": "every task's gradient of the shared parameters must lie whole on each rank",
+    "whole updates": "the update of every parameter must lie whole on each rank, and be made by the optimizer",
+}
+"""What a method may need of a training, each with its meaning."""
 
 
 class MethodError(SettingError):
-    """A method or one of its options is not known: the message lists what there is."""
+    """A method or one of its options cannot be used: the message says what was expected and found."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a model on several losses; the base class is the plain sum of losses.
+    """A way to train a model on several losses; without any factory it is the plain sum of losses.
 
-    Attributes:
-        name: as in the registry, with overridden options behind a colon: ``"multibalance:beta=0.3"``.
-        label: for tables and plots.
+    A factory's keyword-only parameters are the method's options: with ``fork=MultiBalance`` a user may write
+    ``"multibalance:beta=0.3"``.
+
+    Args:
+        name: letters, digits, ``-``, ``_`` and ``.``; overridden options stand behind a colon.
+        label: the name in tables and plots; ``name`` if empty.
         summary: one sentence for a reader who does not know the method.
-        family: for grouping in a report.
-        monitored: whether a :class:`equipoise.Monitor` has something to watch: a fork, or PUB.
-        options: what the method's fork or optimizer is built with; what is not named keeps its default.
+        paper: where it was published, such as ``"arXiv 2411.11871"``.
+        year: when.
+        fork: called with the tasks' names and options; returns a :class:`equipoise.Fork`.
+        optimizer: called with the optimizer of the whole model, those of ``shared`` (the parameters that several tasks
+            reach), ``tasks`` (names) and ``data_parallel`` (the module that spreads the model over several ranks, else
+            None) that are among its parameters, and options; returns the optimizer that steps.
+        needs: out of :data:`NEEDS`: what the training must provide. Combinations that do not are refused.
+        options: values of options that differ from the factories' defaults. They are part of the method, and cannot be
+            overridden by name.
+
+    Raises:
+        MethodError: the name has another form, a need or an option is not known, or two factories have an option of
+            the same name.
+
+    Example:
+        >>> from equipoise import MultiBalance
+        >>> Method("slow", fork=MultiBalance, options={"gamma": 0.001}).with_options(beta=0.3).name
+        'slow:beta=0.3'
     """
 
     name: str
-    label: str
-    summary: str
+    label: str = ""
+    summary: str = ""
+    paper: str = ""
+    year: int | None = None
+    fork: Callable[..., Module] | None = None
+    optimizer: Callable[..., Optimizer] | None = None
+    needs: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    family: ClassVar[str]
-    monitored: ClassVar[bool] = False
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "needs", frozenset(self.needs))
+        if unknown := sorted(self.needs - NEEDS.keys()):
+            raise MethodError(
+                f"Method {self.name!r}: expected needs out of {', '.join(NEEDS)}; found {', '.join(unknown)}."
+            )
+        self._refuse_unknown(self.options)
 
-    def known_options(self) -> Mapping[str, Any]:
-        """The options that :meth:`with_options` takes, with their defaults."""
-        return {}
+    @property
+    def family(self) -> str:
+        """What the method works on, for grouping in a report."""
+        if self.fork is not None:
+            return "gradients at the fork"
+        return "loss weights" if self.optimizer is None else "updates"
 
-    def settings(self, tasks: Sequence[str]) -> str:
-        """What would be trained, spelled out: a change of a default shows here."""
-        return self.name
+    @property
+    def factories(self) -> list[Callable[..., Any]]:
+        """The factories that it has."""
+        return [factory for factory in (self.fork, self.optimizer) if factory is not None]
 
-    def with_options(self, **options: Any) -> Self:
-        """The same method with some options replaced, and a name that says so.
+    def known_options(self) -> dict[str, Any]:
+        """The options of all factories, with their defaults."""
+        known: dict[str, Any] = {}
+        for factory in self.factories:
+            own = keyword_options(factory)
+            if both := sorted(own.keys() & known.keys()):
+                raise MethodError(
+                    f"Method {self.name!r}: {', '.join(both)} is an option of two factories; rename it in one."
+                )
+            known |= own
+        return known
+
+    def with_options(self, **options: Any) -> Method:
+        """The same method with some options set, and a name that says so.
 
         Raises:
-            MethodError: an option is not known, or its value is refused by what is built with it.
+            MethodError: an option is not known, has been set before, or its value is refused by what is built with it.
         """
-        known = self.known_options()
-        unknown = sorted(options.keys() - known.keys())
-        if unknown:
+        self._refuse_unknown(options)
+        if fixed := [f"{name}={self.options[name]}" for name in options if name in self.options]:
             raise MethodError(
-                f"Method {self.name!r} takes {', '.join(known) or 'no options'}; found {', '.join(unknown)}."
+                f"Method {self.name!r} stands for {', '.join(fixed)}, which cannot be set again: start from a method "
+                "that leaves it open."
             )
+        known = self.known_options()
         for name, value in options.items():
             kinds, kind = _KINDS.get(type(known[name]), ((object,), ""))
             if type(value) not in kinds and object not in kinds:
                 raise MethodError(f"Method {self.name!r}: {name} must be {kind}, found {value!r}.")
-        stated = ",".join(f"{key}={value}" for key, value in options.items())
-        changed = dataclasses.replace(
-            self, name=f"{self.name}:{stated}" if stated else self.name, options={**self.options, **options}
-        )
+        stated = ",".join(f"{name}={value}" for name, value in options.items())
+        if not stated:
+            return self
+        if "=" in self.name:  # options were set before
+            name, label = f"{self.name},{stated}", f"{self.label.removesuffix(')')},{stated})"
+        else:
+            name, label = f"{self.name}:{stated}", f"{self.label} ({stated})"
+        changed = dataclasses.replace(self, name=name, label=label, options={**self.options, **options})
         try:
             changed.settings(("a", "b"))
         except (TypeError, ValueError) as error:
             raise MethodError(f"Method {changed.name!r}: {error}") from error
         return changed
 
+    def settings(self, tasks: Sequence[str]) -> str:
+        """The name, and what would be built for these tasks: a change of a default shows here."""
+        parameter = Parameter(torch.zeros(1))
+        adam = Adam([parameter])
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        built: list[object] = []
+        if fork := self.fork_factory(tasks):
+            built.append(fork())
+        if self.optimizer is not None:
+            built.append(self.build_optimizer(adam, shared=[parameter], tasks=tasks, data_parallel=group))
+        words = [_ADDRESS.sub("", repr(part)).replace(repr(adam), "Adam") for part in built]
+        return "; ".join([self.name, *words])
+
     def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
-        """Which tasks are trained together in one model: all of them."""
-        return [tuple(tasks)]
+        """Which tasks are trained together in one model."""
+        return [(task,) for task in tasks] if "a model per task" in self.needs else [tuple(tasks)]
 
-    def fork(self, tasks: Sequence[str]) -> Fork | None:
-        """A new fork for the model, or None for the plain sum of gradients."""
-        return None
+    def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
+        """What builds a new fork for these tasks, as often as a model needs one; None for the plain sum of gradients."""
+        return None if self.fork is None else partial(self.fork, list(tasks), **self._options_of(self.fork))
 
-    def optimizer(
+    def build_optimizer(
         self,
         base: Optimizer,
         *,
@@ -95,30 +167,46 @@ class Method:
         tasks: Sequence[str],
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
-        """The optimizer that steps, around ``base``, which holds the parameters that it is to step.
+        """The optimizer that steps.
 
         Args:
-            shared: those that all tasks reach.
-            data_parallel: the module around the model that trains on several ranks, or their group; None in a
-                single process.
+            base: holds the parameters that are to be stepped.
+            shared: those that several tasks reach.
+            data_parallel: the module around the model that trains on several ranks, or their group; None in a single
+                process.
         """
-        return base
+        if self.optimizer is None:
+            return base
+        taken = inspect.signature(self.optimizer).parameters
+        given = {"shared": list(shared), "tasks": list(tasks), "data_parallel": data_parallel}
+        given = {name: value for name, value in given.items() if name in taken}
+        return self.optimizer(base, **given, **self._options_of(self.optimizer))
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
-        """The gradients of a group's losses, one scalar each, into the parameters."""
-        torch.autograd.backward(torch.stack(list(losses)).sum())
+        """Bring the gradients of a group's losses, one scalar each, into the parameters."""
+        if "per-task backward" in self.needs:
+            optimizer.backward(list(losses))  # type: ignore[attr-defined]  # the need says that it has one
+        else:
+            torch.autograd.backward(torch.stack(list(losses)).sum())
+
+    def _options_of(self, factory: Callable[..., Any]) -> dict[str, Any]:
+        known = keyword_options(factory)
+        return {name: value for name, value in self.options.items() if name in known}
+
+    def _refuse_unknown(self, options: Mapping[str, Any]) -> None:
+        known = self.known_options()
+        if unknown := sorted(options.keys() - known.keys()):
+            raise MethodError(
+                f"Method {self.name!r} takes {', '.join(known) or 'no options'}; found {', '.join(unknown)}."
+            )
 
 
-_NOT_FROM_TEXT = {
-    "shared",
-    "tasks",
-    "process_group",
-    "data_parallel",
-    "task_weights",
-}  # what a word of the command line cannot spell
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")  # differs in every process
 
+_NOT_FROM_TEXT: Final = {"shared", "tasks", "process_group", "data_parallel", "task_weights"}
+"""Parameters that no word of the command line can spell."""
 
-_KINDS: Mapping[type, tuple[tuple[type, ...], str]] = {
+_KINDS: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
     bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
     str: ((str,), "a word"),
 }  # fmt: skip
@@ -126,7 +214,7 @@ _KINDS: Mapping[type, tuple[tuple[type, ...], str]] = {
 
 
 def keyword_options(build: Callable[..., object]) -> dict[str, Any]:
-    """A constructor's keyword-only parameters that one word can spell, and their defaults."""
+    """A factory's keyword-only parameters that one word can spell, and their defaults."""
     return {
         entry.name: entry.default
         for entry in inspect.signature(build).parameters.values()

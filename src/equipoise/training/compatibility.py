@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from equipoise.errors import SettingError
 from equipoise.methods import Method
-from equipoise.methods.updates import AdaTaskMethod, ClippyMethod, PubMethod
 from equipoise.training.faults.non_finite import NonFinite
 from equipoise.training.ranks.parallel import Sharding
 from equipoise.training.ranks.world import World
@@ -32,11 +31,6 @@ class Combination:
     model_options: Mapping[str, Any]
     world: World
     non_finite: NonFinite = "raise"
-
-    @property
-    def needs_tasks_gradients(self) -> bool:
-        """Whether the optimizer starts from every task's own gradient of the shared parameters."""
-        return isinstance(self.method, PubMethod | AdaTaskMethod)
 
     @property
     def with_fsdp(self) -> bool:
@@ -75,7 +69,7 @@ def _sharding_needs_a_group(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _whole_gradients(given: Combination) -> Iterator[str]:
-    if given.with_fsdp and given.needs_tasks_gradients:
+    if given.with_fsdp and "whole gradients" in given.method.needs:
         other = given.sharding.removesuffix("+fsdp") if given.with_torchrec else "ddp"
         yield (
             f"Method {given.method.name!r} needs every task's whole gradient of the shared parameters, which FSDP2 "
@@ -85,7 +79,7 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _whole_updates(given: Combination) -> Iterator[str]:
-    if isinstance(given.method, ClippyMethod) and given.with_torchrec:
+    if given.with_torchrec and "whole updates" in given.method.needs:
         yield (
             f"Method {given.method.name!r} bounds every parameter's step, but TorchRec's tables step in their backward "
             "pass (or, data-parallel, lie apart where the model has one, which changes the bound): use sharding ddp or "
@@ -95,7 +89,7 @@ def _whole_updates(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _averaged_tables(given: Combination) -> Iterator[str]:
-    if given.sharding == "data-parallel" and given.needs_tasks_gradients:
+    if given.sharding == "data-parallel" and "per-task backward" in given.method.needs:
         yield (
             f"Method {given.method.name!r} averages its tasks' gradients itself, but TorchRec averages data-parallel "
             "tables in every backward pass: shard them table-, row- or column-wise, or use sharding ddp."

@@ -18,7 +18,7 @@ from equipoise.forks.fork import Fork
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MODELS, ForkFactory, RankingModel, build_model
+from equipoise.ranking.models import MODELS, RankingModel, build_model
 from equipoise.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.faults.non_finite import (
@@ -135,7 +135,7 @@ class Learner:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 try:
-                    built = build_model(model, schema, fork=_fork_factory(method, group), **options)
+                    built = build_model(model, schema, fork=method.fork_factory(group), **options)
                 except (ValueError, RuntimeError) as error:  # a size that is too small, or too large
                     raise SettingError(f"Model {model!r}: {f'{error}'.splitlines()[0]}") from error
             tasks = [schema.task_names.index(task) for task in group]
@@ -149,7 +149,7 @@ class Learner:
                     built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
                 )
             dense, shared = dense_parameters(module), {id(p) for p in built.shared_parameters()}
-            optimizer = method.optimizer(
+            optimizer = method.build_optimizer(
                 torch.optim.Adam(dense.values(), lr=lr),
                 shared=[p for p in dense.values() if id(p) in shared],
                 tasks=group,
@@ -160,7 +160,7 @@ class Learner:
                     built, module, optimizer, fused_optimizer(module),
                     None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
                     tasks,
-                    Monitor(built, optimizer) if method.monitored else None,
+                    _monitor(built, optimizer),
                 )
             )  # fmt: skip
         self._stage: Literal["whole", "begun", "moving"] = "whole"
@@ -317,13 +317,10 @@ class Learner:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
 
 
-def _fork_factory(method: Method, tasks: Sequence[str]) -> ForkFactory | None:
-    def build() -> Fork:
-        fork = method.fork(tasks)
-        assert fork is not None
-        return fork
-
-    return None if method.fork(tasks) is None else build
+def _monitor(model: RankingModel, optimizer: Optimizer) -> Monitor | None:
+    """A monitor where there is something to watch: a fork, or an optimizer that balances updates."""
+    balances = hasattr(optimizer, "last_gram")
+    return Monitor(model, optimizer) if balances or any(isinstance(part, Fork) for part in model.modules()) else None
 
 
 def _freeze_unused(model: RankingModel, tasks: Sequence[int]) -> None:

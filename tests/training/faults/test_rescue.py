@@ -9,7 +9,7 @@ import torch
 
 from equipoise import Fork
 from equipoise.data import Dataset
-from equipoise.training import METHODS, Learner, NonFiniteError, Run, loop, train
+from equipoise.training import METHODS, Learner, Method, NonFiniteError, Run, loop, train
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "evaluation_rows": 100, "monitor_reads": 9}
 LAST = 13  # of 30 steps, with evaluations and so checkpoints after steps 8, 15, 23 and 30
@@ -60,8 +60,7 @@ def test_what_ends_a_backward_pass_does_before_and_behind_the_fork(tiny: Dataset
 
 @pytest.mark.parametrize("name", ["pub", "pub-adatask"])
 def test_what_ends_the_passes_of_a_task_optimizer_does(tiny: Dataset, tmp_path, monkeypatch, name: str) -> None:
-    method = type(METHODS[name])
-    where = (method, "backward", failing(method.backward, LAST + 1, done=True))
+    where = (Method, "backward", failing(Method.backward, LAST + 1, done=True))
     assert_rescued(tiny, name, tmp_path, monkeypatch, LAST, *where)
 
 

@@ -1,0 +1,82 @@
+"""Every method of equipoise: one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch.distributed as dist
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from equipoise.forks import MultiBalance
+from equipoise.methods.method import Method
+from equipoise.optim import PUB, AdaTask, Clippy
+
+__all__ = ["CATALOGUE"]
+
+_MULTIBALANCE: Final[dict[str, Any]] = {"fork": MultiBalance, "paper": "arXiv 2411.11871", "year": 2024}
+_TASK_GRADIENTS: Final = frozenset({"per-task backward", "whole gradients"})
+_PUB: Final[dict[str, Any]] = {
+    "optimizer": PUB, "paper": "arXiv 2410.05806, ICDM", "year": 2024, "needs": _TASK_GRADIENTS
+}  # fmt: skip
+
+
+def pub_around_adatask(
+    optimizer: Optimizer,
+    *,
+    shared: Sequence[Parameter],
+    tasks: Sequence[str],
+    data_parallel: Module | dist.ProcessGroup | None = None,
+    update_every: int = 10,
+    step: str = "match",
+) -> PUB:
+    """PUB over AdaTask: it balances updates that come from an optimizer state per task."""
+    own = AdaTask(optimizer, shared=shared, data_parallel=data_parallel)
+    return PUB(
+        own, shared=shared, tasks=tasks, data_parallel=data_parallel, utility="update", update_every=update_every,
+        step=step,  # type: ignore[arg-type]  # PUB refuses other words
+    )  # fmt: skip
+
+
+CATALOGUE: Final[tuple[Method, ...]] = (
+    Method(
+        "single-task", "Single task", "One model per task, trained on its loss alone.",
+        needs=frozenset({"a model per task"}),
+    ),
+    Method("equal", "Equal weights", "The plain sum of the losses."),
+    Method(
+        "multibalance", "MultiBalance",
+        "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,
+    ),
+    Method(
+        "multibalance-own-gram", "MultiBalance, own lengths and Gram matrix",
+        "Gradients at the fork in their own averaged length, balanced by their Gram matrix at trace M.",
+        **_MULTIBALANCE, options={"magnitude": "own", "direction": "gram", "beta": 1.0},
+    ),
+    Method(
+        "multibalance-no-magnitude", "MultiBalance, no magnitude", "Ablation: direction alone.",
+        **_MULTIBALANCE, options={"magnitude": "none"},
+    ),
+    Method(
+        "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
+        **_MULTIBALANCE, options={"direction": "none"},
+    ),
+    Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
+    Method(
+        "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.", **_PUB,
+        options={"utility": "update", "step": "authors", "state": "weighted", "update_every": 10},
+    ),
+    Method(
+        "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",
+        **_PUB | {"optimizer": pub_around_adatask},
+    ),
+    Method(
+        "adatask", "AdaTask", "An optimizer state of each task's own on shared parameters.", "AAAI", 2023,
+        optimizer=AdaTask, needs=_TASK_GRADIENTS,
+    ),
+    Method(
+        "clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size.",
+        "arXiv 2302.09178", 2023, optimizer=Clippy, needs=frozenset({"whole updates"}),
+    ),
+)  # fmt: skip
