@@ -192,7 +192,7 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, change: dict, me
 
 def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
-    monkeypatch.setitem(METHODS, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
+    monkeypatch.setitem(METHODS._own, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
     with pytest.raises(FolderError, match=r"method multibalance: .* there, .*beta=0\.9.* here"):
         compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
 

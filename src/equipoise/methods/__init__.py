@@ -101,9 +101,8 @@ def methods_table() -> str:
     """The methods of equipoise as a table in Markdown, as ``docs/methods.md`` shows it.
 
     Example:
-        >>> print(methods_table()[:58])
-        | name | what it does | paper | options |
-        |---|---|---|---|
+        >>> methods_table().splitlines()[0]
+        '| name | what it does | paper | options |'
     """
     lines = ["| name | what it does | paper | options |", "|---|---|---|---|"]
     for method in CATALOGUE:

@@ -156,7 +156,7 @@ class Method:
         return [(task,) for task in tasks] if "a model per task" in self.needs else [tuple(tasks)]
 
     def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
-        """What builds a new fork for these tasks, as often as a model needs one; None for the plain sum of gradients."""
+        """Return a function that builds a new fork for these tasks; None for the plain sum of gradients."""
         return None if self.fork is None else partial(self.fork, list(tasks), **self._options_of(self.fork))
 
     def build_optimizer(
