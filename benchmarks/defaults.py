@@ -60,7 +60,7 @@ def main() -> None:
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["method"], row["seed"], row["lr"]) for row in known}
     jobs = [
-        Job("tune", method, seed, lr)
+        Job(method, seed, lr)
         for seed in SEEDS
         for lr in SETS[chosen.data]
         for method in variants

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from equipoise import data
 from equipoise.compare import runner as runner_module
-from equipoise.compare.describe import FolderError
 from equipoise.compare.jobs import Job, Watch
 from equipoise.compare.plan import Plan
-from equipoise.compare.records import read_runs
+from equipoise.compare.result_folder import FolderError, ResultFolder
+from equipoise.compare.results import Throughput
 from equipoise.compare.runner import compare, train_into
 from equipoise.compare.tuned_rates import GRID
 from equipoise.data import DataError
@@ -27,8 +28,8 @@ METHODS_SHORT = ["equal", "multibalance"]
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Throughput has tests of its own; here it would only take time."""
-    measured = {"ratio": 1.0, "low": 0.9, "high": 1.1, "pairs": 3, "threads": 1}
-    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: dict(measured))
+    measured = Throughput(ratio=1.0, low=0.9, high=1.1, pairs=3)
+    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: measured)
     monkeypatch.setattr(runner_module, "peak_memory", lambda *_: 1000)
 
 
@@ -77,11 +78,12 @@ def test_a_comparison_leaves_plan_runs_and_throughput(tmp_path: Path) -> None:
     assert [method["name"] for method in written["methods"]] == METHODS_SHORT
     assert 0 < written["label_rates"]["click"]["rate"] < 0.5
     assert written["label_rates"]["click"]["labelled"] == 1
+    assert written["label_counts"]["test"]["click"]["labelled"] == 300
+    assert 0 < written["label_counts"]["test"]["click"]["positives"] < 150
     assert Plan.of(**written["options"]) == plan(rates={"equal": 0.01})
     found = results(folder / "runs.jsonl")
     assert list(found) == [("equal", 0), ("multibalance", 0), ("equal", 1), ("multibalance", 1)]
     assert {run["lr"] for run in found.values()} == {0.01, 0.003}
-    assert {run["phase"] for run in found.values()} == {"run"}
     assert json.loads((folder / "throughput.json").read_text())["equal"]["peak_memory"] == 1000
     assert {file.name for file in folder.iterdir()} == {"plan.json", "runs.jsonl", "throughput.json"}
 
@@ -98,7 +100,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
     compare(plan(), tmp_path / "whole", jobs=1)
     with pytest.raises(KeyboardInterrupt):
         compare(plan(), tmp_path / "parts", jobs=1, watch=Interrupting())
-    assert len(read_runs(tmp_path / "parts" / "runs.jsonl")) == 1
+    assert len(ResultFolder(tmp_path / "parts").runs()) == 1
     recorder = Recorder()
     compare(plan(), tmp_path / "parts", jobs=1, watch=recorder)
     assert [(job.method, job.seed) for job in recorder.trained] == [
@@ -117,7 +119,7 @@ def test_an_interrupted_comparison_in_processes_ends_soon_and_keeps_what_is_done
 
     with pytest.raises(KeyboardInterrupt):
         compare(long, tmp_path, jobs=2, watch=AfterFirstStep())
-    assert read_runs(tmp_path / "runs.jsonl") == []
+    assert ResultFolder(tmp_path).runs() == []
     assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 300
 
 
@@ -130,7 +132,7 @@ def test_a_worker_that_dies_is_explained_and_what_is_done_is_kept(tmp_path: Path
 
     with pytest.raises(SettingError, match="fewer jobs than 2"):
         compare(plan(seeds=40), tmp_path, jobs=2, watch=Killing())
-    assert len(read_runs(tmp_path / "runs.jsonl")) >= 1
+    assert len(ResultFolder(tmp_path).runs()) >= 1
 
 
 def test_a_data_file_that_vanishes_before_the_workers_read_it_is_named_and_what_is_done_is_kept(
@@ -197,6 +199,17 @@ def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(tmp_path: Path, m
         compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
 
 
+def test_validation_rows_of_one_class_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = data.load("funnel", rows=1500)
+    validation = replace(made.validation, labels=torch.zeros_like(made.validation.labels))
+    monkeypatch.setattr(runner_module.data, "load", lambda *_, **__: replace(made, validation=validation))
+    with pytest.raises(SettingError, match=r"labels of one class only there \(positives: click: 0 of 150, like: 0 of"):
+        compare(plan(tune=True), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("[]")
     with pytest.raises(FolderError, match="found something else"):
@@ -217,14 +230,14 @@ def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
     monkeypatch.setattr(runner_module, "run_jobs", trained)
     recorder = Recorder()
     compare(plan(tune=True, tune_seeds=2), tmp_path, jobs=1, watch=recorder)
-    tuned = [job for job in recorder.trained if job.phase == "tune"]
+    tuned = [job for job in recorder.trained if job.seed >= 1000]
     assert len(tuned) == 2 * len(GRID) * 2  # methods × rates × seeds: the same budget for each
-    assert {job.seed for job in tuned}.isdisjoint(job.seed for job in recorder.trained if job.phase == "run")
+    assert {job.seed for job in tuned}.isdisjoint(job.seed for job in recorder.trained if job.seed < 1000)
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["rates"] == best
     assert written["grid"] == list(GRID)
-    assert {(run.method, run.lr) for run in read_runs(tmp_path / "runs.jsonl")} == set(best.items())
-    assert '"phase": "tune"' in (tmp_path / "tuning.jsonl").read_text()
+    assert {(run.method, run.lr) for run in ResultFolder(tmp_path).runs()} == set(best.items())
+    assert len(ResultFolder(tmp_path).tuning_runs()) == len(tuned)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_the_ratio_is_the_median_of_interleaved_pairs(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(throughput_module, "_seconds", clock)
     measured = throughput_ratio(slow, fast, [batch()], pairs=5, steps=4)
-    assert measured["ratio"] == statistics.median([1 / 3] * 5)
-    assert measured["pairs"] == 5
+    assert measured.ratio == statistics.median([1 / 3] * 5)
+    assert measured.pairs == 5
     assert order == ["slow", "fast"] + ["fast", "slow", "slow", "fast"] * 2 + ["fast", "slow"]
 
 
@@ -56,7 +56,7 @@ def test_blocks_take_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = learner(), learner()
     measured = throughput_ratio(one, other, [batch()], pairs=2, steps=3)
     assert (taken.count(one), taken.count(other)) == (9, 9)
-    assert measured["low"] <= measured["ratio"] <= measured["high"]
+    assert measured.low <= measured.ratio <= measured.high
 
 
 def test_nothing_to_measure_is_refused() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from equipoise.compare.results import read_results
+from equipoise.compare.result_folder import ResultFolder
 from equipoise.report.analysis import analyse, has_natural_view
 
 
@@ -33,7 +33,7 @@ def by_hand(folder, method, metric, view="test"):
 @pytest.mark.parametrize("view", ["test", "test_natural"])
 def test_means_and_gains_are_those_computed_by_hand(comparison, view):
     folder = comparison()
-    found = analyse(read_results(folder), view).method("multibalance")
+    found = analyse(ResultFolder(folder).results(), view).method("multibalance")
     ours, equal = by_hand(folder, "multibalance", "ne", view), by_hand(folder, "equal", "ne", view)
     assert found.ne == pytest.approx(ours.mean())
     gains = 100 * (equal.mean(1) - ours.mean(1)) / equal.mean(1)
@@ -45,7 +45,7 @@ def test_means_and_gains_are_those_computed_by_hand(comparison, view):
 
 def test_transfer_compares_with_training_alone(comparison):
     folder = comparison()
-    equal = analyse(read_results(folder)).method("equal")
+    equal = analyse(ResultFolder(folder).results()).method("equal")
     joint, alone = by_hand(folder, "equal", "auc"), by_hand(folder, "single-task", "auc")
     assert equal.tasks["multiple"].auc_transfer.mean == pytest.approx((joint - alone)[:, 2].mean())
     assert equal.tasks["multiple"].auc_transfer.better
@@ -54,14 +54,14 @@ def test_transfer_compares_with_training_alone(comparison):
 
 def test_delta_m_averages_both_metrics_over_all_tasks(comparison):
     folder = comparison()
-    found = analyse(read_results(folder)).method("pub").delta_m
+    found = analyse(ResultFolder(folder).results()).method("pub").delta_m
     auc = by_hand(folder, "pub", "auc") / by_hand(folder, "single-task", "auc") - 1
     ne = 1 - by_hand(folder, "pub", "ne") / by_hand(folder, "single-task", "ne")
     assert found.mean == pytest.approx(100 * (auc.mean() + ne.mean()) / 2)
 
 
 def test_holm_counts_every_test_of_its_table(comparison):
-    analysis = analyse(read_results(comparison(methods=("equal", "multibalance", "pub", "clippy"))))
+    analysis = analyse(ResultFolder(comparison(methods=("equal", "multibalance", "pub", "clippy"))).results())
     raw = sorted(entry.ne_gain.over_seeds.p for entry in analysis.methods if entry.ne_gain)
     assert min(entry.ne_gain.adjusted_p for entry in analysis.methods if entry.ne_gain) == pytest.approx(3 * raw[0])
     cells = [entry.tasks[task].ne_gain for entry in analysis.methods if entry.ne_gain for task in analysis.tasks]
@@ -71,14 +71,14 @@ def test_holm_counts_every_test_of_its_table(comparison):
 
 def test_diverged_and_missing_seeds_are_counted_and_left_out(comparison):
     folder = comparison(seeds=4, diverged=(("pub", 0),), left_out=(("pub", 1),))
-    found = analyse(read_results(folder)).method("pub")
+    found = analyse(ResultFolder(folder).results()).method("pub")
     assert (found.ok, found.diverged, found.missing) == (2, 1, 1)
     assert (found.ne_gain.over_seeds.pairs, found.ne_gain.over_seeds.unpaired) == (2, 2)
 
 
 def test_ranking_puts_the_lowest_mean_ne_first_and_what_has_none_last(comparison):
     folder = comparison(methods=("clippy", "equal", "multibalance"), seeds=1, diverged=(("clippy", 0),))
-    names = [entry.method.name for entry in analyse(read_results(folder)).ranked]
+    names = [entry.method.name for entry in analyse(ResultFolder(folder).results()).ranked]
     assert names == ["multibalance", "equal", "clippy"]
 
 
@@ -88,9 +88,9 @@ def test_a_task_that_cannot_be_scored_is_in_no_mean(comparison):
     def without_coupon(run):
         run["test"]["coupon"] = dict.fromkeys(("auc", "ne", "log_loss", "calibration"))
 
-    before = analyse(read_results(folder)).method("pub")
+    before = analyse(ResultFolder(folder).results()).method("pub")
     rewrite(folder, without_coupon)
-    analysis = analyse(read_results(folder))
+    analysis = analyse(ResultFolder(folder).results())
     assert analysis.unscored == ("coupon",)
     assert analysis.tasks == ("category", "purchase", "multiple", "repeat")
     expected = math.fsum(before.tasks[task].ne for task in analysis.tasks) / 4
@@ -98,16 +98,16 @@ def test_a_task_that_cannot_be_scored_is_in_no_mean(comparison):
 
 
 def test_without_single_task_training_nothing_is_compared_with_it(comparison):
-    found = analyse(read_results(comparison(methods=("equal", "pub"), seeds=2))).method("pub")
+    found = analyse(ResultFolder(comparison(methods=("equal", "pub"), seeds=2)).results()).method("pub")
     assert found.delta_m is None
     assert found.tasks["coupon"].ne_transfer is None
 
 
 def test_without_equal_weights_there_is_no_gain(comparison):
-    found = analyse(read_results(comparison(methods=("multibalance", "pub"), seeds=2))).method("pub")
+    found = analyse(ResultFolder(comparison(methods=("multibalance", "pub"), seeds=2)).results()).method("pub")
     assert found.ne_gain is None
 
 
 def test_the_natural_view_is_there_only_where_runs_have_it(comparison):
-    assert has_natural_view(read_results(comparison(seeds=1)))
-    assert not has_natural_view(read_results(comparison(seeds=1, natural=False)))
+    assert has_natural_view(ResultFolder(comparison(seeds=1)).results())
+    assert not has_natural_view(ResultFolder(comparison(seeds=1, natural=False)).results())

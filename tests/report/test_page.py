@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from equipoise.compare.results import ReportError
+from equipoise.compare.result_folder import FolderError
 from equipoise.report.page import result_rows, write_markdown, write_report
 
 HOSTILE = '<script>alert(1)</script> & "quoted" | {{ 7 * 7 }}'
@@ -229,7 +229,7 @@ def test_a_damaged_folder_keeps_the_report_it_had(comparison):
     folder = comparison(methods=SOME, seeds=1)
     first = write_report(folder).read_bytes()
     (folder / "plan.json").write_text("{}")
-    with pytest.raises(ReportError, match=r"plan\.json"):
+    with pytest.raises(FolderError, match=r"plan\.json"):
         write_report(folder)
     assert (folder / "report.html").read_bytes() == first
 
@@ -249,3 +249,18 @@ def test_a_browser_draws_every_visible_chart(comparison, tmp_path):
     # one of the two gain charts is hidden with its view
     assert found.stdout.count('data-drawn="yes"') == 5
     assert found.stdout.count('class="main-svg"') >= 2 * 7
+
+
+def test_a_task_without_positives_in_validation_makes_no_rate_look_diverged(comparison):
+    folder = comparison(methods=("equal", "pub"), seeds=2)
+    runs = [json.loads(line) for line in (folder / "tuning.jsonl").read_text().splitlines()]
+    for run in runs:
+        run["validation"]["coupon"] = {"auc": None, "ne": None}
+    (folder / "tuning.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    page = page_of(folder)
+    assert (
+        "diverged"
+        not in write_markdown(folder).read_text(encoding="utf-8").split("## Learning rates")[1].split("## Data")[0]
+    )
+    tuning = charts_of(page)[-1]
+    assert {len(trace["x"]) for trace in tuning[0][0]["figure"]["data"]} == {3}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from equipoise.compare.results import read_results
+from equipoise.compare.result_folder import ResultFolder
 from equipoise.report.analysis import analyse
 from equipoise.report.words import cautions, summary, transfer_summary
 
@@ -14,12 +14,12 @@ def plain(sentences):
 
 
 def told(folder, tell=summary):
-    results = read_results(folder)
+    results = ResultFolder(folder).results()
     return plain(tell(results, analyse(results)))
 
 
 def transfer(folder):
-    return plain(transfer_summary(analyse(read_results(folder))))
+    return plain(transfer_summary(analyse(ResultFolder(folder).results())))
 
 
 def better_alone(folder, ne):

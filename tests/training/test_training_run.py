@@ -27,10 +27,11 @@ def test_keys_of_the_line_that_are_not_the_runs_are_left_out() -> None:
     assert Run.from_json(line).method == "pub"
 
 
-def test_mean_validation_ne_is_infinite_where_it_cannot_be_compared() -> None:
+def test_mean_validation_ne_tells_undefined_from_diverged() -> None:
     run = full_run()
     assert run.mean_validation_ne == 0.6
     run.status = "diverged"
     assert run.mean_validation_ne == math.inf
-    assert Run("equal", 0, 1e-3).mean_validation_ne == math.inf
-    assert Run("equal", 0, 1e-3, validation={"a": {"ne": math.nan}}).mean_validation_ne == math.inf
+    assert Run("equal", 0, 1e-3, validation={"a": {"ne": math.nan}, "b": {"ne": 0.5}}).mean_validation_ne == 0.5
+    assert math.isnan(Run("equal", 0, 1e-3, validation={"a": {"ne": math.nan}}).mean_validation_ne)
+    assert math.isnan(Run("equal", 0, 1e-3).mean_validation_ne)

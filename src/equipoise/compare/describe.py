@@ -1,8 +1,7 @@
-"""What a comparison's ``plan.json`` says, and whether a folder's plan is that of the same comparison."""
+"""The content of a comparison's ``plan.json``, and the checks that compare it with a folder and with the data."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 
 from equipoise.compare.plan import Plan
+from equipoise.compare.result_folder import FolderError, ResultFolder
 from equipoise.data import Dataset
 from equipoise.training import Method, SettingError
 
-__all__ = ["FolderError", "check_folder", "cpu_name", "describe"]
+__all__ = ["check_same_comparison", "check_tunable", "cpu_name", "describe"]
 
 _SAME_COMPARISON = (
     "data",
@@ -29,10 +29,6 @@ _SAME_COMPARISON = (
     "loss_scale",
     "non_finite",
 )
-
-
-class FolderError(SettingError):
-    """The folder holds another comparison: the message says what differs."""
 
 
 def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[str, Any]:
@@ -60,6 +56,7 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
         "grid": list(plan.grid) if plan.tune else None,
         "rows": {name: len(split) for name, split in splits.items()},
         "label_rates": _label_rates(dataset),
+        "label_counts": label_counts(dataset),
         "options": plan.model_dump(mode="json"),
         "versions": {
             "equipoise": version("equipoise"), "torch": torch.__version__,
@@ -69,38 +66,59 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
     }  # fmt: skip
 
 
-def check_folder(folder: Path, description: Mapping[str, Any]) -> None:
+def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) -> None:
     """Refuse to add to runs that were made with other settings.
 
     Raises:
         FolderError: the folder's plan differs in more than methods, seeds and rates, or cannot be read.
     """
-    path = folder / "plan.json"
-    if not path.exists():
+    if not folder.has_plan():
         return
-    try:
-        found = json.loads(path.read_text())
-        before, settings = found["options"], {entry["name"]: entry["settings"] for entry in found["methods"]}
-        before.keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FolderError(f"Expected the plan of a comparison in {path}, found something else: remove it.") from error
-    now = description["options"]
+    before, now = folder.plan(), description["options"]
     differing = [
-        f"{name}: {before.get(name)} there, {now[name]} here"
+        f"{name}: {before.options.get(name)} there, {now[name]} here"
         for name in _SAME_COMPARISON
-        if before.get(name) != now[name]
+        if before.options.get(name) != now[name]
     ]
-    if found.get("rows") != description["rows"]:
-        differing.append(f"rows: {found.get('rows')} there, {description['rows']} here")
+    if before.rows != description["rows"]:
+        differing.append(f"rows: {before.rows} there, {description['rows']} here")
+    settings = {method.name: method.settings for method in before.methods}
     for entry in description["methods"]:
         there = settings.get(entry["name"], entry["settings"])
         if there != entry["settings"]:
             differing.append(f"method {entry['name']}: {there} there, {entry['settings']} here")
     if differing:
         raise FolderError(
-            f"{folder} holds a comparison with other settings:\n  " + "\n  ".join(differing)
+            f"{folder.path} holds a comparison with other settings:\n  " + "\n  ".join(differing)
             + "\nName another folder with --out, or remove this one."
         )  # fmt: skip
+
+
+def check_tunable(dataset: Dataset) -> None:
+    """Refuse to tune where no task has both a positive and a negative label among the validation rows.
+
+    Raises:
+        SettingError: NE, by which rates are chosen, is not defined for any task.
+    """
+    counts = label_counts(dataset)["validation"]
+    if not any(0 < task["positives"] < task["labelled"] for task in counts.values()):
+        found = ", ".join(f"{name}: {task['positives']} of {task['labelled']}" for name, task in counts.items())
+        raise SettingError(
+            f"Rates cannot be chosen on the validation rows: each task has labels of one class only there (positives: "
+            f"{found}). Use more rows, or give the rates with --rate instead of --tune."
+        )
+
+
+def label_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+    """Return, for each split and task, how many rows are labelled and how many of them are positive."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    return {
+        name: {
+            task: {"labelled": int(column.isfinite().sum()), "positives": int((column > 0).sum())}
+            for task, column in zip(dataset.schema.task_names, split.labels.unbind(1), strict=True)
+        }
+        for name, split in splits.items()
+    }
 
 
 def _label_rates(dataset: Dataset) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
-from typing import Literal
+from typing import Self
 
 import torch
 
@@ -35,10 +35,14 @@ _REPORT_EVERY = 10  # steps between two messages of a worker
 class Job:
     """One training run of a comparison."""
 
-    phase: Literal["tune", "run"]
     method: str
     seed: int
     lr: float
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return the job that gives this run."""
+        return cls(run.method, run.seed, run.lr)
 
 
 class Watch:

@@ -1,27 +1,24 @@
-"""Reading the folder of a comparison: the plan, the runs that finished so far, tuning, throughput."""
+"""The results of a comparison: its plan, the runs finished so far, tuning and throughput."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
-from equipoise.training import Run, SettingError
+from equipoise.training import Run
 
 __all__ = [
     "EQUAL_WEIGHTS",
     "SINGLE_TASK",
+    "LabelCount",
     "LabelRate",
     "PlannedMethod",
     "PlannedRuns",
-    "ReportError",
     "Results",
     "Throughput",
-    "read_results",
 ]
 
 EQUAL_WEIGHTS = "equal"
@@ -29,10 +26,6 @@ EQUAL_WEIGHTS = "equal"
 
 SINGLE_TASK = "single-task"
 """One model per task: what negative transfer and delta-m are measured against."""
-
-
-class ReportError(SettingError):
-    """A folder cannot be reported on: the message says what was expected, what was found and what to do."""
 
 
 class PlannedMethod(BaseModel):
@@ -52,23 +45,16 @@ class LabelRate(BaseModel):
     labelled: float | None = None
 
 
-class PlannedOptions(BaseModel):
-    """The settings of the command that made the comparison."""
+class LabelCount(BaseModel):
+    """How many rows of a split have a task's label, and how many of them are positive."""
 
-    data: str | None = None
-    model: str | None = None
-    seeds: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    schedule: str | None = None
-    non_finite: str | None = None
-    data_options: dict[str, Any] = Field(default_factory=dict)
-    model_options: dict[str, Any] = Field(default_factory=dict)
-    loss_scale: dict[str, Any] = Field(default_factory=dict)
-    rates: dict[str, Any] = Field(default_factory=dict)
-    methods: list[str] = Field(default_factory=list)
-    tune: bool = False
-    tune_seeds: int = 1
+    labelled: int
+    positives: int
+
+    @property
+    def of_rarer_class(self) -> int:
+        """How many rows have the label that is seen less often."""
+        return min(self.positives, self.labelled - self.positives)
 
 
 class PlannedRuns(BaseModel):
@@ -88,10 +74,15 @@ class PlannedRuns(BaseModel):
     grid: list[float] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     label_rates: dict[str, LabelRate] = Field(default_factory=dict)
+    label_counts: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
     generated: bool = False
-    options: PlannedOptions = Field(default_factory=PlannedOptions)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def uses(self, run: Run) -> bool:
+        """Return whether a run was made at the rate that the plan has for its method."""
+        return run.lr == self.rates.get(run.method, run.lr)
 
 
 class Throughput(BaseModel):
@@ -102,9 +93,6 @@ class Throughput(BaseModel):
     high: float | None = None
     pairs: int = 0
     peak_memory: float | None = None
-
-
-_THROUGHPUT: Final = TypeAdapter(dict[str, Throughput])
 
 
 @dataclass(frozen=True)
@@ -132,66 +120,3 @@ class Results:
         """One method's finished runs, diverged ones included, in the order of the plan's seeds."""
         found = {run.seed: run for run in self.runs if run.method == method}
         return [found[seed] for seed in self.plan.seeds if seed in found]
-
-
-def read_results(folder: Path) -> Results:
-    """What ``equipoise compare`` has written into ``folder`` so far.
-
-    A comparison may still be running: a last line without its end is left out.
-
-    Raises:
-        ReportError: there is no plan in the folder, or a file in it is not what ``equipoise compare`` writes.
-    """
-    plan_file = folder / "plan.json"
-    if not plan_file.is_file():
-        raise ReportError(
-            f"Expected the folder of a comparison with a plan.json in it, found none in {folder}: "
-            "run 'equipoise compare' first, or name its folder."
-        )
-    try:
-        plan = PlannedRuns.model_validate_json(plan_file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ReportError(
-            f"{plan_file}: {where}: {first['msg']}. Run 'equipoise compare' again to write the plan anew."
-        ) from error
-    names = {method.name for method in plan.methods}
-    last = {
-        (run.method, run.seed): run
-        for run in _read_runs(folder / "runs.jsonl")
-        # a folder that was tuned again also holds runs at the rates before
-        if run.method in names and run.seed in plan.seeds and run.lr == plan.rates.get(run.method, run.lr)
-    }
-    return Results(plan, tuple(last.values()), tuple(_read_runs(folder / "tuning.jsonl")), _read_throughput(folder))
-
-
-def _read_runs(file: Path) -> list[Run]:
-    if not file.is_file():
-        return []
-    *lines, unfinished = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    del unfinished  # empty after a complete last line; else another process is just writing it
-    runs = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            runs.append(Run.from_json(line))
-        except ValueError as error:
-            raise ReportError(
-                f"{file}, line {number}: expected one finished run as JSON, found {line[:60]!r}: "
-                "remove the line and run 'equipoise compare' again, which repeats only missing runs."
-            ) from error
-    return runs
-
-
-def _read_throughput(folder: Path) -> dict[str, Throughput]:
-    file = folder / "throughput.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = _THROUGHPUT.validate_json(file.read_bytes())
-    except ValueError as error:
-        raise ReportError(
-            f"{file}: expected ratio, low, high and pairs for every method, found something else: "
-            "remove the file and run 'equipoise compare' again, which measures the speed anew."
-        ) from error
-    return {method: entry for method, entry in found.items() if math.isfinite(entry.ratio)}

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import data
-from equipoise.compare.describe import check_folder, describe
+from equipoise.compare.describe import check_same_comparison, check_tunable, describe
 from equipoise.compare.jobs import Job, Watch, cores, run_jobs
 from equipoise.compare.plan import Plan
-from equipoise.compare.records import append_run, read_runs, write_json
+from equipoise.compare.result_folder import ResultFolder, write_json
+from equipoise.compare.results import EQUAL_WEIGHTS
 from equipoise.compare.throughput import peak_memory, throughput_ratio
+from equipoise.compare.tuning import choose_rates
 from equipoise.data import Dataset
 from equipoise.training import (
     METHODS,
@@ -64,10 +66,13 @@ def compare(plan: Plan, folder: Path, /, *, jobs: int | None = None, watch: Watc
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         _learner(plan, dataset, method)
     count_steps(dataset, epochs=plan.epochs, batch_size=plan.batch_size)
+    if plan.tune:
+        check_tunable(dataset)
     description = describe(plan, dataset, methods)
     with own_folder(folder):
-        check_folder(folder, description)
-        _Comparison(plan, dataset, methods, folder, jobs or cores(), watch).run(description)
+        results = ResultFolder(folder)
+        check_same_comparison(results, description)
+        _Comparison(plan, dataset, methods, results, jobs or cores(), watch).run(description)
 
 
 @dataclass(frozen=True)
@@ -75,69 +80,52 @@ class _Comparison:
     plan: Plan
     dataset: Dataset
     methods: Sequence[Method]
-    folder: Path
+    folder: ResultFolder
     workers: int
     watch: Watch
 
     def run(self, description: dict[str, Any]) -> None:
         rates = {method.name: self.plan.rate(method.name) for method in self.methods}
-        write_json(self.folder / "plan.json", description | {"rates": rates})
+        self.folder.write_plan(description | {"rates": rates})
         if self.plan.tune:
-            rates = self._tune()
-            write_json(self.folder / "plan.json", description | {"rates": rates})
-        todo = [Job("run", name, seed, lr) for seed in range(self.plan.seeds) for name, lr in rates.items()]
-        self._done("Training", todo, self.folder / "runs.jsonl")
+            rates = choose_rates(self._tuning_runs())
+            self.folder.write_plan(description | {"rates": rates})
+        todo = [Job(name, seed, lr) for seed in range(self.plan.seeds) for name, lr in rates.items()]
+        self._do("Training", todo, self.folder.runs(), self.folder.add_run)
         self._measure_throughput()
 
-    def _tune(self) -> dict[str, float]:
-        """Each method's rate: that of the grid with the lowest mean validation NE over the tuning seeds."""
+    def _tuning_runs(self) -> list[Run]:
+        """Train every method at every rate of the grid with the tuning seeds."""
         seeds = range(_TUNING_SEED, _TUNING_SEED + self.plan.tune_seeds)
-        names, grid = [method.name for method in self.methods], self.plan.grid
-        todo = [Job("tune", name, seed, lr) for seed in seeds for name in names for lr in grid]
-        runs = self._done("Tuning", todo, self.folder / "tuning.jsonl")
+        todo = [Job(method.name, seed, lr) for seed in seeds for method in self.methods for lr in self.plan.grid]
+        return self._do("Tuning", todo, self.folder.tuning_runs(), self.folder.add_tuning_run)
 
-        def reached(name: str, lr: float) -> float:
-            return sum(runs[Job("tune", name, seed, lr)].mean_validation_ne for seed in seeds)
-
-        return {name: min(grid, key=partial(reached, name)) for name in names}
-
-    def _done(self, title: str, todo: Sequence[Job], path: Path) -> dict[Job, Run]:
-        """Every job's run, from the file where it holds it, else trained now and added to it."""
-        known = {(run.method, run.seed, run.lr): run for run in read_runs(path)}
-        done = {job: known[key] for job in todo if (key := (job.method, job.seed, job.lr)) in known}
+    def _do(self, title: str, todo: Sequence[Job], finished: Sequence[Run], add: Callable[[Run], None]) -> list[Run]:
+        """Return the run of each job: out of ``finished`` where it is there, else trained now and added."""
+        known = {Job.of(run): run for run in finished}
+        done = {job: known[job] for job in todo if job in known}
         left = [job for job in todo if job not in done]
         self.watch.phase(title, len(todo), len(done))
         with closing(run_jobs(self.plan, self.dataset, left, self.workers, self.watch)) as results:
             for job, run in results:
-                append_run(path, run, phase=job.phase)
+                add(run)
                 done[job] = run
                 self.watch.finish(job, run)
-        return done
+        return [done[job] for job in todo]
 
     def _measure_throughput(self) -> None:
-        """Throughput against equal weights and memory of the steps, of each method not measured before."""
-        path = self.folder / "throughput.json"
-        measured = _measured(path)
+        """Measure the throughput against equal weights and the memory of each method not measured before."""
+        measured = self.folder.throughput()
         left = [method for method in self.methods if method.name not in measured]
         self.watch.phase("Measuring throughput", len(self.methods), len(self.methods) - len(left))
         batches = list(islice(self.dataset.train.batches(self.plan.batch_size), _THROUGHPUT_BATCHES))
-        reference = _learner(self.plan, self.dataset, METHODS["equal"])
+        reference = _learner(self.plan, self.dataset, METHODS[EQUAL_WEIGHTS])
         for method in left:
             build = partial(_learner, self.plan, self.dataset, method)
-            ratio = throughput_ratio(build(), reference, batches)
-            measured[method.name] = ratio | {"peak_memory": peak_memory(build, batches[0])}
-            write_json(path, measured)
+            speed = throughput_ratio(build(), reference, batches)
+            measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
+            self.folder.write_throughput(measured)
             self.watch.advance()
-
-
-def _measured(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise SettingError(f"Expected each method's speed as JSON in {path}, found something else: remove it.")
-    return found
 
 
 def _load(plan: Plan, watch: Watch) -> Dataset:
@@ -183,7 +171,7 @@ def train_into(
     method = parse_method(plan.methods[0])
     with own_folder(folder, world):
         dataset = _load(plan, watch)
-        job = Job("run", method.name, seed, plan.rate(method.name))
+        job = Job(method.name, seed, plan.rate(method.name))
         writes = world is None or world.rank == 0
 
         def progress(done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from math import comb
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from equipoise.compare.results import Throughput
 from equipoise.schema import Batch
 from equipoise.training import Learner
 
@@ -22,7 +23,7 @@ _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradi
 
 def throughput_ratio(
     learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 6, steps: int = 10
-) -> dict[str, float]:
+) -> Throughput:
     """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
     process.
 
@@ -31,8 +32,7 @@ def throughput_ratio(
     of both warms up and is not counted.
 
     Returns:
-        ``ratio``, the median over pairs; ``low`` and ``high``, its interval by order statistics, of at least
-        95 % where ``pairs`` is at least 6; ``pairs``; ``threads``.
+        the median over pairs, and its interval by order statistics, of at least 95 % where ``pairs`` is at least 6.
 
     Raises:
         ValueError: there are fewer than one pair or step, or no batch.
@@ -52,8 +52,7 @@ def throughput_ratio(
             own = _seconds(learner, stream, steps)
         ratios.append(other / own)
     low, high = median_interval(ratios)
-    threads = torch.get_num_threads()
-    return {"ratio": statistics.median(ratios), "low": low, "high": high, "pairs": pairs, "threads": threads}
+    return Throughput(ratio=statistics.median(ratios), low=low, high=high, pairs=pairs)
 
 
 def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, Literal
 
 from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.compare.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, MethodResult
 from equipoise.training import Run
 
@@ -103,13 +104,14 @@ def curve_chart(results: Results) -> Chart | None:
 def tuning_chart(results: Results) -> Chart | None:
     """Mean validation NE over the grid of learning rates per method; a large marker is the chosen rate."""
     rates = sorted({run.lr for run in results.tuning})
+    tasks = tasks_with_ne(results.tuning)
     data = []
     for method in results.plan.methods:
         points = {
-            lr: _mean(run.mean_validation_ne for run in results.tuning if (run.method, run.lr) == (method.name, lr))
+            lr: mean_ne([run for run in results.tuning if (run.method, run.lr) == (method.name, lr)], tasks)
             for lr in rates
         }
-        known = {lr: mean for lr, mean in points.items() if mean is not None}
+        known = {lr: mean for lr, mean in points.items() if mean is not None and math.isfinite(mean)}
         if known:
             style = _style(results, method.name)
             chosen = results.plan.rates.get(method.name)

@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from equipoise.compare.results import PlannedOptions, Results, read_results
+from equipoise.compare.result_folder import ResultFolder
+from equipoise.compare.results import Results
 from equipoise.report import tables
 from equipoise.report import words as text
 from equipoise.report.analysis import Analysis, View, analyse, has_natural_view
@@ -37,9 +38,9 @@ def write_report(folder: Path) -> Path:
     The file holds everything it needs (plotly.js too, about 5 MB) and asks nothing of a network.
 
     Raises:
-        ReportError: the folder holds no comparison, or a file in it is damaged.
+        FolderError: the folder holds no comparison, or a file in it is damaged.
     """
-    results = read_results(folder)
+    results = ResultFolder(folder).results()
     environment = Environment(
         loader=PackageLoader("equipoise.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -53,9 +54,9 @@ def write_markdown(folder: Path) -> Path:
     """Write ``report.md``, the report's words and tables without its charts, and return its path.
 
     Raises:
-        ReportError: the folder holds no comparison, or a file in it is damaged.
+        FolderError: the folder holds no comparison, or a file in it is damaged.
     """
-    results = read_results(folder)
+    results = ResultFolder(folder).results()
     content = _content(results)
     lines = [f"# {_no_tags(content['title'])}", "", _no_tags(content["subtitle"]), ""]
     if results.plan.generated:
@@ -90,9 +91,9 @@ def result_rows(folder: Path) -> list[dict[str, str]]:
     """The report's main table for a terminal: per method, best mean NE first, column titles to their text.
 
     Raises:
-        ReportError: the folder holds no comparison, or a file in it is damaged.
+        FolderError: the folder holds no comparison, or a file in it is damaged.
     """
-    table = tables.main_table(analyse(read_results(folder)))
+    table = tables.main_table(analyse(ResultFolder(folder).results()))
     return [
         {column.title: _one_line(cell) for column, cell in zip(table.columns, row.cells, strict=True)}
         for row in table.rows
@@ -228,23 +229,22 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
 
 
-def _command(options: PlannedOptions) -> str:
+def _command(options: Mapping[str, Any]) -> str:
     """The command that makes this comparison, from the settings the plan holds."""
     words = ["equipoise", "compare"]
-    for flag, name in [("--data", "data"), ("--model", "model"), ("--seeds", "seeds"), ("--epochs", "epochs"),
-                       ("--batch-size", "batch_size"), ("--schedule", "schedule")]:  # fmt: skip
-        if (value := getattr(options, name)) is not None:
-            words += [flag, str(value)]
+    for name in ("data", "model", "seeds", "epochs", "batch_size", "schedule"):
+        if options.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
     for flag, name in [("--data-option", "data_options"), ("--model-option", "model_options"),
                        ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
-        for key, value in getattr(options, name).items():
+        for key, value in options.get(name, {}).items():
             words += [flag, f"{key}={_as_typed(value)}"]
-    if options.non_finite not in {None, "raise"}:
-        words += ["--non-finite", str(options.non_finite)]
-    if options.methods:
-        words += ["--methods", ",".join(options.methods)]
-    if options.tune:
-        words += ["--tune", "--tune-seeds", str(options.tune_seeds)]
+    if options.get("non_finite", "raise") != "raise":
+        words += ["--non-finite", options["non_finite"]]
+    if options.get("methods"):
+        words += ["--methods", ",".join(options["methods"])]
+    if options.get("tune"):
+        words += ["--tune", "--tune-seeds", str(options.get("tune_seeds", 1))]
     return shlex.join(words)
 
 

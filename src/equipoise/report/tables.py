@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from equipoise.compare.results import Results
+from equipoise.compare.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, Gain, MethodResult, TaskResult
 from equipoise.report.statistics import PairedComparison
 
@@ -282,6 +283,7 @@ def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
 def tuning_table(results: Results) -> Table:
     """Validation mean NE of every method at every rate of the grid; the chosen rate is marked."""
     grid = sorted({run.lr for run in results.tuning})
+    tasks = tasks_with_ne(results.tuning)
     columns = [Column("Method", numeric=False), *(Column(rate(lr)) for lr in grid), Column("Chosen")]
     rows = []
     for method in results.plan.methods:
@@ -291,8 +293,7 @@ def tuning_table(results: Results) -> Table:
         chosen = results.plan.rates.get(method.name)
         cells = [Cell(method.label)]
         for lr in grid:
-            values = [run.mean_validation_ne for run in own if run.lr == lr]
-            mean = math.fsum(values) / len(values) if values else None
+            mean = mean_ne([run for run in own if run.lr == lr], tasks)
             text = "diverged" if mean is not None and math.isinf(mean) else number(mean, 4)
             cells.append(Cell(text, tone="best" if lr == chosen else ""))
         at_edge = len(grid) > 1 and chosen in {grid[0], grid[-1]}

@@ -67,15 +67,18 @@ class Run:
 
     @property
     def mean_validation_ne(self) -> float:
-        """Mean over tasks of the normalized entropy on the validation split; infinite if the run diverged.
+        """Mean of the normalized entropy on the validation split, over the tasks for which it is defined.
+
+        NaN if it is defined for none; infinite if the run diverged.
 
         Example:
             >>> Run("equal", 0, 1e-3, validation={"a": {"ne": 0.5}, "b": {"ne": 0.7}}).mean_validation_ne
             0.6
         """
-        values = [metrics["ne"] for metrics in self.validation.values()]
-        mean = sum(values) / len(values) if values and self.status == "ok" else math.inf
-        return mean if math.isfinite(mean) else math.inf
+        if self.status == "diverged":
+            return math.inf
+        defined = [ne for metrics in self.validation.values() if math.isfinite(ne := metrics["ne"])]
+        return sum(defined) / len(defined) if defined else math.nan
 
     def to_json(self) -> str:
         """One line of strict JSON.

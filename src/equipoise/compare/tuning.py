@@ -1,0 +1,71 @@
+"""Choosing each method's learning rate on validation data: from the runs of tuning to the chosen rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from equipoise.errors import SettingError
+from equipoise.training import Run
+
+__all__ = ["choose_rates", "mean_ne", "tasks_with_ne"]
+
+
+def tasks_with_ne(runs: Iterable[Run], /) -> tuple[str, ...]:
+    """Return the tasks whose validation NE is defined in every run that ended well.
+
+    NE is not defined for a task whose validation rows hold one class only. Means are compared over the same tasks for
+    all methods, rates and seeds, so a task that lacks a value anywhere is in none of them.
+
+    Example:
+        >>> one = Run("equal", 0, 1e-3, validation={"click": {"ne": 0.9}, "buy": {"ne": math.nan}})
+        >>> tasks_with_ne([one, Run("equal", 0, 1.0, status="diverged")])
+        ('click',)
+    """
+    ended_well = [run for run in runs if run.status == "ok"]
+    return tuple(
+        task
+        for task in (ended_well[0].validation if ended_well else ())
+        if all(math.isfinite(run.validation.get(task, {}).get("ne", math.nan)) for run in ended_well)
+    )
+
+
+def mean_ne(runs: Sequence[Run], tasks: Sequence[str], /) -> float | None:
+    """Return the mean validation NE over runs and tasks: infinite if a run diverged, None without a run or a task.
+
+    Example:
+        >>> mean_ne([Run("equal", 0, 1e-3, validation={"click": {"ne": 0.75}})], ["click"])
+        0.75
+    """
+    if any(run.status == "diverged" for run in runs):
+        return math.inf
+    values = [run.validation[task]["ne"] for run in runs for task in tasks]
+    return math.fsum(values) / len(values) if values else None
+
+
+def choose_rates(runs: Sequence[Run], /) -> dict[str, float]:
+    """Return each method's rate: that with the lowest mean validation NE, the lowest rate where all diverged.
+
+    Raises:
+        SettingError: no task's NE is defined on the validation rows.
+
+    Example:
+        >>> good, bad = {"click": {"ne": 0.7}}, {"click": {"ne": 0.8}}
+        >>> choose_rates([Run("equal", 0, 1e-3, validation=bad), Run("equal", 0, 1e-2, validation=good)])
+        {'equal': 0.01}
+    """
+    tasks = tasks_with_ne(runs)
+    if not tasks and any(run.status == "ok" for run in runs):
+        names = ", ".join(next(run.validation for run in runs if run.status == "ok"))
+        raise SettingError(
+            f"Rates cannot be chosen: NE is not defined on the validation rows for any task ({names}). Each task needs "
+            "a positive and a negative label there: use more rows, or give the rates with --rate instead of --tune."
+        )
+    chosen = {}
+    for method in dict.fromkeys(run.method for run in runs):
+        scores = {}
+        for rate in sorted({run.lr for run in runs if run.method == method}):
+            score = mean_ne([run for run in runs if (run.method, run.lr) == (method, rate)], tasks)
+            scores[rate] = math.inf if score is None else score
+        chosen[method] = min(scores, key=scores.__getitem__)
+    return chosen
