@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from equipoise.cli import app
 from equipoise.cli import commands as cli
 from equipoise.compare import runner as runner_module
+from equipoise.compare.results import Throughput
 from equipoise.data.sets import census_income, complete_journey, funnel
 from equipoise.errors import DataError
 from equipoise.training import METHODS
@@ -23,8 +24,8 @@ FUNNEL = ["--data", "funnel", "--rows", "1500", "--batch-size", "256", "--epochs
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.console, "width", 60)
-    measured = {"ratio": 1.0, "low": 0.9, "high": 1.1, "pairs": 3, "threads": 1}
-    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: dict(measured))
+    measured = Throughput(ratio=1.0, low=0.9, high=1.1, pairs=3)
+    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: measured)
 
 
 def run(*words: str) -> tuple[int, str]:
