@@ -245,7 +245,7 @@ def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
     [
         ({"methods": ["pcgrad"]}, "Expected a method out of"),
         ({"methods": ["equal", "equal"]}, "named once, found equal, equal"),
-        ({"model": "ple"}, "Expected a model out of"),
+        ({"model": "no-such-model"}, "Expected a model out of"),
         ({"model_options": {"experts": 3}}, "takes the options"),
         ({"loss_scale": {"share": 2.0}}, "found share"),
         ({"batch_size": 2000}, "at least one batch of 2000 rows, found 1050"),
