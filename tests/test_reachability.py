@@ -119,6 +119,14 @@ def test_towers_of_one_batched_product_read_their_own_branches():
     logits = torch.bmm(torch.stack(pieces), towers).squeeze(2)
     losses = [logits[task].square().mean() for task in range(TASKS)]
     assert [ids(leaves) for leaves in leaves_reached(losses)] == [{id(piece), id(towers)} for piece in pieces]
+    assert shared_leaves(losses) == []
+    assert ids(shared_leaves([*losses, logits[1:, 0].sum()])) == {id(pieces[1]), id(pieces[2]), id(towers)}
+
+
+def test_a_parameter_with_an_element_per_task_is_not_shared():
+    z, uncertainty = torch.ones(4, requires_grad=True), torch.zeros(TASKS, requires_grad=True)
+    losses = [z.sum() * (-uncertainty[m]).exp() + uncertainty[m] for m in range(TASKS)]
+    assert ids(shared_leaves(losses)) == {id(z)}
 
 
 def test_a_head_with_an_output_per_task_is_shared():

@@ -1,9 +1,10 @@
 """Balanced multi-task training for recommender systems.
 
 Put :class:`MultiBalance` between the shared layers and the tasks' towers and train as before, or wrap the optimizer in
-:class:`PUB`. :class:`Monitor` shows what they do.
+:class:`PUB`. :func:`check` says if they stand where the tasks meet, :class:`Monitor` shows what they do.
 """
 
+from equipoise.checking import MisplacedForkWarning, check
 from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted
 from equipoise.monitor import Monitor
 from equipoise.optim import PUB, AdaTask, Clippy
@@ -15,8 +16,10 @@ __all__ = [
     "Elementwise",
     "Fork",
     "GradDrop",
+    "MisplacedForkWarning",
     "Monitor",
     "MultiBalance",
     "Weighted",
+    "check",
 ]
 __version__ = "0.1.0"

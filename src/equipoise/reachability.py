@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
-__all__ = ["Reach", "leaves_reached", "reach_of", "shared_leaves"]
+__all__ = ["Leaf", "Reach", "inputs_of", "kind_of", "leaves_reached", "reach_of", "shared_leaves"]
 
 _LARGEST_MASK = 2**24  # elements; a larger tensor counts as reached whole once a slice of it is
 _NARROWING = {"Select", "Slice", "Unbind", "Split", "SplitWithSizes", "UnsafeSplit", "Diagonal"}
@@ -52,21 +52,37 @@ _Edge = tuple[Node | None, int]
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What the losses of several tasks reach; task m is bit ``1 << m`` of every number.
+class Leaf:
+    """A leaf tensor that requires a gradient, mostly a parameter, and the tasks whose losses reach it.
 
     Attributes:
-        leaves: each leaf tensor that requires a gradient and that some loss reaches, with the tasks that reach it.
-        nodes: each node of the graph, losses first, with the tasks that reach it, by the number of its output.
+        tensor: the leaf.
+        tasks: the tasks, task m as bit ``1 << m``.
+        shared: at least two tasks reach the same element; False where each has a slice of its own.
+    """
+
+    tensor: Tensor
+    tasks: int
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the losses of several tasks reach.
+
+    Attributes:
+        leaves: the leaf tensors that some loss reaches.
+        nodes: each node of the graph, losses first: number of an output -> tasks that reach it, task m as bit
+            ``1 << m``; empty for a node that no loss reaches.
         unseen: what the walk cannot look into, in words; the answer is incomplete unless this is empty.
     """
 
-    leaves: list[tuple[Tensor, int]]
+    leaves: list[Leaf]
     nodes: dict[Node, dict[int, int]]
     unseen: list[str]
 
 
-def reach_of(losses: Sequence[Tensor | None]) -> Reach:
+def reach_of(losses: Sequence[Tensor | None], *, stop_at: Callable[[Node], bool] = lambda _: False) -> Reach:
     """Walk the graph from the losses to the leaves, without a backward pass and without freeing anything.
 
     What the walk cannot see ends up in :attr:`Reach.unseen`: parameters behind reentrant checkpoints, and which task
@@ -75,6 +91,7 @@ def reach_of(losses: Sequence[Tensor | None]) -> Reach:
 
     Args:
         losses: one scalar per task; a task that is None, or whose loss requires no gradient, reaches nothing.
+        stop_at: nodes that losses reach, but do not cross.
 
     Raises:
         TypeError: ``losses`` is one tensor, or an entry is neither a tensor nor None.
@@ -93,17 +110,29 @@ def reach_of(losses: Sequence[Tensor | None]) -> Reach:
             edge = get_gradient_edge(loss)
             roots.append(edge.node)
             walk.follow((edge.node, edge.output_nr), 1 << task, None)
-    leaves: list[tuple[Tensor, int]] = []
+    leaves: list[Leaf] = []
     nodes: dict[Node, dict[int, int]] = {}
     for node in _losses_first(roots):
         arrived = walk.arrivals.pop(node, {})
         nodes[node] = {output: arrival.tasks for output, arrival in arrived.items()}
         leaf = getattr(node, "variable", None)
-        if leaf is None:
+        if leaf is not None and arrived:
+            leaves.append(Leaf(leaf, nodes[node][0], _overlap(arrived[0])))
+        elif not stop_at(node):
             walk.pass_on(node, arrived)
-        elif arrived:
-            leaves.append((leaf, nodes[node][0]))
     return Reach(leaves, nodes, list(walk.unseen))
+
+
+def inputs_of(node: Node, output: int, /) -> list[tuple[Node, int]]:
+    """Return the inputs of a node that its given output may depend on, each as a node and the number of its output."""
+    source = _source(node, kind_of(node)) if isinstance(node, BackwardCFunction) else None
+    edges = node.next_functions if source is None else [node.next_functions[source(output)]]
+    return [(given, place) for given, place in edges if given is not None]
+
+
+def kind_of(node: Node, /) -> str:
+    """Return the name of a node's operation, such as "Addmm"."""
+    return re.sub(r"^torch::autograd::|Backwards?\d*$", "", node.name())
 
 
 def leaves_reached(losses: Sequence[Tensor | None]) -> list[list[Tensor]]:
@@ -122,12 +151,15 @@ def leaves_reached(losses: Sequence[Tensor | None]) -> list[list[Tensor]]:
         [1, 2]
     """
     found = _seen(losses)
-    return [[leaf for leaf, tasks in found.leaves if tasks >> task & 1] for task in range(len(losses))]
+    return [[leaf.tensor for leaf in found.leaves if leaf.tasks >> task & 1] for task in range(len(losses))]
 
 
 def shared_leaves(losses: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the leaf tensors that at least two of the losses reach; see :func:`leaves_reached`."""
-    return [leaf for leaf, tasks in _seen(losses).leaves if tasks.bit_count() > 1]
+    """Return the leaf tensors with an element that at least two of the losses reach; see :func:`leaves_reached`.
+
+    A parameter that holds a slice per task (batched towers, a learned weight per loss) is not shared.
+    """
+    return [leaf.tensor for leaf in _seen(losses).leaves if leaf.shared]
 
 
 def _seen(losses: Sequence[Tensor | None]) -> Reach:
@@ -151,6 +183,17 @@ class _Arrival:
         for tasks in self.parts:
             found |= tasks
         return found
+
+
+def _overlap(arrival: _Arrival) -> bool:
+    """Whether two tasks reach the same element."""
+    if not arrival.parts:
+        return arrival.whole.bit_count() > 1
+    times: Tensor | int = 0
+    for tasks, masks in _groups({0: arrival}):
+        mask = masks[0]
+        times = times + tasks.bit_count() * (1 if mask is None else mask.to(torch.int32))
+    return bool(torch.as_tensor(times).max() > 1)
 
 
 def _losses_first(roots: Iterable[Node]) -> list[Node]:
@@ -190,7 +233,7 @@ class _Walk:
 
     def pass_on(self, node: Node, arrived: dict[int, _Arrival]) -> None:
         """Let the tasks at the outputs of ``node`` reach its inputs."""
-        kind = re.sub(r"^torch::autograd::|Backwards?\d*$", "", node.name())
+        kind = kind_of(node)
         if not isinstance(node, BackwardCFunction):
             for tasks, masks in _groups(arrived):
                 for edge, mask in zip(node.next_functions, _masks_of_inputs(node, kind, masks), strict=True):

@@ -1,0 +1,6 @@
+"""Checks, on one batch's losses, that forks and task optimizers stand where the tasks meet."""
+
+from equipoise.checking.one_batch import check
+from equipoise.checking.report import MisplacedForkWarning, Report
+
+__all__ = ["MisplacedForkWarning", "Report", "check"]

@@ -1,0 +1,192 @@
+"""The one question that users ask: does everything stand where the tasks meet?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from equipoise.checking.graph import LossGraph
+from equipoise.checking.placement import describe_forks, forks_gone_round, forks_not_crossed, misread_branches
+from equipoise.checking.report import Report
+from equipoise.checking.steps import balanced_twice, mistaken_shares, steps_itself, unstepped
+from equipoise.forks.fork import Fork
+
+__all__ = ["Losses", "check"]
+
+Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None]
+
+
+def check(
+    model: nn.Module,
+    losses: Losses | Callable[[], Losses],
+    /,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+) -> Report:
+    """Check that every shared parameter is balanced, and that every task reads its own branch of every fork.
+
+    Call it once, between the forward and the backward pass of a training step. It finds forks that no loss crosses or
+    that a loss goes round, branches that nobody reads or that carry another task's loss, a ``shared`` of PUB or AdaTask
+    that holds too much or too little, and parameters that no optimizer steps.
+
+    It disturbs nothing: there is no backward pass, no gradient, and no fork's state moves. It takes milliseconds.
+
+    What it cannot look into it names in ``report.unseen``, and ``report.ok`` is then False: compiled models, reentrant
+    checkpoints, FSDP. A custom autograd function that uses parameters without taking them as inputs stays unseen
+    without a word.
+
+    Args:
+        model: the model, as it is or wrapped by DDP, ``torch.compile`` or TorchRec.
+        losses: the tasks' losses of one batch, in the order of the fork's tasks or by their names; None for a task that
+            is absent. A function that returns them is called once; the model's buffers and the random state are put
+            back afterwards.
+        optimizer: the optimizer, or all of them, to check what they step and share.
+
+    Returns:
+        What is shared, and what is wrong; ``report.ok`` says if nothing is and everything could be seen.
+
+    Raises:
+        TypeError: a loss is neither a tensor nor None.
+        ValueError: there are no losses, or one is not a scalar.
+
+    Example:
+        >>> from equipoise import MultiBalance
+        >>> class Ranker(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.bottom = nn.Linear(4, 3)
+        ...         self.fork = MultiBalance(["click", "buy"])
+        ...         self.click, self.buy = nn.Linear(3, 1), nn.Linear(3, 1)
+        ...
+        ...     def forward(self, x):
+        ...         z_click, z_buy = self.fork(self.bottom(x))
+        ...         return self.click(z_click).mean(), self.buy(z_click).mean()  # the second should read z_buy
+        >>> model = Ranker()
+        >>> report = check(model, model(torch.ones(2, 4)))
+        >>> report.ok
+        False
+        >>> print(report.problems[0])
+        The loss of 'buy' reads branch 'click' of fork 'fork' instead of its own: buy → loss of 'buy'. \
+No loss reads branch 'buy'. Give its tower branch 'buy'.
+    """
+    inner = _unwrapped(model)
+    if callable(losses):
+        with _put_back(inner):
+            losses = losses()
+    graph = LossGraph(inner, *_by_task(losses, inner))
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    report = Report(list(graph.tasks), unseen=_unseen(graph))
+    report.problems += [*_losses_apart(graph), *balanced_twice(graph, optimizers)]
+    if not report.unseen:
+        _describe(report, graph)
+        report.problems += [
+            *forks_not_crossed(graph),
+            *misread_branches(graph),
+            *forks_gone_round(graph),
+            *mistaken_shares(graph, optimizers),
+            *unstepped(graph, optimizers),
+        ]
+    return report
+
+
+def _describe(report: Report, graph: LossGraph) -> None:
+    """Say who reaches what."""
+    shared = (leaf.tensor for leaf in graph.reach.leaves if leaf.shared)
+    report.shared = list(map(graph.name_of, graph.in_order(shared)))
+    for task, name in enumerate(graph.tasks):
+        own = (leaf.tensor for leaf in graph.reach.leaves if not leaf.shared and leaf.tasks >> task & 1)
+        report.own[name] = list(map(graph.name_of, graph.in_order(own)))
+    reached = {id(leaf.tensor) for leaf in graph.reach.leaves}
+    report.unreached = [
+        name for name, p in graph.named_parameters() if p.requires_grad and id(p) not in reached and not steps_itself(p)
+    ]
+    report.forks = list(describe_forks(graph))
+
+
+def _unseen(graph: LossGraph) -> list[str]:
+    """What hides parameters or forks."""
+    found = list(graph.reach.unseen)
+    if graph.compiled and len({crossing.fork for _, crossing in graph.crossings}) < len(graph.forks):
+        found.append("a fork may be inside a compiled graph. Ask the same model before torch.compile.")
+    sharded = [p for p in graph.model.parameters() if hasattr(p, "placements")]  # DTensors, slow to import
+    strangers = [leaf for leaf in graph.reach.leaves if isinstance(leaf.tensor, nn.Parameter)]
+    if sharded and any(not graph.knows(leaf.tensor) for leaf in strangers):
+        found.append(
+            "FSDP puts other tensors in the place of the model's parameters. Ask the same model before fully_shard."
+        )
+    return found
+
+
+def _losses_apart(graph: LossGraph) -> Iterator[str]:
+    """Losses that have nothing to do with the model."""
+    for task, loss in enumerate(graph.losses):
+        if loss is None:
+            continue
+        reached = any(leaf.tasks >> task & 1 and graph.knows(leaf.tensor) for leaf in graph.reach.leaves)
+        if not loss.requires_grad:
+            yield (
+                f"The loss of {graph.tasks[task]!r} requires no gradient: it was computed under torch.no_grad or from "
+                "detached tensors. Compute it from the model's outputs; pass None for a task that is absent."
+            )
+        elif not reached and not graph.reach.unseen:
+            yield (
+                f"The loss of {graph.tasks[task]!r} depends on no parameter of the model. Compute it from the outputs "
+                "of the model that you pass."
+            )
+
+
+def _by_task(losses: Losses, model: nn.Module) -> tuple[list[str], list[Tensor | None]]:
+    """The tasks' names and their losses."""
+    if isinstance(losses, Mapping):
+        tasks, found = [str(task) for task in losses], list(losses.values())
+    elif isinstance(losses, Tensor):
+        raise TypeError(
+            f"Expected one scalar loss per task, found one tensor of shape {tuple(losses.shape)}. Pass the losses as a "
+            "list, or as a dict with the tasks' names, before they are summed."
+        )
+    else:
+        found = list(losses)
+        known = (fork.tasks for fork in model.modules() if isinstance(fork, Fork) and len(fork.tasks) == len(found))
+        tasks = list(next(known, map(str, range(len(found)))))
+    if not found:
+        raise ValueError("Expected one scalar loss per task, found none.")
+    for task, loss in zip(tasks, found, strict=True):
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(
+                f"The loss of {task!r} must be a scalar, found shape {tuple(loss.shape)}. Average it over the batch."
+            )
+    return tasks, found
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP, ``torch.compile`` and TorchRec's wrapper."""
+    while True:
+        if isinstance(model, DistributedDataParallel) or type(model).__name__ == "DistributedModelParallel":
+            inner = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            inner = model._orig_mod
+        else:
+            return model
+        assert isinstance(inner, nn.Module)
+        model = inner
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers and the random state back."""
+    buffers = list(model.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng(
+        devices=sorted({buffer.get_device() for buffer in model.parameters() if buffer.is_cuda})
+    ):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in zip(buffers, kept, strict=True):
+                    buffer.copy_(before)
