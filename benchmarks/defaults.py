@@ -35,14 +35,14 @@ FORKS = (
     "multibalance:magnitude=own,direction=gram,beta=1.0",
 )
 UPDATES = (
-    "pub:utility=gradient,step=match",
-    "pub:utility=gradient,step=match,update_every=1",
-    "pub:utility=update,step=match,state=sum",
-    "pub:utility=update,step=match,state=weighted",
-    "pub:utility=update,step=authors,state=sum",
-    "pub:utility=update,step=authors,state=weighted",
-    "pub-adatask:step=match",
-    "pub-adatask:step=authors",
+    "pub:form=ours",
+    "pub:form=ours,update_every=1",
+    "pub:form=matched",
+    "pub:form=authors",
+    "pub:form=literal",
+    "pub:form=shipped",
+    "pub-adatask:form=matched",
+    "pub-adatask:form=authors",
 )
 SETS = {"complete-journey": (3e-3, 1e-2), "census-income": (3e-3, 1e-2)}
 

@@ -132,7 +132,7 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "MultiBalance": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks)),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
-        "PUB (authors' form)": lambda: pub(tasks, size, device, utility="update", step="authors", state="weighted"),
+        "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
         "torchjd MGDA": lambda: jacobian_descent(tasks, size, device, MGDA()),
         "torchjd UPGrad": lambda: jacobian_descent(tasks, size, device, UPGrad()),
     }

@@ -39,7 +39,7 @@ def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor
     adam = torch.optim.Adam([x], lr=LEARNING_RATE)
     points = [x.detach().clone()]
     if method == "PUB":
-        pub = PUB(adam, shared=[x], update_every=1, utility="update", step="authors")
+        pub = PUB(adam, shared=[x], update_every=1, form="literal")
         for _ in range(steps):
             pub.zero_grad()
             pub.backward(losses(x))

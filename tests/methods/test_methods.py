@@ -55,7 +55,7 @@ def test_the_rows_of_before_are_there() -> None:
     assert [method.name for method in CATALOGUE] == list(METHODS)[: len(CATALOGUE)]
     assert {
         "single-task", "equal", "multibalance", "multibalance-own-gram", "multibalance-no-magnitude",
-        "multibalance-no-direction", "pub", "pub-authors", "pub-adatask", "adatask", "clippy",
+        "multibalance-no-direction", "pub", "pub-authors", "pub-literal", "pub-shipped", "pub-adatask", "adatask", "clippy",
     } <= set(METHODS)  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_the_optimizers_are_the_ones_named() -> None:
     assert isinstance(pub.optimizer, AdaTask)
     authors = built("pub-authors")
     assert isinstance(authors, PUB)
-    assert (authors.utility, authors.step_form, authors.state_form) == ("update", "authors", "weighted")
+    assert authors.form == "authors"
     assert (authors.update_every, authors.tasks) == (10, TASKS)
     assert type(authors.optimizer) is torch.optim.Adam
 
@@ -99,9 +99,9 @@ def test_options_are_overridden_by_name_and_the_method_says_so() -> None:
     assert isinstance(found, MultiBalance)
     assert (found.gamma, found.magnitude, found.direction) == (0.3, "own", "gram")
     assert "gamma" not in METHODS["multibalance-own-gram"].options
-    pub = built("pub:update_every=3,step=match")
+    pub = built("pub:update_every=3,form=matched")
     assert isinstance(pub, PUB)
-    assert (pub.update_every, pub.step_form) == (3, "match")
+    assert (pub.update_every, pub.form) == (3, "matched")
     assert built("pub-adatask:update_every=3").update_every == 3
 
 
@@ -112,7 +112,7 @@ def test_options_can_be_added_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["equal", "multibalance:beta=0.30", "pub:step=match,update_every=2", "clippy:relative=1"]
+    "text", ["equal", "multibalance:beta=0.30", "pub:form=matched,update_every=2", "clippy:relative=1"]
 )
 def test_a_name_with_options_names_the_same_method_again(text: str) -> None:
     method = parse_method(text)
@@ -173,8 +173,8 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("multibalance:beta=0.1,beta=0.2", "expected every option once, found beta twice"),
         ("multibalance-no-direction:direction=gram", "stands for direction=none, which cannot be set again"),
         ("pub:update_every=0", "update_every must be at least 1, found 0"),
-        ("pub:shared=1", r"takes update_every, .*; found shared"),
-        ("pub-adatask:utility=gradient", "found utility"),
+        ("pub:shared=1", "takes form, update_every; found shared"),
+        ("pub-adatask:form=ours", "Around AdaTask form must be"),
         ("clippy:relative=-1", "relative must be at least 0, found -1"),
         ("no_such_package:METHOD", r"function|method 'no_such_package:METHOD'.*No module named 'no_such_package'"),
         ("math:pi", "'math:pi' cannot be used: expected an equipoise.methods.Method, found float"),

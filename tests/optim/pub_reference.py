@@ -51,9 +51,7 @@ class Reference:
     kind: str
     options: dict[str, Any]
     method: str  # "pub", "adatask" or "plain"
-    utility: str = "update"
-    step_form: str = "authors"
-    state_form: str = "sum"
+    form: str = "authors"  # of PUB
     update_every: int = 10
     own_state: bool = False
     clip: tuple[float, float] | None = None
@@ -147,11 +145,15 @@ class Reference:
         before = {name: value.copy() for name, value in self.values.items()}
         lr = self.options["lr"]
         decay = self.options.get("weight_decay", 0.0) if self.kind == "AdamW" else 0.0
-        for m in here:
+        spans = self.method == "pub" and self.form in ("literal", "shipped")
+        for m in here if not spans else []:
             name = f"h{m}"
             u, self.head_state[m] = self.rule(residuals[m], self.values[name], self.head_state[m])
             self.values[name] = self.values[name] * (1 - lr * decay) - lr * u
-        if here:
+        if here and spans:
+            theta = self.move_everything([gs[m] for m in here], [residuals[m] for m in here], here, theta, decay)
+            self.values["a"], self.values["b"] = theta[:6].reshape(3, 2), theta[6:]
+        elif here:
             move = self.shared_move([gs[m] for m in here], here, theta)
             theta = theta * (1 - self.rates * decay) - self.rates.max() * move
             self.values["a"], self.values["b"] = theta[:6].reshape(3, 2), theta[6:]
@@ -175,29 +177,52 @@ class Reference:
             return sum(us)
         K = self.update_every
         if K == 1 or self.time % K == 1:
-            D = us if self.utility == "update" else [u * units for u in self.scaled(gs, self.state[0])]
+            D = [u * units for u in self.scaled(gs, self.state[0])] if self.form == "ours" else us
             G = np.array([[np.dot(i, j) for j in D] for i in D])
             alpha = solve(G)
-            if self.utility == "gradient" and self.step_form == "match":
+            if self.form == "ours":
                 alpha = alpha * len(alpha) / alpha.sum()
             else:
                 alpha = alpha * np.sqrt(np.sqrt((G**2).sum()))
             self.alpha[here] = alpha
         weights = self.alpha[here]
         joint = sum(w * g for w, g in zip(weights, gs, strict=True))
-        if self.utility == "gradient":
+        if self.form == "ours":
             u, self.state[0] = self.rule(joint, theta, self.state[0])
             return u * units
         move = sum(w * u for w, u in zip(weights, us, strict=True))
-        if self.step_form == "match":
+        if self.form == "matched":
             plain = sum(us) if self.own_state else self.rule(sum(gs), theta, self.state[0])[0] * units
             move = move * np.linalg.norm(plain) / np.linalg.norm(move)
         if self.own_state:
             for m, (_, new) in zip(here, pairs, strict=True):
                 self.state[m] = new
         else:
-            _, self.state[0] = self.rule(joint if self.state_form == "weighted" else sum(gs), theta, self.state[0])
+            _, self.state[0] = self.rule(joint if self.form == "authors" else sum(gs), theta, self.state[0])
         return move
+
+    def move_everything(
+        self, gs: list[np.ndarray], residuals: list[np.ndarray], here: list[int], theta: np.ndarray, decay: float
+    ) -> np.ndarray:
+        """The forms that weigh the towers, too: moves these, and returns the new θ."""
+        units, lr = self.rates / self.rates.max(), self.options["lr"]
+        us = [self.rule(g, theta, self.state[0])[0] * units for g in gs]
+        towers = [
+            self.rule(r, self.values[f"h{m}"], self.head_state[m])[0] for r, m in zip(residuals, here, strict=True)
+        ]
+        if self.form == "literal" and (self.update_every == 1 or self.time % self.update_every == 1):
+            G = np.array([[np.dot(i, j) for j in us] for i in us])
+            G += np.diag([np.dot(u, u) * (lr / self.rates.max()) ** 2 for u in towers])
+            self.alpha[here] = solve(G)
+        for m, u, r in zip(here, towers, residuals, strict=True):
+            name = f"h{m}"
+            _, self.head_state[m] = self.rule(self.alpha[m] * r, self.values[name], self.head_state[m])
+            self.values[name] = self.values[name] * (1 - lr * decay) - lr * self.alpha[m] * u
+        move = sum(self.alpha[m] * u for m, u in zip(here, us, strict=True))
+        _, self.state[0] = self.rule(
+            sum(self.alpha[m] * g for m, g in zip(here, gs, strict=True)), theta, self.state[0]
+        )
+        return theta * (1 - self.rates * decay) ** len(here) - self.rates.max() * move
 
     def shrink(self, before: dict[str, np.ndarray], decay: float, here: list[int]) -> None:
         assert self.clip is not None

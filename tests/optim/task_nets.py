@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from equipoise.optim import PUB, AdaTask
+from equipoise.optim.forms import FORMS
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
@@ -17,21 +18,16 @@ OPTIMIZERS = {
 }
 
 
-def _pub(utility="update", step="authors", state="sum"):
-    options = {"update_every": 3, "utility": utility, "step": step, "state": state}
-    return lambda optimizer, shared: PUB(optimizer, shared=shared, **options)
+def _pub(form):
+    return lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3, form=form)
 
 
 WRAPPERS = {
-    "pub": _pub(),
-    "pub-match": _pub(step="match"),
-    "pub-weighted": _pub(state="weighted"),
-    "pub-weighted-match": _pub(state="weighted", step="match"),
-    "pub-gradient": _pub(utility="gradient"),
-    "pub-gradient-match": _pub(utility="gradient", step="match"),
+    **{f"pub-{form}": _pub(form) for form in FORMS},
     "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
-    "pub-adatask": lambda optimizer, shared: _pub()(AdaTask(optimizer, shared=shared), shared),
+    "pub-adatask": lambda optimizer, shared: _pub("authors")(AdaTask(optimizer, shared=shared), shared),
 }
+SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]
 
 
 class Net(nn.Module):

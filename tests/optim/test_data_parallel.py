@@ -17,10 +17,9 @@ RANKS, TASKS, STEPS, ROWS = 2, 3, 8, 8
 
 FORMS = {
     "pub": lambda o, shared, where: PUB(o, shared=shared, update_every=3, **where),
-    "pub-authors": lambda o, shared, where: PUB(
-        o, shared=shared, update_every=3, utility="update", step="authors", state="weighted", **where
-    ),
-    "pub-update-match": lambda o, shared, where: PUB(o, shared=shared, update_every=3, utility="update", **where),
+    "pub-authors": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="authors", **where),
+    "pub-matched": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="matched", **where),
+    "pub-literal": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="literal", **where),
     "pub-clippy": lambda o, shared, where: PUB(Clippy(o), shared=shared, update_every=1, **where),
     "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
     "pub-adatask": lambda o, shared, where: PUB(AdaTask(o, shared=shared, **where), shared=shared, update_every=3),
@@ -46,10 +45,7 @@ CASES = {
     },
     "nothing on one rank": ("pub", "adam", "group", (set(), {0, 1, 2}), False),
     **{f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False) for form in ("pub", "pub-authors", "adatask")},
-    **{
-        f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)
-        for form in ("pub", "pub-update-match", "adatask")
-    },
+    **{f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True) for form in ("pub", "pub-matched", "adatask")},
 }
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.optim.forms import FORMS
 from tests.optim.task_nets import OPTIMIZERS, WRAPPERS
 
 RIDGE = 1e-6
@@ -75,17 +76,23 @@ def test_whatever_comes_parameters_stay_finite_and_weights_positive(seed, tasks,
 
 
 @thorough
-@given(seeds, counts, shapes, st.sampled_from(KINDS[:4]), st.sampled_from(["update", "gradient"]))
-def test_the_weights_solve_the_bargaining_equation_of_the_gram_matrix(seed, tasks, sizes, kind, utility):
+@given(
+    seeds,
+    counts,
+    shapes,
+    st.sampled_from(KINDS[:4]),
+    st.sampled_from([name for name, form in FORMS.items() if form.solves]),
+)
+def test_the_weights_solve_the_bargaining_equation_of_the_gram_matrix(seed, tasks, sizes, kind, form):
     shared = parameters(sizes)
-    pub = PUB(torch.optim.Adam(shared, lr=0.01), shared=shared, utility=utility, update_every=1)
+    pub = PUB(torch.optim.Adam(shared, lr=0.01), shared=shared, form=form, update_every=1)
     run(pub, shared, [gradients(seed, tasks, sizes, kind)])
     norms = pub.last_gram.diagonal().sqrt()
     cosines = pub.last_gram / torch.outer(norms, norms) + RIDGE * torch.eye(tasks, dtype=torch.float64)
     shares = pub.last_weights * norms
     products = shares * (cosines @ shares)
     torch.testing.assert_close(products, products.mean().expand(tasks), rtol=1e-5, atol=0)
-    if utility == "gradient":
+    if form == "ours":
         assert pub.last_weights.mean().item() == pytest.approx(1.0, rel=1e-9)
 
 

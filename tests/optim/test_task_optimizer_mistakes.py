@@ -152,12 +152,8 @@ def test_optimizers_without_a_rule_are_named(make):
 
 def test_options_that_do_not_fit_are_named():
     net = Net(2)
-    with pytest.raises(ValueError, match="utility must be one of 'update', 'gradient', found 'x'"):
-        pub(net, utility="x")
-    with pytest.raises(ValueError, match="step must be one of"):
-        pub(net, step="x")
-    with pytest.raises(ValueError, match="state must be one of"):
-        pub(net, state="x")
+    with pytest.raises(ValueError, match=r"form must be one of 'ours', 'matched', .*, found 'x'"):
+        pub(net, form="x")
     with pytest.raises(ValueError, match="update_every must be at least 1, found 0"):
         pub(net, update_every=0)
     with pytest.raises(ValueError, match="names that differ"):
@@ -171,8 +167,9 @@ def test_options_that_do_not_fit_are_named():
     inner = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
     with pytest.raises(ValueError, match="must share the same parameters, found 1 in PUB and 3"):
         PUB(inner, shared=[net.bottom.weight])
-    with pytest.raises(ValueError, match='Use utility="update"'):
-        PUB(inner, shared=net.shared(), utility="gradient")
+    for form in ("ours", "literal", "shipped"):
+        with pytest.raises(ValueError, match=f"form must be one of 'matched', 'authors', found '{form}': "):
+            PUB(inner, shared=net.shared(), form=form)
 
 
 def test_a_state_dict_of_another_optimizer_is_refused():
@@ -201,7 +198,7 @@ def test_a_module_that_is_not_data_parallel_is_refused():
 def test_it_reads_like_its_constructor():
     optimizer = PUB(torch.optim.Adam((net := Net(2)).parameters()), shared=net.shared())
     assert repr(optimizer).startswith("PUB(Adam (")
-    expected = "shared=[3 parameters], update_every=10, utility='gradient', step='match', state='sum')"
+    expected = "shared=[3 parameters], update_every=10, form='ours')"
     assert expected in repr(optimizer)
     inner = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
-    assert "utility='update'" in repr(PUB(inner, shared=net.shared()))
+    assert "form='matched'" in repr(PUB(inner, shared=net.shared()))

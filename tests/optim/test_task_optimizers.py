@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.optim import PUB, AdaTask, Clippy
-from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, points, pub, train, values
+from equipoise.optim.forms import FORMS
+from tests.optim.task_nets import OPTIMIZERS, SPANNING, WRAPPERS, Net, points, pub, train, values
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -43,10 +44,10 @@ def test_alpha_is_solved_in_the_steps_1_plus_multiples_of_k(every, solves):
     assert seen == list(solves)
 
 
-@pytest.mark.parametrize("utility", ["update", "gradient"])
-def test_identical_tasks_get_equal_weights_near_one(utility):
+@pytest.mark.parametrize("form", ["ours", "matched", "authors"])
+def test_identical_tasks_get_equal_weights_near_one(form):
     p = nn.Parameter(torch.ones(4, dtype=torch.float64))
-    optimizer = PUB(torch.optim.Adam([p], lr=0.1), shared=[p], update_every=1, utility=utility)
+    optimizer = PUB(torch.optim.Adam([p], lr=0.1), shared=[p], update_every=1, form=form)
     for _ in range(3):
         optimizer.zero_grad()
         optimizer.backward(points(p)([1.0, 2, 3, 4], [1.0, 2, 3, 4], [1.0, 2, 3, 4]))
@@ -54,11 +55,10 @@ def test_identical_tasks_get_equal_weights_near_one(utility):
         torch.testing.assert_close(optimizer.last_weights, torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("step", ["authors", "match"])
-@pytest.mark.parametrize("utility", ["update", "gradient"])
-def test_opposed_tasks_move_nothing_and_stay_finite(utility, step):
+@pytest.mark.parametrize("form", FORMS)
+def test_opposed_tasks_move_nothing_and_stay_finite(form):
     p = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, utility=utility, step=step)
+    optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, form=form)
     for _ in range(3):
         optimizer.zero_grad()
         optimizer.backward(points(p)([1.0, 1, 1], [-1.0, -1, -1]))
@@ -72,7 +72,7 @@ def test_the_rounding_error_that_opposed_tasks_of_other_lengths_leave_is_not_blo
     start = torch.tensor([1.0, -2.0, 3.0])
     for length in (0.1, 0.3, 0.7, 1.3):
         p = nn.Parameter(start.clone())
-        optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, utility="update", step="match")
+        optimizer = PUB(torch.optim.SGD([p], lr=0.1), shared=[p], update_every=1, form="matched")
         optimizer.backward(points(p)([1.1, 1.3, 1.7], [-1.1 * length, -1.3 * length, -1.7 * length]))
         optimizer.step()
         assert torch.equal(p.data, start)
@@ -90,8 +90,9 @@ def test_a_task_without_gradient_keeps_its_weight_and_the_others_go_on(kind, wra
     assert values(ours).isfinite().all()
     if weights is not None:
         assert optimizer.last_weights[1] == weights[1]
-        assert (optimizer.last_weights[[0, 2]] != weights[[0, 2]]).all()
-        assert optimizer.last_present.tolist() == [True, False, True]
+        if wrapper != "pub-shipped":  # which never solves
+            assert (optimizer.last_weights[[0, 2]] != weights[[0, 2]]).all()
+            assert optimizer.last_present.tolist() == [True, False, True]
         assert (optimizer.last_gram[1] == 0).all()
     for p, before in zip(ours.towers[1].parameters(), heads, strict=True):
         assert torch.equal(p, before)
@@ -148,7 +149,8 @@ def test_a_gradient_that_is_not_finite_spoils_no_shared_parameter_or_state(kind,
         if step in (2, 4):
             losses[1] = losses[1] * bad
         optimizer.backward(losses)
-        for p in net.towers[1].parameters():  # heads are the wrapped optimizer's own business
+        own_step = [] if wrapper in SPANNING else net.towers[1].parameters()
+        for p in own_step:  # towers are the wrapped optimizer's own business, where they are not weighed too
             p.grad.nan_to_num_(0, 0, 0)
         optimizer.step()
     for p in net.shared():
@@ -268,7 +270,7 @@ def test_sparse_embedding_gradients_give_the_same_as_dense_ones(wrapper, lr_deca
 
 def test_a_sparse_gradient_that_the_optimizer_cannot_take_is_named():
     net = Net(2, sparse=True)
-    optimizer = pub(net, utility="update")
+    optimizer = pub(net, form="matched")
     with pytest.raises(ValueError, match=r"shape \(20, 3\) has sparse gradients, which Adam cannot take"):
         train(net, optimizer, range(2))
 

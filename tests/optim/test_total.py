@@ -10,7 +10,7 @@ STEPS = range(7)
 ABSENT = {2: (0,), 4: (0, 1), 5: (0, 1, 2)}
 
 
-def nets(kind: str = "adam", wrapper: str = "pub-gradient-match"):
+def nets(kind: str = "adam", wrapper: str = "pub-ours"):
     for _ in range(2):
         net = Net(3)
         yield net, WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared())

@@ -58,7 +58,7 @@ def test_losses_and_gradients_by_hand_are_the_examples():
 def test_pub_reaches_the_middle_of_the_pareto_set(start):
     x = torch.nn.Parameter(torch.tensor(start))
     adam = torch.optim.Adam([x], lr=toy.LEARNING_RATE)
-    optimizer = PUB(adam, shared=[x], update_every=1, utility="update", step="authors")
+    optimizer = PUB(adam, shared=[x], update_every=1, form="literal")
     for _ in range(toy.STEPS):
         optimizer.zero_grad()
         optimizer.backward(Losses.apply(x))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from equipoise.forks import MultiBalance
 from equipoise.methods.method import Method
 from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.optim.forms import FormName
 
 __all__ = ["CATALOGUE"]
 
@@ -28,14 +29,13 @@ def pub_around_adatask(
     shared: Sequence[Parameter],
     tasks: Sequence[str],
     data_parallel: Module | dist.ProcessGroup | None = None,
+    form: FormName = "matched",
     update_every: int = 10,
-    step: str = "match",
 ) -> PUB:
     """PUB over AdaTask: it balances updates that come from an optimizer state per task."""
     own = AdaTask(optimizer, shared=shared, data_parallel=data_parallel)
     return PUB(
-        own, shared=shared, tasks=tasks, data_parallel=data_parallel, utility="update", update_every=update_every,
-        step=step,  # type: ignore[arg-type]  # PUB refuses other words
+        own, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every
     )  # fmt: skip
 
 
@@ -65,7 +65,15 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.", **_PUB,
-        options={"utility": "update", "step": "authors", "state": "weighted", "update_every": 10},
+        options={"form": "authors"},
+    ),
+    Method(
+        "pub-literal", "PUB (literal)", "The authors' code as it is written: nothing rescaled, towers weighed too.",
+        **_PUB, options={"form": "literal"},
+    ),
+    Method(
+        "pub-shipped", "PUB (shipped)", "The authors' code as it behaves: all weights stay 1, the updates are added.",
+        **_PUB, options={"form": "shipped"},
     ),
     Method(
         "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",

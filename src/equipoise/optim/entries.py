@@ -44,6 +44,7 @@ class Entry:
         theta: the parameter's elements, shape [1, N].
         state: the rule's state tensors, shape [1, N], or [tasks, N] where every task has its own.
         gradients: one per row of the step, each of shape [1, N].
+        reached: one per row of the step: whether there is a gradient.
         touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta``
             and ``state`` are then copies of these rows.
     """
@@ -55,6 +56,7 @@ class Entry:
     theta: Tensor
     state: State
     gradients: list[Tensor]
+    reached: list[bool]
     touched: Tensor | None
 
     def close(self, own: OwnState | None) -> None:
@@ -118,6 +120,7 @@ def entry_of(
         theta=theta.view(1, size),
         state={name: value.view(own.count if own else 1, size) for name, value in state.items()},
         gradients=[theta.new_zeros(1, 1).expand(1, size) if g is None else g.reshape(1, size) for g in gradients],
+        reached=[g is not None for g in gradients],
         touched=touched,
     )
 

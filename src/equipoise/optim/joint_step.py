@@ -31,6 +31,9 @@ class JointStep:
         shared: the shared parameters.
         gradients: R of them, at least one.
         own: given where every task keeps a state of its own.
+        unreached_stay: count the update of a parameter that a gradient does not reach as 0, and apply decoupled decay
+            once per gradient that reaches the parameter. Otherwise momentum moves it as a gradient of 0 would, and
+            decay comes once.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class JointStep:
         shared: Sequence[Tensor],
         gradients: Sequence[Gradients],
         own: OwnState | None = None,
+        *,
+        unreached_stay: bool = False,
     ) -> None:
         self._optimizer = optimizer
         self._rule = rule_of(optimizer)
@@ -53,6 +58,7 @@ class JointStep:
             for p, *of_p in zip(shared, *gradients, strict=True)
             if any(g is not None for g in of_p)
         ]
+        self._unreached_stay = unreached_stay
         self._thetas = [entry.theta for entry in self._entries]
         self._states: dict[str, Sequence[Tensor]] = {}
         self._by_row = [[entry.gradients[row] for entry in self._entries] for row in range(self._rows)]
@@ -73,7 +79,7 @@ class JointStep:
                 updates, _ = self._rule.advance(g, self._theta(block), state, block.count, block.options)
             else:
                 updates = self._rule.precondition(g, state, block.count, block.options)
-            updates = self._in_common_units(updates, block)
+            updates = self._as_changes(updates, block)
             total += updates @ updates.T
         return total
 
@@ -111,7 +117,7 @@ class JointStep:
             if self._own is None:
                 g = torch.cat((g, sums @ g))
             updates, after = self._rule.advance(g, self._theta(block), self._state(block), block.count, block.options)
-            updates = self._in_common_units(updates, block)
+            updates = self._as_changes(updates, block)
             moves = mix @ updates[: self._rows]
             for part, place in block.pair(moves[:1], self._thetas):
                 steps.append(part)
@@ -126,7 +132,8 @@ class JointStep:
             torch._foreach_mul_(steps, _ratio(references, steps, rounding))
         for entry in self._entries:
             if decay := self._rule.decoupled_decay(entry.options):
-                entry.theta.mul_(1 - entry.options["lr"] * decay)
+                times = sum(entry.reached) if self._unreached_stay else 1
+                entry.theta.mul_((1 - entry.options["lr"] * decay) ** times)
         if steps:  # not where all gradients are sparse and touch nothing
             torch._foreach_add_(places, steps, alpha=-self._lead)
         for entry in self._entries:
@@ -165,10 +172,19 @@ class JointStep:
             self._states[name] = [entry.state.get(name, entry.theta) for entry in self._entries]
         return self._states[name]
 
-    def _in_common_units(self, updates: Tensor, block: Block) -> Tensor:
+    def _as_changes(self, updates: Tensor, block: Block) -> Tensor:
+        """Updates in units of the largest learning rate."""
         updates = updates.to(self._dtype)  # counts that differ by row are float64
         rate = block.options["lr"]
-        return updates if rate == self._lead else updates * (rate / self._lead)
+        updates = updates if rate == self._lead else updates * (rate / self._lead)
+        if self._unreached_stay:
+            offset = 0
+            for number, start, end in block.pieces:
+                for row, reached in enumerate(self._entries[number].reached):
+                    if not reached:
+                        updates[row, offset : offset + end - start] = 0
+                offset += end - start
+        return updates
 
 
 def _ratio(references: list[Tensor], steps: list[Tensor], rounding: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -13,66 +13,72 @@ from torch.optim import Optimizer
 
 from equipoise.optim.adatask import AdaTask
 from equipoise.optim.entries import OwnState
+from equipoise.optim.forms import FormName, form_named
 from equipoise.optim.joint_step import JointStep
 from equipoise.optim.task_optimizer import Pending, TaskOptimizer
 from equipoise.solvers import bargaining_weights
 
 __all__ = ["PUB"]
 
+_FORMS_AROUND_ADATASK: Final = ("matched", "authors")
+_WHY_NOT_AROUND_ADATASK: Final = {
+    "ours": "each task's own state would undo the weights of the gradients",
+    "literal": "it spans the towers, which AdaTask leaves to the wrapped optimizer",
+    "shipped": "the sum of the tasks' updates is AdaTask alone",
+}
+
 
 class PUB(TaskOptimizer):
     """Balances the tasks' updates of the shared parameters (arXiv 2410.05806): α > 0 with ``G α = 1/α``.
 
-    ``G_ij = ⟨u_i, u_j⟩`` over the shared parameters. α is solved in the steps 1, 1 + K, 1 + 2K, … counting
-    from 0 (K = ``update_every``; in every step for K = 1) and kept in between; before the first solve it is
-    1. All other parameters take the wrapped optimizer's own step on their own loss. With one task PUB is
-    the wrapped optimizer to the last bit.
+    ``G_ij = ⟨u_i, u_j⟩`` over the shared parameters, u_m the update of task m. α is solved in the steps 1, 1 + K,
+    1 + 2K, … counting from 0 (K = ``update_every``; in every step for K = 1) and kept in between; before the first
+    solve it is 1. All other parameters take the wrapped optimizer's own step on the sum of the losses. With one task
+    PUB is the wrapped optimizer to the last bit.
 
-    ``utility`` says what u_m is, and what α weighs:
+    ``form`` says what u_m is, and how α is used. "The update of g_m" is what the optimizer would subtract, without the
+    learning rate, had g_m alone come, from the state that all tasks share.
 
-    - ``"update"`` (the paper): what the optimizer would subtract, without the learning rate, had g_m alone come,
-      from the shared state. The shared parameters move by ``lr Σ α_m u_m``. Needs one backward pass per task in
-      every step; for SGD, whose update is affine in the gradient, only when α is solved.
-    - ``"gradient"`` (ours): ``g_m / √v̂``, the momentum taken out and one second moment v̂ for all: the state's,
-      advanced by ``Σ g_m²`` (SGD: g_m itself). Then the optimizer takes its own step with ``Σ α_m g_m``. Between
-      two solves one backward pass to the shared parameters, and one through the heads.
+    - ``"ours"`` (the default): ``u_m = g_m / √v̂``, the momentum taken out and one second moment v̂ for all: the
+      state's, advanced by ``Σ g_m²`` (SGD: g_m itself). α is rescaled to the mean 1 and weighs the gradients: the
+      optimizer takes its own step with ``Σ α_m g_m``, so that a learning rate keeps its meaning. Between two solves
+      one backward pass to the shared parameters, and one through the towers.
+    - ``"matched"``: u_m is the update of g_m, and the shared parameters move by ``lr Σ α_m u_m``, rescaled in every
+      step to the norm of the optimizer's own update, that of ``Σ g_m``; the state advances with ``Σ g_m``. Around
+      :class:`AdaTask` (where it is the default) u_m comes from the task's own state, and the norm is that of
+      ``Σ u_m``. One backward pass per task in every step.
+    - ``"authors"``: as in the paper. u_m as in ``"matched"``; α is multiplied by ``√‖G‖_F``, our reading of their
+      normalisation; no rescaling, so that with a shared state the step comes near M times the optimizer's; the state
+      advances with ``Σ α_m g_m``.
+    - ``"literal"``: as the published code is written. ``α_m (G α)_m = 1`` in true units and nothing rescaled, so that
+      the joint update has the norm √M whatever the model's size. G and the joint update span the towers too: all
+      parameters of the optimizer, where a parameter that a task does not reach counts as an update of 0. Decoupled
+      weight decay (AdamW) comes once per task that reaches the parameter; decay that is part of the gradient is part
+      of every u_m in all forms that weigh updates. Deviation: the equation is solved, and with our ridge; the
+      published solver stops at 1e-3.
+    - ``"shipped"``: as the published code behaves. Its solver never runs, so α stays 1: the sum of the M updates, over
+      all parameters, with weight decay as in ``"literal"``. ``update_every`` has no effect.
 
-    ``step`` says how long the step is:
+    The default is ours: on validation data it gains as much as any form does at its own learning rate, for a fraction
+    of the cost (``benchmarks/results/defaults-updates-complete-journey.md``).
 
-    - ``"authors"``: α is multiplied by ``√‖G‖_F``. With a shared state the step comes near M times the optimizer's.
-    - ``"match"`` (ours): for updates, ``Σ α_m u_m`` is rescaled in every step to the norm of the optimizer's own,
-      that on ``Σ g_m`` (with :class:`AdaTask` inside, ``Σ u_m``), so that a learning rate keeps its meaning. For
-      gradients, α is rescaled to the mean 1.
+    Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or whose norm
+    overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and move nothing. Entries
+    of a gradient that are not finite count as 0. Decoupled decay comes once in ``"ours"``, ``"matched"`` and
+    ``"authors"``. Where groups differ in their learning rate, u_m is measured in actual change of the parameters.
+    Under a ``GradScaler`` call ``scaler.step(optimizer)`` without ``unscale_``.
 
-    ``state`` says what advances a shared state where updates are weighed:
-
-    - ``"sum"`` (ours): ``Σ g_m``, so that the state stays what the wrapped optimizer's own would be.
-    - ``"weighted"`` (the paper): ``Σ α_m g_m``. Where tasks are nearly opposed, or one has a tiny update, α is large
-      and wavers, and this state remembers it: on the toy of the paper's figure 2 the path becomes chaotic.
-
-    The defaults are ours: on validation data ``utility="gradient"`` gains as much as any form does at its own learning
-    rate, for a fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``), and ``step="match"``
-    lets a learning rate keep its meaning. The paper's form is ``utility="update", step="authors", state="weighted"``.
-
-    Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or
-    whose norm overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and
-    move nothing. Entries of a shared gradient that are not finite count as 0. Weight decay that is part of
-    the gradient is part of every u_m; decoupled decay (AdamW) comes once. Where shared groups differ in
-    their learning rate, u_m is measured in actual change of the parameters. Under a ``GradScaler`` call
-    ``scaler.step(optimizer)`` without ``unscale_``.
-
-    With ``torch.compile`` set ``torch._functorch.config.donated_buffer = False``: a backward pass per task
-    keeps the graph.
+    With ``torch.compile`` set ``torch._functorch.config.donated_buffer = False``: a backward pass per task keeps the
+    graph.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters; or
             :class:`Clippy` around one, which then shrinks the joint update; or :class:`AdaTask` around one
             of these, for updates from a state per task.
         shared: the parameters to balance.
+        form: ``"ours"``, ``"matched"``, ``"authors"``, ``"literal"`` or ``"shipped"``; None: ``"ours"``, around
+            :class:`AdaTask` ``"matched"``.
         update_every: K, at least 1.
-        utility: ``"update"`` or ``"gradient"``; if None ``"gradient"``, but ``"update"`` around :class:`AdaTask`.
-        step: ``"match"`` or ``"authors"``.
-        state: ``"sum"`` or ``"weighted"``; of no effect with AdaTask or ``utility="gradient"``.
         tasks: the tasks' names for the monitor; "0", "1", … if not given.
         data_parallel: the ``DistributedDataParallel`` or TorchRec ``DistributedModelParallel`` module whose
             ranks train together, or their process group if they start from equal parameters; :class:`AdaTask`
@@ -81,6 +87,7 @@ class PUB(TaskOptimizer):
             off (``require_backward_grad_sync``).
 
     Attributes:
+        balanced: the parameters that α weighs: the shared ones, or all where the form spans the towers.
         tasks: the tasks' names; empty before the first ``backward`` if not given.
         last_gram: G of the last solve, float64, shape [M, M], 0 for tasks that were absent.
         last_weights: α as it stands, float64, shape [M].
@@ -89,8 +96,8 @@ class PUB(TaskOptimizer):
     Raises:
         TypeError: ``optimizer`` is none of these.
         ValueError: an option has another value than those named; ``shared`` is empty, holds what is not the
-            optimizer's, or differs from AdaTask's; ``utility="gradient"`` with AdaTask, whose state would
-            undo the weights; ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's.
+            optimizer's, or differs from AdaTask's; a form that does not fit AdaTask, which has a state per task;
+            ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's.
         RuntimeError: there are several ranks and no ``data_parallel``.
 
     Example:
@@ -110,42 +117,30 @@ class PUB(TaskOptimizer):
         optimizer: Optimizer,
         *,
         shared: Iterable[Parameter],
+        form: FormName | None = None,
         update_every: int = 10,
-        utility: Literal["update", "gradient"] | None = None,
-        step: Literal["authors", "match"] = "match",
-        state: Literal["sum", "weighted"] = "sum",
         tasks: Sequence[str] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(optimizer, shared, data_parallel)
-        if utility is None:
-            utility = "update" if isinstance(optimizer, AdaTask) else "gradient"
-        for name, value, allowed in (
-            ("utility", utility, ("update", "gradient")),
-            ("step", step, ("authors", "match")),
-            ("state", state, ("sum", "weighted")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}.")
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, found {update_every}.")
         if isinstance(optimizer, PUB):
             raise TypeError("PUB wraps a torch.optim optimizer, Clippy or AdaTask, found PUB.")
         self._own = isinstance(optimizer, AdaTask)
+        self.form: FormName = form or ("matched" if self._own else "ours")
+        self._form = form_named(self.form)
         if isinstance(optimizer, AdaTask) and set(map(id, optimizer.shared)) != set(map(id, self.shared)):
             raise ValueError(
                 f"PUB and the AdaTask inside it must share the same parameters, found {len(self.shared)} in PUB and "
                 f"{len(optimizer.shared)} in AdaTask that are not the same."
             )
-        if self._own and utility == "gradient":
+        if self._own and self.form not in _FORMS_AROUND_ADATASK:
             raise ValueError(
-                'utility="gradient" cannot be balanced with AdaTask: each task\'s own state would undo the weights of '
-                'the gradients. Use utility="update".'
+                f"Around AdaTask form must be one of {', '.join(map(repr, _FORMS_AROUND_ADATASK))}, found "
+                f"{self.form!r}: {_WHY_NOT_AROUND_ADATASK[self.form]}."
             )
         self.update_every = update_every
-        self.utility = utility
-        self.step_form = step
-        self.state_form = state
         self.tasks: tuple[str, ...] = ()
         self._steps = 0
         self._solved = False
@@ -154,6 +149,7 @@ class PUB(TaskOptimizer):
         self.last_present = self._alpha.bool()
         if tasks is not None:
             self._begin(tuple(tasks))
+        self._choose_balanced()
         self._take_averaging_over()
 
     @property
@@ -175,24 +171,30 @@ class PUB(TaskOptimizer):
             self._begin(tuple(str(task) for task in range(len(losses))))
         super().backward(losses)
 
+    def _spans_towers(self) -> bool:
+        return self._form.spans_towers
+
     def _due(self) -> bool:
-        return self.update_every == 1 or self._steps % self.update_every == 1
+        return self._form.solves and (self.update_every == 1 or self._steps % self.update_every == 1)
 
     def _weighs_gradients(self) -> bool:
         """Whether the wrapped optimizer's own step with weighted gradients is all there is to do."""
-        if self._count == 1 or self.utility == "gradient":
+        if self._count == 1 or self._form.weighs == "gradients":
             return True
-        shared = {id(p) for p in self.shared}
-        groups = [group for group in self.param_groups if any(id(p) in shared for p in group["params"])]
-        return self.step_form == "authors" and not self._own and all(map(self._rule.is_identity, groups))
+        if self._form.matched or self._own:
+            return False
+        balanced = {id(p) for p in self.balanced}
+        groups = [group for group in self.param_groups if any(id(p) in balanced for p in group["params"])]
+        return all(map(self._rule.is_identity, groups))
 
     def _needs_each(self) -> bool:
         if self._count == 1:
             return False
-        return self._due() or not (self._weighs_gradients() or (self._rule.affine and not self._own))
+        sum_is_enough = self._rule.affine and not self._own and not self._form.spans_towers
+        return self._due() or not (self._weighs_gradients() or sum_is_enough)
 
     def _needs_total(self) -> bool:
-        return self._solved and not self._weighs_gradients() and (self.step_form == "match" or self.state_form == "sum")
+        return self._solved and not self._weighs_gradients() and self._form.matched
 
     def _weights(self, tasks: list[int]) -> list[Tensor] | None:
         if not self._solved:
@@ -213,7 +215,7 @@ class PUB(TaskOptimizer):
     def _move_each(self, pending: Pending, tasks: list[int]) -> None:
         own = OwnState(len(pending.present), tasks) if self._own else None
         gradients = [pending.of_task[task] for task in tasks]
-        joint = JointStep(self.torch_optimizer, self.shared, gradients, own)
+        joint = JointStep(self.torch_optimizer, self.balanced, gradients, own, unreached_stay=self._form.spans_towers)
         if self._due():
             self._solve(joint, tasks)
         weights = self._of(tasks)
@@ -230,7 +232,7 @@ class PUB(TaskOptimizer):
         affine.
         """
         size = self._of(tasks).sum()
-        mean = [None if p.grad is None else p.grad / size.to(p.dtype) for p in self.shared]
+        mean = [None if p.grad is None else p.grad / size.to(p.dtype) for p in self.balanced]
         gradients, weights = [mean], size.unsqueeze(0)
         plain = weights  # before the first solve α = 1, and the weighted sum is the plain one
         if pending.total:
@@ -238,21 +240,21 @@ class PUB(TaskOptimizer):
             weights = torch.stack((size, torch.zeros_like(size)))
             plain = torch.stack((torch.zeros_like(size), torch.ones_like(size)))
         self._step_heads()
-        self._balanced_move(JointStep(self.torch_optimizer, self.shared, gradients), weights, plain)
+        self._balanced_move(JointStep(self.torch_optimizer, self.balanced, gradients), weights, plain)
 
     def _balanced_move(self, joint: JointStep, weights: Tensor, plain: Tensor) -> None:
         joint.move(
             weights,
-            joint=weights if self.state_form == "weighted" else plain,
-            plain=plain if self.step_form == "match" else None,
+            joint=weights if self._form.weighted_state else plain,
+            plain=plain if self._form.matched else None,
         )
 
     def _solve(self, joint: JointStep, tasks: list[int]) -> None:
-        gram = joint.gram(momentum=self.utility == "update")
+        gram = joint.gram(momentum=self._form.weighs == "updates")
         solved = bargaining_weights(gram)
-        if self.utility == "gradient" and self.step_form == "match":
+        if self._form.scale == "mean 1":
             solved = solved * ((solved > 0).sum() / solved.sum())
-        else:
+        elif self._form.scale == "root norm":
             solved = solved * gram.norm().sqrt()
         alpha = torch.where((solved > 0) & (solved < torch.inf), solved, self._of(tasks))
         if len(tasks) == len(self.tasks):
@@ -292,5 +294,5 @@ class PUB(TaskOptimizer):
     def __repr__(self) -> str:
         return (
             f"PUB({self.optimizer!r}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
-            f"utility={self.utility!r}, step={self.step_form!r}, state={self.state_form!r})"
+            f"form={self.form!r})"
         )

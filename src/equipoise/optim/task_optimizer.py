@@ -73,6 +73,7 @@ class TaskOptimizer(Wrapper):
         check_groups(self.param_groups)
         inside = optimizer._averaging if isinstance(optimizer, TaskOptimizer) else None
         self._averaging = inside or averaging_of(data_parallel, self.param_groups, type(self).__name__)
+        self.balanced = self.shared
         self._count: int | None = None
         self._pending: Pending | None = None
         self._stepped = False
@@ -108,7 +109,7 @@ class TaskOptimizer(Wrapper):
             self._backward_here(pending, present, heads)
         else:
             self._backward_averaged(self._averaging, pending, present, heads)
-        pending.marks = _marks(self.shared)
+        pending.marks = _marks(self.balanced)
 
     def total(self, losses: Sequence[Tensor | None] | Tensor, /) -> Tensor:
         """A scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
@@ -165,7 +166,7 @@ class TaskOptimizer(Wrapper):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients; those of shared parameters become None in any case."""
         self.optimizer.zero_grad(set_to_none)
-        for p in self.shared:
+        for p in self.balanced:
             p.grad = None
         self._pending, self._stepped = None, False
 
@@ -173,6 +174,7 @@ class TaskOptimizer(Wrapper):
         """Adds a group of parameters, none of which is shared, to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
         check_groups(self.param_groups)
+        self._choose_balanced()
 
     def _take_averaging_over(self) -> None:
         """The last thing that a constructor does: one that fails leaves the module as it was."""
@@ -195,22 +197,32 @@ class TaskOptimizer(Wrapper):
         """Whether the plain sum is needed beside the weighted one."""
         return False
 
+    def _spans_towers(self) -> bool:
+        """Whether all parameters of the optimizer are balanced, and not the shared ones alone."""
+        return False
+
+    def _choose_balanced(self) -> None:
+        """The parameters of which a step needs every task's gradient."""
+        if self._spans_towers():
+            self.balanced = distinct(p for group in self.param_groups for p in group["params"])
+            check_shared(self.balanced, self.param_groups)
+
     def _heads(self) -> list[Parameter]:
-        shared = {id(p) for p in self.shared}
-        return [p for group in self.param_groups for p in group["params"] if id(p) not in shared]
+        balanced = {id(p) for p in self.balanced}
+        return [p for group in self.param_groups for p in group["params"] if id(p) not in balanced]
 
     def _step_heads(self) -> None:
         """The wrapped optimizer's own step of all parameters that are not shared."""
         if not self._heads():
             return
-        kept = _take(self.shared)
+        kept = _take(self.balanced)
         self.torch_optimizer.step()
-        for p, grad in zip(self.shared, kept, strict=True):
+        for p, grad in zip(self.balanced, kept, strict=True):
             p.grad = grad
 
     def _step_all(self) -> None:
         """The wrapped optimizer's own step with the ``grad`` of the shared parameters as it is, made finite."""
-        for p in self.shared:
+        for p in self.balanced:
             if p.grad is not None:
                 (p.grad._values() if p.grad.is_sparse else p.grad).nan_to_num_(0.0, 0.0, 0.0)
         self.torch_optimizer.step()
@@ -224,7 +236,7 @@ class TaskOptimizer(Wrapper):
                 f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a "
                 "task that is absent in this step."
             )
-        clean = all(p.grad is None for p in self.shared)
+        clean = all(p.grad is None for p in self.balanced)
         if self._pending is not None and not clean:
             return self._pending
         if not clean:
@@ -234,7 +246,7 @@ class TaskOptimizer(Wrapper):
                 + "Call zero_grad() on this optimizer before, and do not call backward() on the losses yourself."
             )
         tasks = range(count) if self._needs_each() else ()
-        each: list[list[Tensor | None]] = [[None for _ in self.shared] for _ in tasks]
+        each: list[list[Tensor | None]] = [[None for _ in self.balanced] for _ in tasks]
         self._pending = Pending([False] * count, each)
         return self._pending
 
@@ -248,15 +260,15 @@ class TaskOptimizer(Wrapper):
                 "their gradients between all ranks in every backward pass: give it a loss that is 0, such as "
                 "0 * logits.sum()."
             )
-        everywhere, size = [*self.shared, *heads], len(self.shared)
+        everywhere, size = [*self.balanced, *heads], len(self.balanced)
         before = _take(everywhere)
         own = Pending([False for _ in pending.present], [[None] * size for _ in pending.of_task])
         self._backward_here(own, losses, heads)
-        rows = own.of_task or [[p.grad for p in self.shared]]
+        rows = own.of_task or [[p.grad for p in self.balanced]]
         if self._needs_total() and not own.of_task:
             rows = [*rows, own.total or [None] * size]
         gradients = [*(grad for row in rows for grad in row), *(p.grad for p in heads)]
-        found, present = averaging.average([*self.shared * len(rows), *heads], gradients, own.present)
+        found, present = averaging.average([*self.balanced * len(rows), *heads], gradients, own.present)
         rows = [found[place * size : (place + 1) * size] for place in range(len(rows))]
         if own.of_task:
             pending.of_task = [
@@ -281,20 +293,22 @@ class TaskOptimizer(Wrapper):
             self._backward_joint(pending, losses, heads)
 
     def _backward_each(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        inputs = [*(p for p in self.shared if p.requires_grad), *heads]
-        _take(self.shared)
+        inputs = [*(p for p in self.balanced if p.requires_grad), *heads]
+        _take(self.balanced)
         last = max(losses)
         for task, loss in losses.items():
             torch.autograd.backward(loss, retain_graph=task != last or self._fused(), inputs=inputs)
-            pending.of_task[task] = [_sum(pair) for pair in zip(pending.of_task[task], _take(self.shared), strict=True)]
+            pending.of_task[task] = [
+                _sum(pair) for pair in zip(pending.of_task[task], _take(self.balanced), strict=True)
+            ]
         if self._fused():
             self._backward_upstream(losses, heads)
-            _take(self.shared)
-        for p, *of_p in zip(self.shared, *pending.of_task, strict=True):
+            _take(self.balanced)
+        for p, *of_p in zip(self.balanced, *pending.of_task, strict=True):
             p.grad = _sum(of_p)
 
     def _backward_joint(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        shared = [p for p in self.shared if p.requires_grad]
+        shared = [p for p in self.balanced if p.requires_grad]
         scalars = list(losses.values())
         weights = self._weights(list(losses))
         if weights is None:
@@ -302,13 +316,13 @@ class TaskOptimizer(Wrapper):
             return
         needed = [*heads, *(shared if self._needs_total() else [])]
         if needed:
-            kept = _take(self.shared)
+            kept = _take(self.balanced)
             torch.autograd.backward(scalars, retain_graph=True, inputs=needed)
             if self._needs_total():
-                found = _take(self.shared)
+                found = _take(self.balanced)
                 known = pending.total or [None] * len(found)
                 pending.total = [_sum(pair) for pair in zip(known, found, strict=True)]
-            for p, grad in zip(self.shared, kept, strict=True):
+            for p, grad in zip(self.balanced, kept, strict=True):
                 p.grad = grad
         if self._fused():
             self._backward_upstream(losses, heads)
@@ -331,11 +345,12 @@ class TaskOptimizer(Wrapper):
         single = self._count == 1
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
-            if not single and not _alike(pending.marks, _marks(self.shared)):
+            if not single and not _alike(pending.marks, _marks(self.balanced)):
+                which = "parameters" if self._spans_towers() else "shared parameters"
                 raise RuntimeError(
-                    f"The gradients of shared parameters were changed between {type(self).__name__}.backward and "
-                    "step, but the step starts from those of the single tasks. Limit the step with Clippy instead "
-                    "of clipping gradients; with a GradScaler call scaler.step(optimizer) without "
+                    f"The gradients of {which} were changed between {type(self).__name__}.backward and step, "
+                    "but the step starts from those of the single tasks. Limit the step with Clippy instead of "
+                    "clipping gradients; with a GradScaler call scaler.step(optimizer) without "
                     "scaler.unscale_(optimizer)."
                 )
             return False

@@ -61,7 +61,7 @@ class _Member:
     @property
     def own_parameters(self) -> list[nn.Parameter]:
         """Those of them whose gradients the optimizer steps with as they are, which PUB and AdaTask do not with all."""
-        apart = {id(p) for p in getattr(self.optimizer, "shared", ())}
+        apart = {id(p) for p in getattr(self.optimizer, "balanced", ())}
         return [p for p in self.parameters if id(p) not in apart]
 
     def hand_rate_on(self) -> None:
