@@ -55,7 +55,8 @@ def test_the_rows_of_before_are_there() -> None:
     assert [method.name for method in CATALOGUE] == list(METHODS)[: len(CATALOGUE)]
     assert {
         "single-task", "equal", "multibalance", "multibalance-own-gram", "multibalance-no-magnitude",
-        "multibalance-no-direction", "pub", "pub-authors", "pub-literal", "pub-shipped", "pub-adatask", "adatask", "clippy",
+        "multibalance-no-direction", "pub", "pub-authors", "pub-literal", "pub-shipped", "pub-adatask", "adatask",
+        "clippy",
     } <= set(METHODS)  # fmt: skip
 
 
