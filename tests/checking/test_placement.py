@@ -199,7 +199,10 @@ def two_levels(read):
 
 
 def test_the_shared_path_of_a_second_level_that_reads_one_branch():
-    (problem,) = two_levels(lambda _, branches: branches[0])
+    problem, twice = two_levels(lambda _, branches: branches[0])
+    assert twice.startswith(
+        "What comes back through fork 'level2' crosses fork 'level1' as well, and is weighted twice."
+    )
     assert problem.startswith(
         "Branch 'a' of fork 'level1' also carries the loss of 'b': shared2 → fork 'level2' → towers.b → loss of 'b'."
     )
@@ -207,13 +210,26 @@ def test_the_shared_path_of_a_second_level_that_reads_one_branch():
 
 
 def test_the_shared_path_of_a_second_level_that_reads_the_mean_of_the_branches():
-    first, second = two_levels(lambda _, branches: sum(branches) / 2)
+    first, second, twice = two_levels(lambda _, branches: sum(branches) / 2)
     assert "Branch 'b' of fork 'level1' also carries the loss of 'a'" in first
     assert "Branch 'a' of fork 'level1' also carries the loss of 'b'" in second
+    assert "weighted twice" in twice
 
 
 def test_the_shared_path_of_a_second_level_that_goes_on_from_the_forked_tensor():
     assert two_levels(lambda shared, _: shared) == []
+
+
+def test_two_forks_one_after_the_other():
+    model = Ranker()
+    model.second = MultiBalance(TASKS)
+    model.wire = lambda z, _: [branch for m, first in enumerate(model.fork(z)) for branch in [model.second(first)[m]]]
+    assert "The losses cross fork 'second' in 3 places" in problems(model)[0]
+    model = Ranker()
+    model.second = MultiBalance(["click"])
+    model.wire = lambda z, _: [model.second((branches := model.fork(z))[0])[0], *branches[1:]]
+    (problem,) = problems(model)
+    assert problem.startswith("What comes back through fork 'second' crosses fork 'fork' as well")
 
 
 def test_names_decide_which_loss_belongs_to_which_branch():

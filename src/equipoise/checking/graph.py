@@ -86,6 +86,19 @@ class LossGraph:
         """Parameters in the model's order."""
         return sorted(leaves, key=lambda leaf: self._places.get(id(leaf), len(self._places)))
 
+    def leads(self, start: Node, end: Node) -> bool:
+        """True if a gradient that leaves the node ``start`` arrives at the node ``end``."""
+        seen = {start}
+        left = [start]
+        while left:
+            for node, _ in left.pop().next_functions:
+                if node is end:
+                    return True
+                if node is not None and node not in seen:
+                    seen.add(node)
+                    left.append(node)
+        return False
+
     def path_from(self, leaf: Tensor, task: int) -> str:
         """One shortest path from a leaf to the loss of ``task`` that crosses no fork."""
         stations = self._stations(task, self.beside, lambda node, _: getattr(node, "variable", None) is leaf)

@@ -11,7 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from equipoise.checking.graph import LossGraph
-from equipoise.checking.placement import describe_forks, forks_gone_round, forks_not_crossed, misread_branches
+from equipoise.checking.placement import (
+    describe_forks,
+    forks_gone_round,
+    forks_in_a_row,
+    forks_not_crossed,
+    misread_branches,
+)
 from equipoise.checking.report import Report
 from equipoise.checking.steps import balanced_twice, mistaken_shares, steps_itself, unstepped
 from equipoise.forks.fork import Fork
@@ -88,6 +94,7 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
             *forks_not_crossed(graph),
             *misread_branches(graph),
             *forks_gone_round(graph),
+            *forks_in_a_row(graph),
             *mistaken_shares(graph, optimizers),
             *unstepped(graph, optimizers),
         ]

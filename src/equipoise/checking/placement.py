@@ -13,7 +13,7 @@ from equipoise.checking.report import quoted, some
 from equipoise.forks.crossing import Crossing
 from equipoise.forks.fork import Fork
 
-__all__ = ["describe_forks", "forks_gone_round", "forks_not_crossed", "misread_branches"]
+__all__ = ["describe_forks", "forks_gone_round", "forks_in_a_row", "forks_not_crossed", "misread_branches"]
 
 
 def describe_forks(graph: LossGraph) -> Iterator[str]:
@@ -88,6 +88,20 @@ def forks_gone_round(graph: LossGraph) -> Iterator[str]:
             f"not balanced. One such path: {path}. Let it start from a branch of the fork, or fork what it reads too: "
             "fork((z, x)) takes several tensors."
         )
+
+
+def forks_in_a_row(graph: LossGraph) -> Iterator[str]:
+    """Forks that a gradient crosses one after the other, which weigh it twice."""
+    weighing = [(node, crossing.fork) for node, crossing in graph.crossings if type(crossing.fork) is not Fork]
+    for upper, fork in weighing:
+        for lower, other in weighing:
+            if lower is not upper and graph.leads(upper, lower):
+                yield (
+                    f"What comes back through {graph.name_of_fork(fork)} crosses {graph.name_of_fork(other)} as well, "
+                    "and is weighted twice. Let every path from a loss to a shared parameter cross one fork: let what "
+                    f"{graph.name_of_fork(fork)} is given start from the tensor that {graph.name_of_fork(other)} is "
+                    "given, or keep one fork over all that the tasks read of the shared part."
+                )
 
 
 def _misread(graph: LossGraph, node: Node, crossing: Crossing, places: list[int | None]) -> Iterator[str]:
