@@ -409,8 +409,8 @@ def test_impossible_settings_are_named(tiny: Dataset) -> None:
         train(tiny, METHODS["equal"], batch_size=64, lr=0.0)
     with pytest.raises(SettingError, match="tasks out of click, like; found share"):
         train(tiny, METHODS["equal"], batch_size=64, loss_scale={"share": 2})
-    with pytest.raises(SettingError, match=r"model out of shared-bottom, mmoe.*found 'ple'"):
-        train(tiny, METHODS["equal"], batch_size=64, model="ple")
+    with pytest.raises(SettingError, match=r"model out of shared-bottom, mmoe, ple.*found 'dlrm'"):
+        train(tiny, METHODS["equal"], batch_size=64, model="dlrm")
     with pytest.raises(SettingError, match=r"takes the options embedding_dim.*found dropout"):
         train(tiny, METHODS["equal"], batch_size=64, model_options={"dropout": 0.1})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from equipoise.forks.fork import Fork
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MODELS, RankingModel, build_model
+from equipoise.ranking.models import build_model, partition_of, trial_logits
 from equipoise.schema import Batch, Schema
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.faults.non_finite import (
@@ -42,11 +41,13 @@ class _Member:
 
     Attributes:
         module: the model as several ranks train it; the model itself in a single process.
+        task_parameters: of each of ``tasks``, those that its loss alone reaches.
         fused: what hands the learning rate on to tables whose optimizer is fused into the backward pass.
     """
 
-    model: RankingModel
+    model: nn.Module
     module: nn.Module
+    task_parameters: list[list[nn.Parameter]]
     optimizer: Optimizer
     fused: Optimizer | None
     scheduler: LRScheduler | None
@@ -81,7 +82,7 @@ class Learner:
     Args:
         schema: features and tasks.
         method: what to train with.
-        model: a name in :data:`equipoise.ranking.models.MODELS`, built with ``model_options``.
+        model: a name in :data:`equipoise.ranking.models.MODELS`, or an import path, built with ``model_options``.
         lr: Adam's learning rate.
         decay_steps: the rate falls linearly to 0 over so many steps; None: it stays.
         seed: of the initial weights.
@@ -130,17 +131,14 @@ class Learner:
         check_compatible(Combination(method, sharding, dict(model_options or {}), self.world, non_finite))
         self._scale = _factors(schema.task_names, loss_scale or {})
         self._members: list[_Member] = []
-        options = _checked(model, model_options or {})
         for group in method.groups(schema.task_names):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                try:
-                    built = build_model(model, schema, fork=method.fork_factory(group), **options)
-                except (ValueError, RuntimeError) as error:  # a size that is too small, or too large
-                    raise SettingError(f"Model {model!r}: {f'{error}'.splitlines()[0]}") from error
+                built = build_model(model, schema, fork=method.fork_factory(group), **model_options or {})
+            partition = partition_of(built, schema)
             tasks = [schema.task_names.index(task) for task in group]
             if len(tasks) < len(schema.tasks):
-                _freeze_unused(built, tasks)
+                _freeze_unused(built, schema, tasks)
             built.to(self.device)
             module: nn.Module = built
             spread = self.world.size > 1 or sharding != "ddp"
@@ -148,7 +146,7 @@ class Learner:
                 module = parallelize(
                     built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
                 )
-            dense, shared = dense_parameters(module), {id(p) for p in built.shared_parameters()}
+            dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
             optimizer = method.build_optimizer(
                 torch.optim.Adam(dense.values(), lr=lr),
                 shared=[p for p in dense.values() if id(p) in shared],
@@ -157,7 +155,8 @@ class Learner:
             )
             self._members.append(
                 _Member(
-                    built, module, optimizer, fused_optimizer(module),
+                    built, module, [partition.task_parameters(built, task) for task in group],
+                    optimizer, fused_optimizer(module),
                     None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
                     tasks,
                     _monitor(built, optimizer),
@@ -202,7 +201,7 @@ class Learner:
                 [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
             )
             self._stage = "moving"
-            look_at_gradients([member.model.task_parameters(task) for task in member.tasks], finite)
+            look_at_gradients(member.task_parameters, finite)
             if spare:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
@@ -292,7 +291,7 @@ class Learner:
             self._kept_random = random_states(self.device)
             self._stage = "begun"
 
-    def _restore_forks(self, model: RankingModel) -> None:
+    def _restore_forks(self, model: nn.Module) -> None:
         """In a step that is skipped they do not move either, but for a matrix that is still under way between ranks."""
         known = {id(buffer): kept for buffer, kept in zip(self._buffers, self._kept, strict=True)}
         for fork in (part for part in model.modules() if isinstance(part, Fork)):
@@ -317,16 +316,15 @@ class Learner:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
 
 
-def _monitor(model: RankingModel, optimizer: Optimizer) -> Monitor | None:
+def _monitor(model: nn.Module, optimizer: Optimizer) -> Monitor | None:
     """A monitor where there is something to watch: a fork, or an optimizer that balances updates."""
     balances = hasattr(optimizer, "last_gram")
     return Monitor(model, optimizer) if balances or any(isinstance(part, Fork) for part in model.modules()) else None
 
 
-def _freeze_unused(model: RankingModel, tasks: Sequence[int]) -> None:
+def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> None:
     """What none of these tasks reaches gets no gradient, for which the engines of several ranks would wait."""
-    schema = model.schema
-    logits = model(torch.zeros(1, len(schema.categorical), dtype=torch.int64), torch.zeros(1, len(schema.numeric)))
+    logits = trial_logits(model, schema)
     parameters = list(model.parameters())
     found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, found, strict=True):
@@ -370,26 +368,3 @@ def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:
     if wrong:
         raise SettingError(f"Loss scales must be positive and finite, found {', '.join(wrong)}.")
     return [float(stated.get(task, 1.0)) for task in tasks]
-
-
-def _checked(model: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    if model not in MODELS:
-        raise SettingError(f"Expected a model out of {', '.join(MODELS)}; found {model!r}.")
-    parameters = inspect.signature(MODELS[model]).parameters
-    known = [name for name in parameters if name not in {"schema", "fork"}]
-    unknown = sorted(stated.keys() - set(known))
-    if unknown:
-        raise SettingError(f"Model {model!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")
-    return {name: _like(parameters[name].default, value, f"Model {model!r}, {name}") for name, value in stated.items()}
-
-
-def _like(default: object, value: object, what: str) -> object:
-    """The value, if it is of the default's kind; one width may stand for a sequence of one."""
-    if isinstance(default, tuple):
-        widths = [value] if isinstance(value, int) else value
-        if isinstance(widths, Sequence) and all(type(width) is int for width in widths):
-            return tuple(widths)
-        raise SettingError(f"{what}: expected whole numbers such as 128-64, found {value!r}.")
-    if type(value) is not type(default):
-        raise SettingError(f"{what}: expected a value like {default!r}, found {value!r}.")
-    return value

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.forks.fork import Fork
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import RankingModel
+from equipoise.ranking.models import ForkFactory, RankingModel
 from equipoise.schema import Batch, Schema
 
 PRIMES = (2.0, 3.0, 5.0, 7.0)
@@ -59,24 +59,22 @@ def assert_partition_is_true(model: RankingModel, batch: Batch) -> None:
         assert claimed == ([] if id(parameter) in shared else tasks), f"{name} is reached by {tasks}"
 
 
-def assert_cut_is_right(build: Callable[[Callable[[], nn.Module] | None], RankingModel], batch: Batch) -> None:
+def assert_cut_is_right(build: Callable[[ForkFactory | None], nn.Module], batch: Batch) -> None:
     """Every path from a task's loss to a shared parameter crosses exactly one fork, in a branch of that task.
 
     With weights w_m at every fork, the gradient at a shared parameter is then Σ_m w_m g_m, where g_m is that of the
     loss of task m in the model without forks, and the gradient at a task's own parameter is what it was. Primes tell
     a path around the forks (1), one that crosses two (a product), and one in another task's branch.
     """
-    plain = build(None)
-    names = plain.schema.task_names
-    forked = build(lambda: FixedWeights(names))
+    plain, forked = build(None), build(lambda: FixedWeights(batch.labels.shape[1]))
     apart = gradients_of_tasks(plain, batch)
     sum(losses_of(forked, batch)).backward()
-    shared = {id(parameter) for parameter in forked.shared_parameters()}
     for place, (name, parameter) in enumerate(forked.named_parameters()):
-        weights: Sequence[float] = PRIMES if id(parameter) in shared else [1.0] * len(names)
-        expected = sum(
-            weights[task] * gradients[place] for task, gradients in enumerate(apart) if gradients[place] is not None
-        )
+        of_tasks = {task: gradients[place] for task, gradients in enumerate(apart) if gradients[place] is not None}
+        if not of_tasks:
+            continue
+        weights = PRIMES if len(of_tasks) > 1 else [1.0] * len(apart)
+        expected = sum(weights[task] * gradient for task, gradient in of_tasks.items())
         torch.testing.assert_close(
             parameter.grad, expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )

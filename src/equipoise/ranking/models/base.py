@@ -10,10 +10,27 @@ from torch import Tensor, nn
 
 from equipoise.schema import Schema
 
-__all__ = ["ForkFactory", "RankingModel"]
+__all__ = ["ForkFactory", "RankingModel", "Unforked"]
 
 ForkFactory = Callable[[], nn.Module]
 """Builds a new fork for the model's tasks: a module that returns one copy of its input per task."""
+
+
+class Unforked(nn.Module):
+    """Stands where a fork would: every task gets the shared tensors as they are, so that its gradients simply add up.
+
+    Example:
+        >>> Unforked(2)("shared")
+        ('shared', 'shared')
+    """
+
+    def __init__(self, tasks: int, /) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+    def forward(self, shared: Any, /) -> tuple[Any, ...]:
+        """Return ``shared`` once per task."""
+        return (shared,) * self.tasks
 
 
 class RankingModel(nn.Module, ABC):
@@ -64,9 +81,8 @@ class RankingModel(nn.Module, ABC):
             One tensor of shape [B] per task, in the schema's order.
         """
 
-    @staticmethod
-    def new_fork(factory: ForkFactory | None, /) -> nn.Module | None:
-        """Build one fork; None without a factory, for the plain sum of the tasks' gradients.
+    def new_fork(self, factory: ForkFactory | None, /) -> nn.Module:
+        """Build one fork; without a factory, what lets the tasks' gradients add up.
 
         Raises:
             TypeError: ``factory`` is a fork itself.
@@ -76,17 +92,15 @@ class RankingModel(nn.Module, ABC):
                 f"Expected a function that builds a fork, found a {type(factory).__name__} module. A model may need "
                 "several forks: pass for example `fork=lambda: MultiBalance(schema.task_names)`."
             )
-        return None if factory is None else factory()
+        return Unforked(len(self.schema.tasks)) if factory is None else factory()
 
-    def branches(self, fork: nn.Module | None, shared: Any, /) -> Sequence[Any]:
+    def branches(self, fork: nn.Module, shared: Any, /) -> Sequence[Any]:
         """Return one copy of ``shared``, a tensor or a structure of tensors, per task, in the schema's order.
 
         Raises:
             ValueError: the fork returns another number of branches than there are tasks.
         """
         names = self.schema.task_names
-        if fork is None:
-            return (shared,) * len(names)
         found: Sequence[Any] = fork(shared)
         if len(found) != len(names):
             raise ValueError(

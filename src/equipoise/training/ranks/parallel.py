@@ -131,12 +131,13 @@ def _table_sharded(
     device: torch.device,
     table_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]],
 ) -> nn.Module:
-    if isinstance(model, RankingModel) and isinstance(model.embedding, FeatureEmbedding):
-        if model.embedding.table is None:
+    embedding = getattr(model, "embedding", None)
+    if isinstance(model, RankingModel) and isinstance(embedding, FeatureEmbedding):
+        if embedding.table is None:
             raise SettingError(
                 "TorchRec shards embedding tables, found a schema without categorical features: use ddp."
             )
-        model.embedding = ShardableEmbedding(model.schema, model.embedding)
+        model.embedding = ShardableEmbedding(model.schema, embedding)
     import torchrec  # noqa: PLC0415 - an optional dependency
     from torchrec.distributed import DistributedModelParallel  # noqa: PLC0415
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: PLC0415
