@@ -264,3 +264,12 @@ def test_a_task_without_positives_in_validation_makes_no_rate_look_diverged(comp
     )
     tuning = charts_of(page)[-1]
     assert {len(trace["x"]) for trace in tuning[0][0]["figure"]["data"]} == {3}
+
+
+def test_tiles_and_terminal_follow_the_same_rule_as_the_summary(comparison):
+    busy = comparison(methods=SOME, speeds={"equal": (1.0, 0.5, 2.0), "multibalance": (1.421, 1.2, 4.6)})
+    assert "not measurable the machine was too busy" in visible(page_of(busy))
+    assert "× 1.421" not in visible(page_of(busy))
+    assert result_rows(busy)[0]["Speed"] == "not clear (1.200 to 4.600)"
+    few = visible(page_of(comparison(methods=SOME, seeds=2)))
+    assert "NE gain over equal weights not clear too few seeds" in few

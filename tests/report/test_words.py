@@ -6,16 +6,18 @@ import pytest
 
 from equipoise.compare.result_folder import ResultFolder
 from equipoise.report.analysis import analyse
-from equipoise.report.words import cautions, summary, transfer_summary
+from equipoise.report.outcome import summary
+from equipoise.report.words import cautions, transfer_summary
 
 
 def plain(sentences):
     return " ".join(sentences).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def told(folder, tell=summary):
+def told(folder, tell=None):
     results = ResultFolder(folder).results()
-    return plain(tell(results, analyse(results)))
+    analysis = analyse(results)
+    return plain(tell(results, analysis) if tell else summary(analysis))
 
 
 def transfer(folder):
@@ -36,7 +38,7 @@ def test_the_winner_is_named_with_gain_interval_and_cost(comparison):
     assert said.startswith("MultiBalance has the lowest mean normalized entropy")
     assert "95 % interval" in said
     assert "5 paired seeds, p < 0.001" in said
-    assert "gains most on coupon" in said
+    assert "Task by task it is clearly better on coupon (NE +10." in said
     assert "1.3 % slower than equal weights" in said
 
 
@@ -63,16 +65,16 @@ def test_a_gain_that_may_be_chance_is_called_that(comparison):
             task["ne"] = 0.6 - (0.01 * (run["seed"] - 0.9) if run["method"] == "clippy" else 0)
     (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
     said = told(folder)
-    assert said.startswith("Clippy has the lowest")
+    assert said.startswith("No method is clearly better than equal weights. Clippy has the lowest")
     assert "within what chance alone would give" in said
 
 
 def test_one_seed_claims_no_test(comparison):
     folder = comparison(seeds=1)
     said = told(folder)
-    assert "so that it cannot be tested" in said
+    assert said.startswith("Too few seeds to say which method is better: 1 paired seed, and at least 3 are needed.")
     assert "p <" not in said
-    assert "One seed only" in told(folder, cautions)
+    assert "1 seed only" in told(folder, cautions)
 
 
 def test_an_empty_comparison_says_that_there_is_nothing_yet(comparison):
@@ -117,7 +119,7 @@ def test_no_negative_transfer_is_said_too(comparison):
 
 
 def test_few_seeds_cannot_show_negative_transfer(comparison):
-    assert "no task can be tested" in transfer(comparison(seeds=1))
+    assert "No task can be tested" in transfer(comparison(seeds=1))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_few_seeds_cannot_show_negative_transfer(comparison):
     [
         ({"left_out": (("pub", 1),)}, "39 of 40 runs"),
         ({"diverged": (("pub", 1), ("pub", 2))}, "Diverged: PUB (2 seeds)"),
-        ({"seeds": 2}, "Only 2 seeds"),
+        ({"seeds": 2}, "2 seeds only: differences may be chance, and no gain is claimed"),
         ({"speed": False}, "Speed and memory have not been measured"),
         ({}, "edge of the grid: MultiBalance, PUB and Clippy"),
         ({"tuned": False, "methods": ("equal", "single-task")}, "same learning rate"),
@@ -159,3 +161,102 @@ def test_losses_that_were_not_finite_are_counted_by_method_and_task(comparison, 
 
 def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
     assert told(comparison(methods=("equal", "single-task", "multibalance-own-gram")), cautions) == ""
+
+
+def counts(**positives):
+    """Label counts of validation and test: 5,000 of 10,000 rows positive, but those named."""
+    tasks = dict.fromkeys(("category", "purchase", "multiple", "coupon", "repeat"), 5000) | positives
+    of_split = {task: {"labelled": 10_000, "positives": found} for task, found in tasks.items()}
+    return {"label_counts": {"validation": of_split, "test": of_split}}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "claim"),
+    [
+        ({"multibalance": (1.421, 0.9, 4.6)}, "cannot be told here (95 % interval of the ratio, 0.90 to 4.60)"),
+        ({"multibalance": (1.421, 1.2, 1.6)}, "MultiBalance trains 42.1 % faster than equal weights (ratio 1.200 to"),
+        ({"multibalance": (0.98, 0.97, 1.02)}, "MultiBalance trains as fast as equal weights, within 5 %."),
+        # as far from 1 as two identical learners were from each other
+        ({"multibalance": (0.93, 0.92, 0.97), "equal": (1, 0.92, 1.05)}, "cannot be told here"),
+        ({"equal": (1.2, 0.7, 1.9)}, "could not be measured: the machine was too busy"),
+        ({"equal": (1.0, 0.99, 1.2), "multibalance": (1.421, 1.2, 1.6)}, "the machine was too busy"),
+    ],
+)
+def test_speed_is_claimed_only_where_its_interval_carries_it(comparison, speeds, claim):
+    folder = comparison(speeds=speeds)
+    assert claim in told(folder)
+    assert ("% faster" in told(folder)) == ("% faster" in claim)
+    busy = "two identical learners differed by more than 10 % in speed" in told(folder, cautions)
+    assert busy == ("busy" in claim)
+
+
+def test_speed_without_a_control_is_not_claimed(comparison):
+    folder = comparison()
+    speeds = json.loads((folder / "throughput.json").read_text())
+    del speeds["equal"]
+    (folder / "throughput.json").write_text(json.dumps(speeds))
+    assert "cannot be told here" in told(folder)
+
+
+def test_two_seeds_claim_nothing_even_where_their_interval_excludes_zero(comparison):
+    folder = comparison(methods=("equal", "multibalance", "single-task"), seeds=2)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        for task in run["test"].values():
+            task["ne"] = 0.6 + 0.0001 * run["seed"] - 0.1 * (run["method"] != "equal") * (1 + 0.001 * run["seed"])
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert analyse(ResultFolder(folder).results()).method("multibalance").ne_gain.over_seeds.verdict == "above"
+    said = told(folder)
+    assert said.startswith("Too few seeds to say which method is better: 2 paired seeds")
+    assert "a gain of" not in said
+    assert "clearly" not in said
+    assert "No task can be tested" in transfer(folder)
+
+
+def test_a_task_with_few_positives_ranks_nothing_and_is_named(comparison):
+    folder = comparison(plan=counts(coupon=20))
+    said, warned = told(folder), told(folder, cautions)
+    assert "over 4 of 5 tasks" in said
+    assert "coupon" not in said
+    assert "Tasks with few labels of one class among the test rows: coupon (20 positives of 10,000)." in warned
+    assert "among the validation rows: coupon (20 positives of 10,000)." in warned
+    plan = analyse(ResultFolder(folder).results())
+    without = [plan.method("pub").tasks[task].ne for task in plan.means_over]
+    assert plan.method("pub").ne == pytest.approx(sum(without) / 4)
+
+
+def test_few_negatives_are_as_bad_as_few_positives(comparison):
+    assert "coupon (1 negative of 10,000)" in told(comparison(plan=counts(coupon=9999)), cautions)
+
+
+def test_where_every_task_has_few_positives_no_method_is_ranked(comparison):
+    few = dict.fromkeys(("category", "purchase", "multiple", "coupon", "repeat"), 20)
+    folder = comparison(plan=counts(**few))
+    assert told(folder).startswith("No method is ranked: every task has fewer than 100 test rows of its rarer class")
+    assert "No method is ranked on this data." in told(folder, cautions)
+
+
+def test_a_clear_gain_is_named_before_a_lower_mean_that_is_not_clear(comparison):
+    folder = comparison(methods=("equal", "pub", "clippy"), seeds=5)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        off = {"equal": 0.0, "pub": -0.01 - 1e-5 * run["seed"], "clippy": -0.02 + 0.03 * (run["seed"] % 2)}
+        for task in run["test"].values():
+            task["ne"] = 0.6 + off[run["method"]] - (0.01 if run["method"] == "clippy" else 0)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    said = told(folder)
+    assert said.startswith("PUB is clearly better than equal weights")
+    assert "Clippy has a lower one" in said
+
+
+def test_what_tuning_had_to_leave_out_is_said(comparison):
+    folder = comparison(methods=("equal", "pub"))
+    runs = [json.loads(line) for line in (folder / "tuning.jsonl").read_text().splitlines()]
+    for run in runs:
+        run["validation"]["coupon"] = {"auc": None, "ne": None}
+        if run["method"] == "pub":
+            run["status"] = "diverged"
+    (folder / "tuning.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    warned = told(folder, cautions)
+    assert "Rates were chosen without coupon: the validation rows hold one class only" in warned
+    assert "Diverged at every rate of the grid: PUB." in warned

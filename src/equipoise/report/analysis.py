@@ -18,12 +18,38 @@ from equipoise.report.statistics import (
 )
 from equipoise.training import Run
 
-__all__ = ["Analysis", "Gain", "MethodResult", "TaskResult", "View", "analyse", "has_natural_view"]
+__all__ = [
+    "FEW_POSITIVES",
+    "MIN_PAIRS",
+    "Analysis",
+    "Gain",
+    "MethodResult",
+    "SpeedVerdict",
+    "TaskResult",
+    "View",
+    "analyse",
+    "has_natural_view",
+]
 
 View = Literal["test", "test_natural"]
 """Metrics on the test split as sampled, or weighted back to the natural rate."""
 
 SIGNIFICANCE = 0.05
+
+MIN_PAIRS = 3
+"""Paired seeds under which nothing is claimed: an interval of two differences rests on a spread of one number."""
+
+FEW_POSITIVES = 100
+"""Test rows of a task's rarer class under which the task ranks no method: a share of n rows is off by 1/√n or more."""
+
+QUIET = (0.9, 1.1)
+"""Interval of the speed ratio of two identical learners beyond which the machine was too busy to measure speed."""
+
+_MIN_SPEED_PAIRS = 6  # under which order statistics give no 95 % interval
+_SAME_SPEED = (0.95, 1.05)
+
+SpeedVerdict = Literal["faster", "slower", "same", "unclear"]
+"""What the measured interval says about a method's speed against that of equal weights."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +65,29 @@ class Gain:
         return self.over_seeds.mean
 
     @property
+    def verdict(self) -> Literal["above", "below", "unclear", "untested"]:
+        """On which side of zero the 95 % interval lies; untested with fewer than :data:`MIN_PAIRS` paired seeds."""
+        return self.over_seeds.verdict if self.over_seeds.pairs >= MIN_PAIRS else "untested"
+
+    @property
     def significant(self) -> bool:
         """Whether the 95 % interval excludes zero, with no regard to other comparisons."""
-        return self.over_seeds.verdict in {"above", "below"}
+        return self.verdict in {"above", "below"}
 
     @property
     def firm(self) -> bool:
         """Whether it is significant after Holm's adjustment too."""
-        return self.adjusted_p is not None and self.adjusted_p < SIGNIFICANCE
+        return self.significant and self.adjusted_p is not None and self.adjusted_p < SIGNIFICANCE
 
     @property
     def better(self) -> bool:
         """Significant, and upwards."""
-        return self.over_seeds.verdict == "above"
+        return self.verdict == "above"
 
     @property
     def worse(self) -> bool:
         """Significant, and downwards."""
-        return self.over_seeds.verdict == "below"
+        return self.verdict == "below"
 
 
 @dataclass(frozen=True)
@@ -99,6 +130,7 @@ class MethodResult:
         delta_m: against single-task training in per cent.
         tasks: per task that can be scored.
         speed: QPS ratio and, where measured, memory.
+        speed_verdict: what the interval of the ratio says.
         peak_memory: bytes; ``None`` where not measured.
     """
 
@@ -114,6 +146,7 @@ class MethodResult:
     delta_m: PairedComparison | None
     tasks: Mapping[str, TaskResult]
     speed: Throughput | None
+    speed_verdict: SpeedVerdict
     peak_memory: float | None
 
     @property
@@ -136,12 +169,27 @@ class Analysis:
         methods: in the order of the plan.
         tasks: the tasks that can be scored, in the order of the plan.
         unscored: tasks whose metrics are not defined on this test split (one class only): in no mean.
+        few: tasks that can be scored, but have few test rows of their rarer class: task to that number. They are in no
+            mean, unless every task is among them.
+        busy: whether the machine was too busy to measure speed.
     """
 
     view: View
     methods: tuple[MethodResult, ...]
     tasks: tuple[str, ...]
     unscored: tuple[str, ...]
+    few: Mapping[str, int]
+    busy: bool
+
+    @property
+    def means_over(self) -> tuple[str, ...]:
+        """The tasks that the means over tasks include."""
+        return _tasks_of_means(self.tasks, self.few)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether any task has enough test rows of both classes to rank methods by."""
+        return len(self.few) < len(self.tasks)
 
     def method(self, name: str) -> MethodResult | None:
         """The method of that name, if it was planned."""
@@ -166,12 +214,21 @@ def has_natural_view(results: Results) -> bool:
 def analyse(results: Results, view: View = "test") -> Analysis:
     """Every number of the report's tables for one view, from the runs that have ended."""
     ok = {method.name: _ok_runs(results, method.name) for method in results.plan.methods}
+    ended_well = [run for runs in ok.values() for run in runs]
     scored = tuple(
         task
-        for task in results.plan.tasks
-        if any(math.isfinite(_value(run, view, task, "ne")) for runs in ok.values() for run in runs)
+        for task in (results.plan.tasks if ended_well else ())
+        if all(math.isfinite(_value(run, view, task, "ne")) for run in ended_well)
     )
+    counts = results.plan.label_counts.get("test", {})
+    few = {
+        task: counts[task].of_rarer_class
+        for task in scored
+        if task in counts and counts[task].of_rarer_class < FEW_POSITIVES
+    }
+    means_over = _tasks_of_means(scored, few)
     equal, alone = ok.get(EQUAL_WEIGHTS, []), ok.get(SINGLE_TASK, [])
+    control = results.throughput.get(EQUAL_WEIGHTS)
     methods = []
     for method in results.plan.methods:
         ended = results.of(method.name)
@@ -199,18 +256,44 @@ def analyse(results: Results, view: View = "test") -> Analysis:
                 ok=len(runs),
                 diverged=len(ended) - len(runs),
                 missing=len(results.plan.seeds) - len(ended),
-                auc=_mean(_per_seed(runs, view, scored, "auc")),
-                ne=_mean(_per_seed(runs, view, scored, "ne")),
-                ne_gain=_gain(runs, equal, view, scored, "ne") if against_equal else None,
-                auc_gain=_gain(runs, equal, view, scored, "auc") if against_equal else None,
-                delta_m=_delta_m(runs, alone, view, scored) if against_alone else None,
+                auc=_mean(_per_seed(runs, view, means_over, "auc")),
+                ne=_mean(_per_seed(runs, view, means_over, "ne")),
+                ne_gain=_gain(runs, equal, view, means_over, "ne") if against_equal else None,
+                auc_gain=_gain(runs, equal, view, means_over, "auc") if against_equal else None,
+                delta_m=_delta_m(runs, alone, view, means_over) if against_alone else None,
                 tasks=tasks,
                 speed=speed,
+                speed_verdict=_speed_verdict(speed, control),
                 peak_memory=speed.peak_memory if speed and speed.peak_memory else max(memory, default=None),
             )
         )
-    unscored = tuple(task for task in results.plan.tasks if task not in scored) if any(ok.values()) else ()
-    return Analysis(view, tuple(_adjusted(methods, scored)), scored, unscored)
+    unscored = tuple(task for task in results.plan.tasks if task not in scored) if ended_well else ()
+    return Analysis(view, tuple(_adjusted(methods, scored)), scored, unscored, few, _is_busy(control))
+
+
+def _tasks_of_means(scored: Sequence[str], few: Mapping[str, int]) -> tuple[str, ...]:
+    enough = tuple(task for task in scored if task not in few)
+    return enough or tuple(scored)
+
+
+def _is_busy(control: Throughput | None) -> bool:
+    """Whether two identical learners measured too differently; False where they were not measured."""
+    if control is None or control.low is None or control.high is None:
+        return False
+    return control.low < QUIET[0] or control.high > QUIET[1]
+
+
+def _speed_verdict(speed: Throughput | None, control: Throughput | None) -> SpeedVerdict:
+    """What the ratio's interval says; a difference must be larger than that between two identical learners."""
+    measured = [entry for entry in (speed, control) if entry and entry.low and entry.high]
+    if len(measured) < 2 or _is_busy(control) or min(entry.pairs for entry in measured) < _MIN_SPEED_PAIRS:
+        return "unclear"
+    (ratio, low, high), (_, least, most) = [(entry.ratio, entry.low or 0, entry.high or 0) for entry in measured]
+    if low > 1 and ratio > most:
+        return "faster"
+    if high < 1 and ratio < least:
+        return "slower"
+    return "same" if low >= _SAME_SPEED[0] and high <= _SAME_SPEED[1] else "unclear"
 
 
 def _ok_runs(results: Results, method: str) -> list[Run]:

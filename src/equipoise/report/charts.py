@@ -156,7 +156,7 @@ def text(label: str) -> str:
 def _gain_point(entry: MethodResult) -> dict[str, Any]:
     found = entry.ne_gain.over_seeds if entry.ne_gain else None
     mean = found.mean if found else None
-    verdict = found.verdict if found else "untested"
+    verdict = entry.ne_gain.verdict if entry.ne_gain else "untested"
     colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
     symbol = "diamond" if entry.is_single_task else "circle"
     if verdict in {"above", "below"} and entry.ne_gain and not entry.ne_gain.firm:

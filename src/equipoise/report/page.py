@@ -16,9 +16,11 @@ from equipoise.compare.result_folder import ResultFolder
 from equipoise.compare.results import Results
 from equipoise.report import tables
 from equipoise.report import words as text
-from equipoise.report.analysis import Analysis, View, analyse, has_natural_view
+from equipoise.report.analysis import Analysis, MethodResult, View, analyse, has_natural_view
 from equipoise.report.charts import Chart, curve_chart, gain_chart, tuning_chart
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
+from equipoise.report.outcome import summary
+from equipoise.report.phrases import counted
 
 __all__ = ["result_rows", "write_markdown", "write_report"]
 
@@ -109,9 +111,9 @@ def _content(results: Results) -> dict[str, Any]:
     return {
         "title": f"Multi-task training methods on {plan.dataset}",
         "subtitle": (
-            f"{_count(len(plan.methods), 'method')} compared on {_count(len(plan.tasks), 'task')} "
-            f"({', '.join(plan.tasks)}), model {plan.model}, {_count(len(plan.seeds), 'seed')}; "
-            f"{len(results.runs)} of {_count(results.planned, 'run')} finished."
+            f"{counted(len(plan.methods), 'method')} compared on {counted(len(plan.tasks), 'task')} "
+            f"({', '.join(plan.tasks)}), model {plan.model}, {counted(len(plan.seeds), 'seed')}; "
+            f"{len(results.runs)} of {counted(results.planned, 'run')} finished."
         ),
         "plan": plan,
         "cautions": text.cautions(results, analyses[0]),
@@ -137,7 +139,7 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
     return {
         "name": analysis.view,
         "title": _VIEW_TITLES[analysis.view],
-        "summary": text.summary(results, analysis),
+        "summary": summary(analysis),
         "tiles": _tiles(results, analysis),
         "gains": gain_chart(analysis),
         "main": tables.main_table(analysis),
@@ -157,10 +159,10 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
 
 
 def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
-    """The few numbers to see first: heading, value, and what it means."""
+    """The few numbers to see first: heading, value, and what it means; gain and speed only where they are clear."""
     best = next((entry for entry in analysis.joint if entry.ne is not None), None)
     finished = ("Runs finished", f"{len(results.runs)} of {results.planned}", "methods × seeds")
-    if best is None:
+    if best is None or not analysis.ranks:
         return [finished]
     tiles = [
         (
@@ -173,11 +175,22 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
     if gain is not None and gain.mean is not None:
         found = gain.over_seeds
         ends = f"{tables.signed(found.low, 2)} to {tables.percent(found.high, 2)}"
-        interval = "too few seeds" if found.low is None else f"95{tables.PERCENT} interval {ends}"
-        tiles.append(("NE gain over equal weights", tables.percent(gain.mean, 2), interval))
+        interval = "too few seeds" if gain.verdict == "untested" else f"95{tables.PERCENT} interval {ends}"
+        value = tables.percent(gain.mean, 2) if gain.firm else "not clear"
+        tiles.append(("NE gain over equal weights", value, interval))
     if best.speed is not None and not best.is_reference:
-        tiles.append(("Its training speed", f"× {best.speed.ratio:.3f}", "of that of equal weights"))
+        tiles.append(("Its training speed", *_speed_in_short(best, analysis)))
     return [*tiles, finished]
+
+
+def _speed_in_short(entry: MethodResult, analysis: Analysis) -> tuple[str, str]:
+    if analysis.busy:
+        return "not measurable", "the machine was too busy"
+    if entry.speed is None or entry.speed_verdict == "unclear":
+        return "not clear", "against that of equal weights"
+    if entry.speed_verdict == "same":
+        return "the same", f"as equal weights, within 5{tables.PERCENT}"
+    return f"× {entry.speed.ratio:.3f}", "of that of equal weights"
 
 
 def _procedure(results: Results) -> list[tuple[str, str]]:
@@ -185,7 +198,7 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
     rows = ", ".join(f"{count:,} {name}" for name, count in plan.rows.items())
     if results.tuning:
         grid = ", ".join(map(tables.rate, plan.grid or sorted({run.lr for run in results.tuning})))
-        seeds = _count(len({run.seed for run in results.tuning}), "tuning seed")
+        seeds = counted(len({run.seed for run in results.tuning}), "tuning seed")
         rates = (
             f"each method's own, the one out of {grid} with the lowest mean validation NE over {seeds} "
             "that the comparison does not use"
@@ -196,7 +209,7 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
     return [
         ("Data set", f"{plan.dataset}; rows: {rows}" if rows else plan.dataset),
         ("Model", plan.model),
-        ("Training", f"Adam, {_count(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows, {decay}"),
+        ("Training", f"Adam, {counted(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows, {decay}"),
         ("Seeds", _seeds(plan.seeds)),
         ("Learning rates", rates),
         (
@@ -262,7 +275,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _machine(machine: Mapping[str, Any]) -> str:
     if "cpu" not in machine:
         return "not recorded"
-    cores = f", {_count(machine['cores'], 'core')}" if machine.get("cores") else ""
+    cores = f", {counted(machine['cores'], 'core')}" if machine.get("cores") else ""
     return f"{machine['cpu']}{cores}"
 
 
@@ -285,10 +298,6 @@ def _markdown_table(table: tables.Table) -> Sequence[str]:
 def _no_tags(words: str) -> str:
     """Names are a user's: where Markdown is shown as HTML, none of them is a tag."""
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _write(path: Path, content: str) -> Path:

@@ -173,6 +173,18 @@ def _overall_gain(entry: MethodResult) -> Cell:
     )
 
 
+def _speed(entry: MethodResult) -> Cell:
+    """The ratio where its interval says something, else the interval alone."""
+    speed = entry.speed
+    if speed is None:
+        return Cell(NONE)
+    interval = f"{speed.low:.3f} to {speed.high:.3f}" if speed.low and speed.high else ""
+    hint = f"{speed.pairs} pairs of blocks of steps, this method and equal weights in turn"
+    if entry.speed_verdict == "unclear":
+        return Cell("not clear", interval, hint)
+    return Cell(f"× {speed.ratio:.3f}", interval, hint)
+
+
 def main_table(analysis: Analysis) -> Table:
     """One row per method, best mean NE first: quality, gain with interval and test, cost, seeds."""
     columns = [
@@ -199,8 +211,6 @@ def main_table(analysis: Analysis) -> Table:
     for entry in analysis.ranked:
         gain = entry.ne_gain
         p = gain.over_seeds.p if gain else None
-        speed = entry.speed
-        interval = f"{speed.low:.3f} to {speed.high:.3f}" if speed and speed.low and speed.high else ""
         delta = entry.delta_m
         has_delta = delta is not None and delta.mean is not None
         rows.append(
@@ -213,7 +223,7 @@ def main_table(analysis: Analysis) -> Table:
                     _overall_gain(entry),
                     Cell(p_value(p), f"Holm {p_value(gain.adjusted_p)}" if gain and p is not None else ""),
                     Cell(percent(delta.mean, 2), _between(delta, 2)) if delta and has_delta else Cell(NONE),
-                    Cell(f"× {speed.ratio:.3f}", interval, f"{speed.pairs} pairs") if speed else Cell(NONE),
+                    _speed(entry),
                     Cell(_memory(entry.peak_memory)),
                     _seeds(entry),
                 ],

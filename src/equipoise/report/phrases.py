@@ -1,0 +1,45 @@
+"""Small pieces of the report's sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equipoise.report.tables import p_value
+
+__all__ = ["counted", "equals", "is_or_are", "listed"]
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural where it needs one.
+
+    Example:
+        >>> counted(1, "seed"), counted(2, "seed")
+        ('1 seed', '2 seeds')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def is_or_are(names: Sequence[str]) -> str:
+    """The verb that goes with so many names."""
+    return "is" if len(names) == 1 else "are"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Items with commas, and "and" before the last.
+
+    Example:
+        >>> listed(["click", "like", "buy"])
+        'click, like and buy'
+    """
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def equals(p: float | None) -> str:
+    """What follows the letter p: its value, or that it is very small.
+
+    Example:
+        >>> equals(0.03), equals(0.00001)
+        ('= 0.030', '< 0.001')
+    """
+    said = p_value(p)
+    return said if said.startswith("<") else f"= {said}"
