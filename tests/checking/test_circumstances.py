@@ -145,6 +145,19 @@ def test_says_that_fsdp_hides_parameters():
     ]
 
 
+def test_an_input_that_requires_a_gradient_is_nothing_to_balance():
+    class OfInputs(Ranker):
+        def forward(self, x):
+            return [
+                tower(z + x[:, :3]).mean()
+                for tower, z in zip(self.towers.values(), self.fork(self.bottom(x)), strict=True)
+            ]
+
+    model = OfInputs()
+    del model.table
+    assert check(model, model(torch.ones(2, 4, requires_grad=True))).ok
+
+
 def test_sparse_tables_are_parameters_like_others():
     model = Round()
     model.table = nn.Embedding(10, 4, sparse=True)

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from equipoise.checking.report import by_module
 from equipoise.forks.crossing import Crossing, crossing_of
 from equipoise.forks.fork import Fork
-from equipoise.reachability import Reach, inputs_of, kind_of, reach_of
+from equipoise.reachability import Leaf, Reach, inputs_of, kind_of, reach_of
 
 __all__ = ["LossGraph"]
 
@@ -67,7 +67,7 @@ class LossGraph:
     def name_of(self, leaf: Tensor) -> str:
         """A parameter's name in the model."""
         found = self._names.get(id(leaf))
-        return found or f"a tensor of shape {tuple(leaf.shape)} outside the model"
+        return found or f"a tensor of shape {tuple(leaf.shape)} without a name in the model"
 
     def knows(self, leaf: Tensor) -> bool:
         """True for a parameter of the model."""
@@ -98,6 +98,10 @@ class LossGraph:
                     seen.add(node)
                     left.append(node)
         return False
+
+    def leaves(self, reach: Reach) -> list[Leaf]:
+        """The leaf tensors, but for the empty ones that sharded tables add."""
+        return [leaf for leaf in reach.leaves if self.knows(leaf.tensor) or leaf.tensor.numel()]
 
     def path_from(self, leaf: Tensor, task: int) -> str:
         """One shortest path from a leaf to the loss of ``task`` that crosses no fork."""

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from equipoise.checking.graph import LossGraph
@@ -103,12 +102,12 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
 
 def _describe(report: Report, graph: LossGraph) -> None:
     """Say who reaches what."""
-    shared = (leaf.tensor for leaf in graph.reach.leaves if leaf.shared)
+    shared = (leaf.tensor for leaf in graph.leaves(graph.reach) if leaf.shared)
     report.shared = list(map(graph.name_of, graph.in_order(shared)))
     for task, name in enumerate(graph.tasks):
-        own = (leaf.tensor for leaf in graph.reach.leaves if not leaf.shared and leaf.tasks >> task & 1)
+        own = (leaf.tensor for leaf in graph.leaves(graph.reach) if not leaf.shared and leaf.tasks >> task & 1)
         report.own[name] = list(map(graph.name_of, graph.in_order(own)))
-    reached = {id(leaf.tensor) for leaf in graph.reach.leaves}
+    reached = {id(leaf.tensor) for leaf in graph.leaves(graph.reach)}
     report.unreached = [
         name for name, p in graph.named_parameters() if p.requires_grad and id(p) not in reached and not steps_itself(p)
     ]
@@ -121,7 +120,7 @@ def _unseen(graph: LossGraph) -> list[str]:
     if graph.compiled and len({crossing.fork for _, crossing in graph.crossings}) < len(graph.forks):
         found.append("a fork may be inside a compiled graph. Ask the same model before torch.compile.")
     sharded = [p for p in graph.model.parameters() if hasattr(p, "placements")]  # DTensors, slow to import
-    strangers = [leaf for leaf in graph.reach.leaves if isinstance(leaf.tensor, nn.Parameter)]
+    strangers = [leaf for leaf in graph.leaves(graph.reach) if isinstance(leaf.tensor, nn.Parameter)]
     if sharded and any(not graph.knows(leaf.tensor) for leaf in strangers):
         found.append(
             "FSDP puts other tensors in the place of the model's parameters. Ask the same model before fully_shard."
@@ -134,7 +133,7 @@ def _losses_apart(graph: LossGraph) -> Iterator[str]:
     for task, loss in enumerate(graph.losses):
         if loss is None:
             continue
-        reached = any(leaf.tasks >> task & 1 and graph.knows(leaf.tensor) for leaf in graph.reach.leaves)
+        reached = any(leaf.tasks >> task & 1 and graph.knows(leaf.tensor) for leaf in graph.leaves(graph.reach))
         if not loss.requires_grad:
             yield (
                 f"The loss of {graph.tasks[task]!r} requires no gradient: it was computed under torch.no_grad or from "
@@ -170,17 +169,15 @@ def _by_task(losses: Losses, model: nn.Module) -> tuple[list[str], list[Tensor |
     return tasks, found
 
 
+# By name, because the modules of two of them are slow to import.
+_WRAPPED = {"DistributedDataParallel": "module", "DistributedModelParallel": "module", "OptimizedModule": "_orig_mod"}
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP, ``torch.compile`` and TorchRec's wrapper."""
-    while True:
-        if isinstance(model, DistributedDataParallel) or type(model).__name__ == "DistributedModelParallel":
-            inner = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            inner = model._orig_mod
-        else:
-            return model
-        assert isinstance(inner, nn.Module)
-        model = inner
+    while (inside := _WRAPPED.get(type(model).__name__)) is not None:
+        model = getattr(model, inside)
+    return model
 
 
 @contextmanager

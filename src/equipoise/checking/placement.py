@@ -7,6 +7,7 @@ from functools import reduce
 
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.nn import Parameter
 
 from equipoise.checking.graph import LossGraph
 from equipoise.checking.report import quoted, some
@@ -72,9 +73,12 @@ def forks_gone_round(graph: LossGraph) -> Iterator[str]:
     """Shared parameters that some loss also reaches on a path that crosses no fork."""
     if not graph.crossings:
         return
-    shared = {id(leaf.tensor) for leaf in graph.reach.leaves if leaf.shared}
+    # Several tasks may read an input that requires a gradient; there is nothing in it to balance.
+    shared = {
+        id(leaf.tensor) for leaf in graph.leaves(graph.reach) if leaf.shared and isinstance(leaf.tensor, Parameter)
+    }
     found: dict[int, list[Tensor]] = {}
-    for leaf in graph.beside.leaves:
+    for leaf in graph.leaves(graph.beside):
         if id(leaf.tensor) in shared:
             found.setdefault(leaf.tasks, []).append(leaf.tensor)
     forks = " and ".join(dict.fromkeys(graph.name_of_fork(crossing.fork) for _, crossing in graph.crossings))

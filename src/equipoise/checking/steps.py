@@ -31,9 +31,9 @@ def balanced_twice(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterato
 
 def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str]:
     """Parameters that ``shared`` holds and one task alone reaches, or that several tasks reach and it lacks."""
-    tasks = {id(leaf.tensor): leaf.tasks for leaf in graph.reach.leaves}
-    shared = [leaf.tensor for leaf in graph.reach.leaves if leaf.shared]
-    own = {id(leaf.tensor) for leaf in graph.reach.leaves if not leaf.shared}
+    tasks = {id(leaf.tensor): leaf.tasks for leaf in graph.leaves(graph.reach)}
+    shared = [leaf.tensor for leaf in graph.leaves(graph.reach) if leaf.shared and graph.knows(leaf.tensor)]
+    own = {id(leaf.tensor) for leaf in graph.leaves(graph.reach) if not leaf.shared}
     complete = graph.present.bit_count() == len(graph.tasks)
     for optimizer in _task_optimizers(optimizers):
         kind, given = type(optimizer).__name__, list(optimizer.shared)
@@ -64,9 +64,9 @@ def unstepped(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str
     if not optimizers:
         return
     held = {id(p): p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    reached = [leaf.tensor for leaf in graph.reach.leaves if graph.knows(leaf.tensor)]
+    reached = [leaf.tensor for leaf in graph.leaves(graph.reach) if graph.knows(leaf.tensor)]
     lacking = [leaf for leaf in reached if id(leaf) not in held and not steps_itself(leaf)]
-    everywhere = {id(leaf.tensor) for leaf in graph.reach.leaves}
+    everywhere = {id(leaf.tensor) for leaf in graph.leaves(graph.reach)}
     strange = [p for p in held.values() if not graph.knows(p) and id(p) not in everywhere]
     if lacking:
         yield (
