@@ -13,9 +13,11 @@ import torch
 
 from equipoise.forks.multibalance import MultiBalance
 
-MAGNITUDES = ("equal", "own", "none")
-DIRECTIONS = ("cosine", "gram", "none")
+MAGNITUDES = ("equal", "own", "uncorrected", "none")
+DIRECTIONS = ("cosine", "gram", "raw", "none")
 MODES = list(itertools.product(MAGNITUDES, DIRECTIONS))
+# Where gradients are long "raw" overshoots from one end of the simplex to the other, and one rounding decides all.
+ANY_LENGTH = [mode for mode in MODES if mode[1] != "raw"]
 STEPS = 50
 
 
@@ -36,12 +38,13 @@ def project(point: np.ndarray, mass: float) -> np.ndarray:
 class Reference:
     """The equations of MultiBalance for flat float64 gradients; a row of None is a loss not computed."""
 
-    def __init__(self, M, *, gamma, rho, beta, magnitude, direction, task_weights=None):
+    def __init__(self, M, *, gamma, rho, beta, magnitude, direction, reduction="sum", task_weights=None):
         self.gamma, self.rho, self.beta = gamma, rho, beta
         self.magnitude, self.direction = magnitude, direction
+        self.factor = M if reduction == "sum" else 1
         weights = np.ones(M) if task_weights is None else np.asarray(task_weights, float)
-        self.preferences = weights / weights.sum()
-        self.balance = self.preferences.copy()
+        self.preferences = M * weights / weights.sum()
+        self.balance = np.full(M, 1 / M)
         self.average, self.count = np.zeros(M), np.zeros(M)
         self.longest = 0.0  # the longest of the v_m in the last step
 
@@ -66,8 +69,13 @@ class Reference:
         n = np.linalg.norm(g, axis=1)
         self.count[present] += 1
         self.average[present] = (1 - self.gamma) * self.average[present] + self.gamma * n
-        corrected = self.corrected()[present]
-        r = {"own": corrected, "equal": np.full(len(present), corrected.mean()), "none": n}[self.magnitude]
+        corrected = self.corrected()
+        r = {
+            "own": corrected[present],
+            "equal": np.full(len(present), corrected[self.count > 0].mean()),
+            "uncorrected": self.average[present],
+            "none": n,
+        }[self.magnitude]
         v = (r / n)[:, None] * g
         self.longest = r.max()
         if self.direction != "none":
@@ -75,11 +83,11 @@ class Reference:
                 S = (g / n[:, None]) @ (g / n[:, None]).T
             else:
                 S = v @ v.T
-                S = S * len(present) / np.trace(S)
+                S = S * len(present) / np.trace(S) if self.direction == "gram" else S
             old = self.balance[present]
-            moved = old - self.beta * S @ (old + self.rho * self.preferences[present])
+            moved = old - self.beta * S @ (old + self.rho / len(gradients))
             self.balance[present] = project(moved, old.sum())
-        return out + len(gradients) * self.balance[present] @ v
+        return out + self.factor * (self.balance * self.preferences)[present] @ v
 
 
 def structure_of(kind: str, parts: list) -> object:
@@ -215,7 +223,7 @@ def test_task_weights_and_interrupted_tasks_agree_with_the_equations(magnitude, 
     assert max(worst.values()) < 1e-4, worst
 
 
-@pytest.mark.parametrize(("magnitude", "direction"), MODES)
+@pytest.mark.parametrize(("magnitude", "direction"), ANY_LENGTH)
 def test_scales_over_eighteen_decades_agree_with_the_equations(magnitude, direction):
     worst = largest_errors(
         interrupted_steps,
@@ -256,7 +264,8 @@ def test_any_number_of_tasks_agrees_with_the_equations(M, direction):
         M=M,
         magnitude="equal",
         direction=direction,
-        beta=0.1,
+        beta=0.001 if direction == "raw" else 0.1,
+        decades=0.0 if direction == "raw" else 3.0,
     )
     assert max(worst.values()) < 1e-4, worst
 
@@ -274,3 +283,12 @@ def test_float64_gradients_agree_as_far_as_the_precision_of_the_state_goes(magni
         state=state,
     )
     assert max(worst.values()) < bound, worst
+
+
+@pytest.mark.parametrize("decades", [0.0, 3.0])
+def test_the_form_of_the_source_agrees_with_its_equations(decades):
+    literal = {"magnitude": "uncorrected", "direction": "raw", "reduction": "mean", "gamma": 0.01, "beta": 1.0}
+    worst = largest_errors(
+        interrupted_steps, kind="tuple", dtype=torch.float32, seed=8, decades=decades, task_weights=None, **literal
+    )
+    assert max(worst.values()) < 1e-4, worst

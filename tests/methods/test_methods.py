@@ -165,7 +165,7 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("pcgrad", r"Expected a method out of single-task, equal, .*; found 'pcgrad'"),
         ("", "found ''"),
         ("equal:beta=1", "'equal' takes no options; found beta"),
-        ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, clip, overlap; found alpha"),
+        ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, reduction, clip, overlap; found alpha"),
         ("multibalance:beta", "options as key=value with commas between; found 'beta'"),
         ("multibalance:", "options as key=value"),
         ("multibalance:beta=-1", r"rho and beta must be finite and at least 0.*beta=-1"),

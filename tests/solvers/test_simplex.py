@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.solvers import project_simplex
 
@@ -58,3 +59,25 @@ def test_the_total_may_be_a_tensor_and_zero():
     v = torch.tensor([1.0, 2.0])
     torch.testing.assert_close(project_simplex(v, total=torch.tensor(0.5)), torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(project_simplex(v, total=0.0), torch.zeros(2))
+
+
+@pytest.mark.parametrize("shift", [0.0, -1e6, 1e6])
+def test_large_values_lose_no_precision(shift):
+    v = torch.tensor([0.25, 0.5, -3.0]) + shift
+    present = torch.tensor([True, True, True])
+    for found in (project_simplex(v), project_simplex(v, present), project_simplex(v, total=torch.tensor(1.0))):
+        assert float(found.sum()) == 1.0
+        torch.testing.assert_close(found, torch.tensor([0.375, 0.625, 0.0]), atol=abs(shift) * 1e-7, rtol=1e-6)
+
+
+def test_no_operation_is_refused_where_only_deterministic_ones_are_allowed():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, _, args=(), kwargs=None):
+            names.add(operation.overloadpacket.__name__)
+            return operation(*args, **kwargs or {})
+
+    names: set[str] = set()
+    with Names():
+        project_simplex(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), total=torch.tensor(0.5))
+    assert "amax" in names
+    assert not names & {"cumsum", "cumsum_", "scatter_add_", "index_add_", "put_", "histc", "bincount", "median"}

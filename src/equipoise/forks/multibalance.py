@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
-from equipoise.forks.multibalance_numbers import Step, StepState
 from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
 
-Magnitude = Literal["equal", "own", "none"]
-Direction = Literal["cosine", "gram", "none"]
+Magnitude = Literal["equal", "own", "uncorrected", "none"]
+Direction = Literal["cosine", "gram", "raw", "none"]
+Reduction = Literal["sum", "mean"]
 
 
 class MultiBalance(Fork):
@@ -27,27 +27,51 @@ class MultiBalance(Fork):
     <https://arxiv.org/abs/2411.11871>`_. One step, with ``n_m = ‖g_m‖`` over the whole global batch::
 
         u_m ← (1 − γ) u_m + γ n_m,   û_m = u_m / (1 − (1 − γ)^k_m)      k_m: steps in which task m was present
-        v_m = r_m g_m / n_m          r_m = û_m ("own"), mean of the present û ("equal"), n_m ("none")
-        λ   ← Proj_Δ(λ − β S (λ + ρ λ⁰))    S = cosines of the g ("cosine"), VᵀV · M / tr(VᵀV) ("gram"); fixed ("none")
-        out = M Σ_m λ_m v_m
+        v_m = r_m g_m / n_m          r_m by ``magnitude``
+        λ   ← Proj_Δ(λ − β S (λ + ρ/M))     S by ``direction``, λ = 1/M at the start
+        out = M Σ_m λ_m p_m v_m             p_m = M · task_weights_m / Σ task_weights
 
-    Sums and the M inside S run over the tasks present in the step. The average and the λ of the others do not move,
-    and the present ones project onto the part of the simplex that the others leave. The M of ``out`` is the number of
-    all tasks, so that equal λ and ``magnitude="none"`` always give the plain sum of the gradients.
+    A step moves the averages and the λ of the tasks present in it; these project onto the part of the simplex that the
+    others leave. M is the number of all tasks, so that equal λ and ``magnitude="none"`` give the plain sum.
 
-    The defaults are ours, chosen on validation data (``benchmarks/results/defaults-forks-complete-journey.md``).
-    The paper's form is ``MultiBalance(tasks, magnitude="own", direction="gram", beta=1.0)``; equal magnitudes are our
-    addition, without which a task whose loss is scaled up takes over the shared layers.
+    ===============  ==============================================================================================
+    ``magnitude``    r_m
+    ===============  ==============================================================================================
+    "equal"          the mean of û over all tasks that have been present so far, in this step or before: so tasks are
+                     balanced too where each has rows or steps of its own
+    "own"            û_m
+    "uncorrected"    u_m, which starts at 0
+    "none"           n_m
+    ===============  ==============================================================================================
+
+    ===============  ==============================================================================================
+    ``direction``    S
+    ===============  ==============================================================================================
+    "cosine"         the cosines ⟨g_i, g_j⟩ / (n_i n_j). **Does nothing with two tasks**: the matrix is symmetric in
+                     them, so both keep λ = ½ and only the magnitudes are balanced. With three or more it works.
+    "raw"            VᵀV, V = [v_1 … v_M]; gradients as small as real ones are hardly move λ
+    "gram"           VᵀV · K / tr(VᵀV), K the number of tasks present: throws λ onto the shortest v where their lengths
+                     differ
+    "none"           λ stays 1/M
+    ===============  ==============================================================================================
+
+    The defaults are ours, chosen on validation data (``benchmarks/results/defaults-forks-complete-journey.md``):
+    without equal magnitudes a task whose loss is scaled up takes over the shared layers. The one source that spells
+    the paper's formulas out recommends ``direction="cosine"`` and writes ``MultiBalance(tasks,
+    magnitude="uncorrected", direction="raw", reduction="mean", beta=1.0)``.
+
+    ``task_weights`` are kept for good: a task of weight 9 beside one of weight 1 goes on 9 times as long as it would
+    with equal weights, however long the training. They scale the balanced gradients and are no part of S.
 
     Args:
         tasks: the tasks' names, or how many there are.
-        gamma: weight of the newest norm in the moving average, in (0, 1].
-        rho: pull of λ towards its inverse preference λ⁰, at least 0.
-        beta: step size of λ, at least 0.
-        magnitude: what length the balanced gradients have.
-        direction: which matrix moves λ.
-        task_weights: the user's preferences λ⁰ (brought to sum 1), one positive number per task in the order of
-            ``tasks``; all equal if None.
+        gamma: γ, weight of the newest norm in the moving average, in (0, 1].
+        rho: ρ, pull of λ towards 1/M, at least 0.
+        beta: β, step size of λ, at least 0.
+        magnitude: the length of the balanced gradients, see above.
+        direction: the matrix that moves λ, see above.
+        reduction: "sum" as above; "mean" leaves the factor M of ``out`` away.
+        task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         clip: against spikes, limits the norm that enters a task's moving average to so many times that average, above
             1; a gradient itself is brought to the averages' length in any case. A task's first step has no average
             to compare with. Not with ``overlap``, whose weights know of a spike one step too late.
@@ -80,6 +104,7 @@ class MultiBalance(Fork):
         beta: float = 0.1,
         magnitude: Magnitude = "equal",
         direction: Direction = "cosine",
+        reduction: Reduction = "sum",
         task_weights: Sequence[float] | None = None,
         clip: float | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -90,10 +115,13 @@ class MultiBalance(Fork):
             raise ValueError(f"gamma must lie in (0, 1], found {gamma}.")
         if not (0 <= rho < math.inf and 0 <= beta < math.inf):
             raise ValueError(f"rho and beta must be finite and at least 0, found rho={rho}, beta={beta}.")
-        if magnitude not in get_args(Magnitude):
-            raise ValueError(f"magnitude must be one of {get_args(Magnitude)}, found {magnitude!r}.")
-        if direction not in get_args(Direction):
-            raise ValueError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+        for name, found, known in [
+            ("magnitude", magnitude, get_args(Magnitude)),
+            ("direction", direction, get_args(Direction)),
+            ("reduction", reduction, get_args(Reduction)),
+        ]:
+            if found not in known:
+                raise ValueError(f"{name} must be one of {known}, found {found!r}.")
         if clip is not None and (isinstance(clip, str) or magnitude == "none" or not 1 < clip < math.inf):
             raise ValueError(
                 f"clip must be above 1 and finite, with a magnitude to average; found {clip}, {magnitude!r}."
@@ -108,8 +136,10 @@ class MultiBalance(Fork):
         self.beta = beta
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
-        self._shares = _preferences(task_weights, self.tasks)
+        self.reduction: Reduction = reduction
+        self._factors = _preferences(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
         self.register_buffer("preferences", torch.empty_like(self.last_weights), persistent=False)
         self.register_buffer("balance", torch.empty_like(self.last_weights))
@@ -120,8 +150,8 @@ class MultiBalance(Fork):
     def reset_parameters(self) -> None:
         """Back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()
-        self.preferences.copy_(torch.tensor(self._shares, dtype=self.preferences.dtype))
-        self.balance.copy_(self.preferences)
+        self.preferences.copy_(torch.tensor(self._factors, dtype=self.preferences.dtype))
+        self.balance.fill_(self._even)
         self.averages.zero_()
 
     @property
@@ -133,69 +163,69 @@ class MultiBalance(Fork):
         return self.averages[0] / self.averages[1]
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """``M λ_m r_m / n_m`` after one step of the averages and of λ; see the class and :meth:`Fork.weigh`."""
-        if gram.is_cpu and not torch.compiler.is_compiling():
-            return self._weigh_numbers(gram, present)
+        """``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see the class and :meth:`Fork.weigh`."""
         norms = gram.diagonal().sqrt()
-        length = norms
-        if self.magnitude != "none":
-            newest = norms
-            if self.clip is not None:
-                newest = torch.where(self.averages[1] > 0, norms.minimum(self.clip * self.magnitudes), norms)
-            newest = torch.stack([newest, torch.ones_like(norms)])
-            self.averages.lerp_(torch.where(present, newest, self.averages), self.gamma)
-            length = self.magnitudes
-            if self.magnitude == "equal":
-                length = (torch.where(present, length, 0.0).sum() / present.sum()).expand_as(norms)
+        lengths = norms if self.magnitude == "none" else self._step_averages(norms, present)
+        divisors = torch.where(present, norms, torch.inf)  # tasks that are not present come out as 0
+        ratios = lengths / divisors
         if self.direction == "cosine":
-            self._step_balance(gram, present, torch.where(present, norms.reciprocal(), 0.0))
+            self._step_balance(gram, present, divisors.reciprocal())
+        elif self.direction == "raw":
+            # Gradients longer than 1e6 move λ to an end of the simplex, and need not overflow on the way.
+            self._step_balance(gram, present, ratios * (1e6 / lengths.amax()).clamp(max=1.0))
         elif self.direction == "gram":
-            self._step_balance(gram, present, torch.where(present, _relative(length, present) / norms, 0.0))
-        # Divided by 1/M rather than multiplied by M, so that equal λ, themselves rounded, give exactly 1.
-        return self.balance / (1 / len(self.tasks)) * torch.where(present, length / norms, 0.0)
+            self._step_balance(gram, present, _to_unit_mean_square(lengths, present) / divisors)
+        if self.task_weights is not None:
+            ratios = ratios * self.preferences
+        # Divided by 1/M as λ has it, so that equal λ, themselves rounded, give exactly 1.
+        return self.balance * ratios if self.reduction == "mean" else self.balance / self._even * ratios
 
-    def _weigh_numbers(self, gram: Tensor, present: Tensor) -> Tensor:
-        """The same step on Python's numbers: on a CPU thirty tiny tensor operations take far longer."""
-        clip = math.inf if self.clip is None else self.clip
-        step = Step(self.gamma, self.rho, self.beta, self.magnitude, self.direction, self._even, clip)
-        state = StepState(self._shares, self.balance.tolist(), *self.averages.tolist())
-        weights = step.move(state, gram.tolist(), present.tolist())
-        if self.magnitude != "none":
-            self.averages.copy_(gram.new_tensor([state.average, state.correction]))
-        if self.direction != "none":
-            self.balance.copy_(gram.new_tensor(state.balance))
-        return gram.new_tensor(weights)
+    def _step_averages(self, norms: Tensor, present: Tensor) -> Tensor:
+        """Move u and return r: shape [M], or no dimensions where it is one number for all."""
+        newest = norms
+        if self.clip is not None:
+            newest = torch.where(self.averages[1] > 0, norms.minimum(self.clip * self.magnitudes), norms)
+        here = present.to(norms.dtype)
+        average, correction = self.averages.unbind()
+        average.lerp_(newest, self.gamma * here)
+        correction.lerp_(here, self.gamma * here)
+        if self.magnitude == "uncorrected":
+            return average.clone()
+        # A task that has never been present has 0 / tiny.
+        corrected = average / correction.clamp(min=torch.finfo(norms.dtype).tiny)
+        return corrected.sum() / correction.count_nonzero() if self.magnitude == "equal" else corrected
+
+    def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
+        """λ ← Proj_Δ(λ − β S (λ + ρ/M)) with ``S_ij = scale_i gram_ij scale_j``; ``scale`` is 0 for absent tasks."""
+        slope = torch.mv(gram, scale * (self.balance + self.rho * self._even)) * scale
+        free = 1 - torch.where(present, 0.0, self.balance).sum()
+        moved = project_simplex(torch.sub(self.balance, slope, alpha=self.beta), present=present, total=free)
+        self.balance.copy_(torch.where(present, moved, self.balance))
 
     def monitored(self) -> dict[str, Tensor]:
         """û, where there are averages, and λ; see :class:`equipoise.Monitor`."""
         averages = {} if self.magnitude == "none" else {"magnitude": self.magnitudes}
         return averages | {"balance": self.balance.clone()}
 
-    def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
-        point = torch.where(present, self.balance + self.rho * self.preferences, 0.0)
-        slope = scale * torch.mv(gram, scale * point)
-        free = 1 - torch.where(present, 0.0, self.balance).sum()
-        moved = project_simplex(self.balance - self.beta * slope, present=present, total=free)
-        self.balance.copy_(torch.where(present, moved, self.balance))
-
     def extra_repr(self) -> str:
         """The constructor's arguments."""
         return (
             f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
-            f"magnitude={self.magnitude!r}, direction={self.direction!r}, task_weights={self.task_weights!r}"
+            f"magnitude={self.magnitude!r}, direction={self.direction!r}, reduction={self.reduction!r}, "
+            f"task_weights={self.task_weights!r}"
             f"{'' if self.clip is None else f', clip={self.clip}'}"
         )
 
 
-def _relative(length: Tensor, present: Tensor) -> Tensor:
+def _to_unit_mean_square(lengths: Tensor, present: Tensor) -> Tensor:
     """Lengths over their root mean square, which makes the trace of the balanced Gram matrix the number of tasks."""
-    length = torch.where(present, length, 0.0)
-    length = length / length.amax()  # squares of small numbers may vanish
-    return length / (length.square().sum() / present.sum()).sqrt()
+    lengths = torch.where(present, lengths, 0.0)
+    lengths = lengths / lengths.amax()  # squares of small numbers may vanish
+    return lengths / (lengths.square().sum() / present.sum()).sqrt()
 
 
 def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> list[float]:
-    """The tasks' shares of 1."""
+    """The factors p of the tasks, of mean 1."""
     weights = [1.0] * len(tasks) if task_weights is None else task_weights
     usable = isinstance(weights, Sequence) and all(isinstance(weight, int | float) for weight in weights)
     if not usable or len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
@@ -203,5 +233,5 @@ def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> 
             f"task_weights must be a list of {len(tasks)} positive finite numbers, one for each of "
             f"{', '.join(tasks)}; found {task_weights!r}."
         )
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+    mean = math.fsum(weights) / len(weights)
+    return [weight / mean for weight in weights]

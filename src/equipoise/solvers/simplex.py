@@ -1,6 +1,4 @@
-"""Euclidean projection onto the probability simplex, in few tensor operations because it runs in every
-step.
-"""
+"""Euclidean projection onto the probability simplex, in few tensor operations because it runs in every step."""
 
 from __future__ import annotations
 
@@ -13,8 +11,10 @@ __all__ = ["project_simplex"]
 def project_simplex(v: Tensor, /, present: Tensor | None = None, *, total: Tensor | float = 1.0) -> Tensor:
     """The point of ``{w ≥ 0, Σ w = total}`` nearest to ``v``.
 
-    The projection is ``max(v − τ, 0)`` with ``τ = max_k (Σ_{i≤k} v_(i) − total) / k`` over the sorted values
-    ``v_(1) ≥ v_(2) ≥ …`` (Held, Wolfe and Crowder 1974; the maximum saves the search for the support).
+    The projection is ``max(v − τ, 0)`` with ``τ = max_i (Σ_{j: v_j ≥ v_i} v_j − total) / #{j: v_j ≥ v_i}`` (Held,
+    Wolfe and Crowder 1974; the maximum saves the search for the support). The sums are taken by comparing every pair,
+    M² numbers: for few tasks that is quicker than to sort, and no operation of it is non-deterministic on a GPU, as a
+    cumulative sum is.
 
     Args:
         v: finite values, shape [M].
@@ -31,11 +31,13 @@ def project_simplex(v: Tensor, /, present: Tensor | None = None, *, total: Tenso
         >>> project_simplex(torch.tensor([3.0, 0.5, 0.5]), torch.tensor([False, True, True]), total=0.5)
         tensor([0.0000, 0.2500, 0.2500])
     """
-    if present is not None:
-        v = torch.where(present, v, -torch.inf)
-    counts = torch.arange(1, v.shape[0] + 1, dtype=v.dtype, device=v.device)
-    thresholds = (v.sort(descending=True).values.cumsum(0) - total) / counts
-    threshold = thresholds.amax()
-    if present is not None:
-        threshold = threshold.clamp(min=torch.finfo(v.dtype).min)  # −∞ where no task is present
-    return (v - threshold).clamp(min=0)
+    masked = v if present is None else torch.where(present, v, -torch.inf)
+    # From the largest value on, so that large values lose no precision. What lies more than the total below it comes
+    # out as 0 wherever it is, so it may as well be finite.
+    lowest = -1 - total
+    values = masked - masked.amax()
+    values = values.clamp(min=lowest) if isinstance(lowest, float) else values.maximum(lowest)
+    above = (values >= values.unsqueeze(1)).to(v.dtype)
+    thresholds = (torch.mv(above, values) - total) / above.sum(1)
+    projected = (values - thresholds.amax()).clamp_(min=0)
+    return projected if present is None else torch.where(present, projected, 0.0)
