@@ -16,7 +16,7 @@ from statistics import fmean
 
 from equipoise import data
 from equipoise.compare.jobs import Job, Watch, cores, run_jobs
-from equipoise.compare.plan import Plan
+from equipoise.settings import Settings
 
 SEEDS = (1000, 1001)
 FORKS = (
@@ -54,7 +54,7 @@ def main() -> None:
     arguments.add_argument("--data", choices=sorted(SETS), required=True)
     chosen = arguments.parse_args()
     variants = FORKS if chosen.family == "forks" else UPDATES
-    plan = Plan.of(data=chosen.data, methods=list(variants))
+    plan = Settings.of(data=chosen.data, methods=list(variants))
     path = chosen.out / f"defaults-{chosen.family}-{chosen.data}.jsonl"
     chosen.out.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -31,6 +31,7 @@ from equipoise import fork as fork_module
 from equipoise.compare.describe import cpu_name
 from equipoise.compare.throughput import median_interval
 from equipoise.data import load
+from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, World, parse_method
 from scale import FLOAT, Hardware, Workload, costs
 from scale import seconds as predicted_seconds
@@ -87,13 +88,8 @@ def methods(rank: int, ranks: int, rows: int) -> dict[str, dict[str, float]]:
     """Each method's seconds a step of so many rows over all ranks, and what it sends in one."""
     dataset = load("funnel", rows=40 * BATCH)
     world = World(rank, ranks)
-    learners = {
-        name: Learner(
-            dataset.schema, parse_method(name), model="shared-bottom", lr=1e-3, seed=0, world=world,
-            model_options={"bottom": BOTTOM},
-        )
-        for name in METHODS
-    }  # fmt: skip
+    settings = TrainingSettings.of(lr=1e-3, model_options={"bottom": BOTTOM})
+    learners = {name: Learner(dataset.schema, parse_method(name), settings, world=world) for name in METHODS}
     batches = cycle(list(islice(dataset.train.batches(rows), 20)))
     found: dict[str, dict[str, float]] = {}
     for name, learner in learners.items():
@@ -161,8 +157,9 @@ def calibrated(two: dict[int, float]) -> Hardware:
 def workload(ranks: int, rows: int) -> Workload:
     """What ``methods`` trains."""
     schema = load("funnel", rows=40 * BATCH).schema
-    learner = Learner(schema, parse_method("equal"), model="shared-bottom", lr=1e-3, seed=0,
-                      model_options={"bottom": BOTTOM})  # fmt: skip
+    learner = Learner(
+        schema, parse_method("equal"), TrainingSettings.of(lr=1e-3, seed=0, model_options={"bottom": BOTTOM})
+    )
     sizes = {name: p.numel() for name, p in learner._members[0].model.named_parameters()}
     tasks = len(schema.tasks)
     return Workload(

@@ -31,6 +31,7 @@ from scipy.stats import linregress, t
 from equipoise.compare.describe import cpu_name
 from equipoise.data import load
 from equipoise.schema import Batch
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner
 
 PARTS = 20
@@ -60,7 +61,7 @@ def soak(name: str, steps: int, batch_size: int) -> dict[str, Any]:
     kept = list(islice(dataset.train.batches(batch_size), BATCHES))
 
     def learner() -> Stepper:
-        made = Learner(dataset.schema, METHODS[name], model="shared-bottom", lr=1e-4, seed=0)
+        made = Learner(dataset.schema, METHODS[name], TrainingSettings.of(lr=1e-4, seed=0))
         return partial(timed_step, made, cycle(kept))
 
     step, beside = learner(), learner()

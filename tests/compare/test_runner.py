@@ -12,13 +12,13 @@ import torch
 from equipoise import data
 from equipoise.compare import runner as runner_module
 from equipoise.compare.jobs import Job, Watch
-from equipoise.compare.plan import Plan
 from equipoise.compare.result_folder import FolderError, ResultFolder
 from equipoise.compare.results import Throughput
 from equipoise.compare.runner import compare, train_into
 from equipoise.compare.tuned_rates import GRID
 from equipoise.data import DataError
 from equipoise.data.sets.census_income import COLUMNS, NUMERIC
+from equipoise.settings import Settings
 from equipoise.training import METHODS, FolderInUseError, Run, SettingError, own_folder
 
 SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "batch_size": 256, "epochs": 1}
@@ -33,8 +33,8 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "peak_memory", lambda *_: 1000)
 
 
-def plan(**settings: object) -> Plan:
-    return Plan.of(**SMALL | {"methods": METHODS_SHORT, "seeds": 2} | settings)
+def plan(**settings: object) -> Settings:
+    return Settings.of(**SMALL | {"methods": METHODS_SHORT, "seeds": 2} | settings)
 
 
 def results(file: Path) -> dict[tuple[str, int], dict]:
@@ -80,7 +80,7 @@ def test_a_comparison_leaves_plan_runs_and_throughput(tmp_path: Path) -> None:
     assert written["label_rates"]["click"]["labelled"] == 1
     assert written["label_counts"]["test"]["click"]["labelled"] == 300
     assert 0 < written["label_counts"]["test"]["click"]["positives"] < 150
-    assert Plan.of(**written["options"]) == plan(rates={"equal": 0.01})
+    assert Settings.of(**written["options"]) == plan(rates={"equal": 0.01})
     found = results(folder / "runs.jsonl")
     assert list(found) == [("equal", 0), ("multibalance", 0), ("equal", 1), ("multibalance", 1)]
     assert {run["lr"] for run in found.values()} == {0.01, 0.003}
@@ -225,7 +225,7 @@ def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
         for job in jobs:
             ne = abs(math.log10(job.lr / best[job.method])) + 0.1 * (job.seed % 2)
             status = "diverged" if job.lr == 1e-2 and job.method == "multibalance" else "ok"
-            yield job, Run(job.method, job.seed, job.lr, status, validation={"click": {"ne": ne}})
+            yield job, Run(job.method, job.seed, job.lr, status=status, validation={"click": {"ne": ne}})
 
     monkeypatch.setattr(runner_module, "run_jobs", trained)
     recorder = Recorder()
@@ -258,11 +258,11 @@ def test_what_cannot_be_run_writes_nothing(tmp_path: Path, change: dict, message
 
 
 def test_training_once_leaves_checkpoint_and_run_and_can_be_resumed(tmp_path: Path) -> None:
-    once = plan(methods=["multibalance"], rates={"multibalance": 0.01})
-    run = train_into(tmp_path, once, seed=1)
+    once = plan(method="multibalance", rates={"multibalance": 0.01}, seed=1)
+    run = train_into(tmp_path, once)
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads(run.to_json())
     assert (run.seed, run.lr) == (1, 0.01)
-    again = train_into(tmp_path, once, seed=1, resume=True)
+    again = train_into(tmp_path, once, resume=True)
     assert again.to_json() == run.to_json()
 
 

@@ -8,6 +8,7 @@ import torch
 from equipoise.compare import throughput as throughput_module
 from equipoise.compare.throughput import median_interval, peak_memory, throughput_ratio
 from equipoise.schema import Batch, Numeric, Schema, Task
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner
 
 SCHEMA = Schema([], [Numeric(f"number{index}") for index in range(50)], [Task("click"), Task("like")])
@@ -15,7 +16,7 @@ SCHEMA = Schema([], [Numeric(f"number{index}") for index in range(50)], [Task("c
 
 def learner(method: str = "equal", width: int = 10) -> Learner:
     options = {"bottom": [width], "tower": []}
-    return Learner(SCHEMA, METHODS[method], model="shared-bottom", lr=1e-3, seed=0, model_options=options)
+    return Learner(SCHEMA, METHODS[method], TrainingSettings.of(lr=1e-3, seed=0, model_options=dict(options)))
 
 
 def batch(rows: int = 8) -> Batch:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner, World
 from equipoise.training.checkpoint.folder import load_checkpoint, save_checkpoint
 from tests.distributed.gloo import on_ranks
@@ -33,7 +34,7 @@ def batches(seed: int, steps: int) -> list[Batch]:
 
 
 def learner(sharding: str, method: str, world: World) -> Learner:
-    return Learner(SCHEMA, METHODS[method], model="shared-bottom", lr=0.01, seed=3, world=world, sharding=sharding)
+    return Learner(SCHEMA, METHODS[method], TrainingSettings.of(lr=0.01, seed=3, sharding=sharding), world=world)
 
 
 def logits(trained: Learner) -> torch.Tensor:

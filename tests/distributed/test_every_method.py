@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, IncompatibleError, Learner, World
 from tests.distributed.gloo import on_ranks
 
@@ -31,7 +32,7 @@ def batches() -> list[Batch]:
 def train(name: str, sharding: str, world: World) -> dict | str:
     """The batches' losses and the predictions at the end; or why not."""
     try:
-        learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, sharding=sharding)
+        learner = Learner(SCHEMA, METHODS[name], TrainingSettings.of(lr=0.01, seed=3, sharding=sharding), world=world)
     except IncompatibleError as error:
         return str(error)
     losses = torch.stack([learner.step(batch) for batch in batches()])

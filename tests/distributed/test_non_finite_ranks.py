@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner, SettingError, World
 from equipoise.training import learner as learner_module
 from equipoise.training.faults.non_finite import NonFiniteLosses
@@ -32,8 +33,9 @@ def train(name: str, policy: str, world: World, sharding: str = "ddp") -> dict:
         ]
 
     generator = torch.Generator().manual_seed(1)
-    learner = Learner(SCHEMA, METHODS[name], model="shared-bottom", lr=0.01, seed=3, world=world, non_finite=policy,
-                      sharding=sharding)  # fmt: skip
+    learner = Learner(
+        SCHEMA, METHODS[name], TrainingSettings.of(lr=0.01, seed=3, non_finite=policy, sharding=sharding), world=world
+    )
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner_module, "task_losses", spoilt)
@@ -98,7 +100,7 @@ def uneven(rank: int) -> dict:
     said = {}
     for sharding in ("row-wise", "ddp"):
         learner = Learner(
-            schema, METHODS["equal"], model="shared-bottom", lr=0.01, seed=3, world=World(rank, 2), sharding=sharding
+            schema, METHODS["equal"], TrainingSettings.of(lr=0.01, seed=3, sharding=sharding), world=World(rank, 2)
         )
         try:
             said[sharding] = learner.step(batch).item()

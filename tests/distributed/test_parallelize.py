@@ -12,6 +12,7 @@ from equipoise.errors import SettingError
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import MMoE, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner, World, parse_method
 from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from tests.distributed.gloo import on_ranks
@@ -159,9 +160,12 @@ def rates(rank: int) -> dict[str, Any]:
     """The tables' learning rate beside the other's in a training in which it falls to 0, and whether they then move."""
     schema = Schema([Categorical("user", 50)], [Numeric("age")], [Task("click")])
     learner = Learner(
-        schema, METHODS["equal"], model="shared-bottom", lr=0.1, decay_steps=4, seed=0, sharding="table-wise",
+        schema,
+        METHODS["equal"],
+        TrainingSettings.of(lr=0.1, seed=0, sharding="table-wise"),
+        decay_steps=4,
         world=World(rank, dist.get_world_size()),
-    )  # fmt: skip
+    )
     (member,) = learner._members
     batch = Batch(torch.arange(8)[:, None], torch.randn(8, 1), torch.ones(8, 1), torch.ones(8))
     seen, moved = [], []

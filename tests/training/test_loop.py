@@ -13,6 +13,7 @@ from equipoise.data import Dataset, Split, load
 from equipoise.data.cache import read_dataset, write_dataset
 from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.schema import Batch
+from equipoise.settings import TrainingSettings
 from equipoise.training import (
     METHODS,
     CheckpointError,
@@ -92,9 +93,7 @@ def test_a_data_file_that_vanishes_in_mid_run_changes_nothing(tmp_path: Path) ->
     write_dataset(load("funnel", rows=1000), source)
     settings = SETTINGS | {"epochs": 1}
     whole = train(read_dataset(source), METHODS["equal"], **settings)
-    gone = train(
-        read_dataset(source), METHODS["equal"], **settings, on_progress=lambda *_: source.unlink(missing_ok=True)
-    )
+    gone = train(read_dataset(source), METHODS["equal"], **settings, on_step=lambda *_: source.unlink(missing_ok=True))
     assert not source.exists()
     assert comparable(gone) == comparable(whole)
 
@@ -128,7 +127,7 @@ def test_losses_are_the_mean_over_the_steps_since_the_evaluation_point_before(
 def test_before_the_first_step_every_method_has_the_same_losses(tiny: Dataset) -> None:
     batch = next(tiny.train.batches(64))
     found = {
-        name: Learner(tiny.schema, method, model="shared-bottom", lr=1e-2, seed=0).step(batch)
+        name: Learner(tiny.schema, method, TrainingSettings.of(lr=1e-2, seed=0)).step(batch)
         for name, method in METHODS.usable().items()
     }
     for losses in found.values():
@@ -175,8 +174,8 @@ def test_two_epochs_have_different_orders(tiny: Dataset, monkeypatch: pytest.Mon
 
 
 def test_the_first_step_of_equal_weights_is_adam_on_the_sum_of_losses(tiny: Dataset) -> None:
-    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=0)
-    twin = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=0)._members[0].model
+    learner = Learner(tiny.schema, METHODS["equal"], TrainingSettings.of(lr=1e-2, seed=0))
+    twin = Learner(tiny.schema, METHODS["equal"], TrainingSettings.of(lr=1e-2, seed=0))._members[0].model
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
     batch = next(tiny.train.batches(64))
     losses = learner.step(batch)
@@ -228,7 +227,7 @@ def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
 def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint"
     run = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
-    learner = Learner(tiny.schema, METHODS["equal"], model="shared-bottom", lr=1e-2, seed=9, decay_steps=30)
+    learner = Learner(tiny.schema, METHODS["equal"], TrainingSettings.of(lr=1e-2, seed=9), decay_steps=30)
     learner.load_state_dict(saved_learner(file))
     logits = learner.logits(next(tiny.test.batches(len(tiny.test))))[:, 0]
     labels, weight = tiny.test.labels[:, 0], tiny.test.weight
@@ -275,7 +274,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     uninterrupted = train(tiny, METHODS[name], **SETTINGS, checkpoint=whole)
     with pytest.raises(_InterruptedError):
-        train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, on_progress=interrupt)
+        train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, on_step=interrupt)
     resumed = train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, resume=True)
     assert comparable(resumed) == comparable(uninterrupted)
     expected, found = (saved_learner(folder) for folder in (whole, parts))
@@ -310,7 +309,7 @@ def test_resuming_a_finished_run_gives_its_result_without_training(tiny: Dataset
     steps = []
     again = train(
         tiny, METHODS["equal"], **SETTINGS, checkpoint=file, resume=True,
-        on_progress=lambda done, _: steps.append(done),
+        on_step=lambda done, _: steps.append(done),
     )  # fmt: skip
     assert steps == []
     assert asdict(again) == asdict(finished)
@@ -326,7 +325,7 @@ def test_beginning_anew_puts_what_an_earlier_training_has_left_aside(tiny: Datas
             raise _InterruptedError
 
     with pytest.raises(_InterruptedError):
-        train(tiny, METHODS["equal"], **settings, on_progress=interrupt)
+        train(tiny, METHODS["equal"], **settings, on_step=interrupt)
     assert [path.name for path in folder.iterdir()] == ["step-3"]
     assert {path.name for path in (tmp_path / "checkpoint.before").iterdir()} == left
 
@@ -341,15 +340,15 @@ def test_ranks_that_are_started_anew_go_on_by_themselves_but_not_from_another_tr
             raise _InterruptedError
 
     with pytest.raises(_InterruptedError):
-        train(tiny, METHODS["equal"], **settings, on_progress=progress)
+        train(tiny, METHODS["equal"], **settings, on_step=progress)
     whole = train(tiny, METHODS["equal"], **SETTINGS)
-    found = train(tiny, METHODS["equal"], **settings, world=world, on_progress=progress)
+    found = train(tiny, METHODS["equal"], **settings, world=world, on_step=progress)
     assert made[7] in {6, 8}  # one after a checkpoint
     assert found.test == whole.test
     assert not (tmp_path / "checkpoint.before").exists()
     made.clear()
     with pytest.raises(_InterruptedError):
-        train(tiny, METHODS["equal"], **settings | {"lr": 0.02}, world=world, on_progress=progress)
+        train(tiny, METHODS["equal"], **settings | {"lr": 0.02}, world=world, on_step=progress)
     assert made[0] == 1
     assert (tmp_path / "checkpoint.before" / f"step-{whole.steps}").is_dir()
 
@@ -403,9 +402,9 @@ def test_impossible_settings_are_named(tiny: Dataset) -> None:
     with pytest.raises(SettingError, match="at least one batch of 701 rows, found 700"):
         train(tiny, METHODS["equal"], batch_size=701)
     for name in ("epochs", "batch_size", "evaluations", "evaluation_rows", "monitor_reads"):
-        with pytest.raises(SettingError, match=f"{name} must be at least 1, found 0"):
+        with pytest.raises(SettingError, match=f"{name}: input should be greater than or equal to 1; found 0"):
             train(tiny, METHODS["equal"], **{"batch_size": 64, name: 0})
-    with pytest.raises(SettingError, match="learning rate must be finite and above 0, found 0"):
+    with pytest.raises(SettingError, match="lr: input should be greater than 0; found 0"):
         train(tiny, METHODS["equal"], batch_size=64, lr=0.0)
     with pytest.raises(SettingError, match="tasks out of click, like; found share"):
         train(tiny, METHODS["equal"], batch_size=64, loss_scale={"share": 2})
@@ -423,7 +422,9 @@ def test_a_batch_that_ranks_cannot_share_equally_is_refused(tiny: Dataset) -> No
 def test_model_options_are_checked_against_the_kind_of_their_defaults(tiny: Dataset) -> None:
     run = train(tiny, METHODS["equal"], batch_size=64, model_options={"bottom": [8, 4], "tower": 3})
     assert run.status == "ok"
-    for wrong in ("wide", [0.5], True):
+    with pytest.raises(SettingError, match=r"bottom: should be a number.* list of whole numbers; found \[0\.5\]"):
+        train(tiny, METHODS["equal"], batch_size=64, model_options={"bottom": [0.5]})
+    for wrong in ("wide", True):
         with pytest.raises(SettingError, match="bottom: expected whole numbers such as 128-64"):
             train(tiny, METHODS["equal"], batch_size=64, model_options={"bottom": wrong})
     with pytest.raises(SettingError, match=r"embedding_dim: expected a value like 8, found 0\.5"):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -20,20 +20,17 @@ from rich.console import Console
 from rich.text import Text
 
 from equipoise import data
+from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
-from equipoise.compare.plan import Plan, parse_pairs, split_methods
 from equipoise.compare.runner import compare as run_comparison
 from equipoise.compare.runner import train_into
+from equipoise.errors import SettingError
 from equipoise.report.page import write_report
+from equipoise.settings import Settings
 from equipoise.training import (
-    SEED_LIMIT,
     LostRanksError,
-    NonFinite,
     NonFiniteError,
-    Schedule,
-    SettingError,
-    Sharding,
     StoppedError,
     launched,
     listening,
@@ -53,58 +50,16 @@ app.add_typer(data_app, name="data")
 console = Console()
 errors = Console(stderr=True)
 
-DataName = Annotated[
-    str | None, typer.Option("--data", help=f"Data set: {', '.join(data.NAMES)}. Default: complete-journey.")
-]
-DataOptions = Annotated[
-    list[str] | None,
-    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the data set's loader."),
-]
 Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
-Model = Annotated[str | None, typer.Option(help="shared-bottom or mmoe. Default: shared-bottom.")]
-ModelOptions = Annotated[
-    list[str] | None, typer.Option("--model-option", metavar="KEY=VALUE", help="An option of the model.")
-]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: what suits the data.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples per step. Default: what suits the data.")]
-LearningRates = Annotated[
-    Schedule | None,
-    typer.Option(help="The learning rate falls to 0 over the training (linear), or stays (constant). Default: linear."),
-]
-LossScale = Annotated[
-    list[str] | None, typer.Option("--loss-scale", metavar="TASK=FACTOR", help="Multiply one task's loss.")
-]
-WhereNotFinite = Annotated[
-    NonFinite | None, typer.Option(help="What a loss that is not finite leads to. Default: raise.")
-]
-_SHARDING = f"How torchrun's processes share the model: {', '.join(get_args(Sharding))}. Default: ddp."
-_RATE = "Learning rate of Adam. Default: as tuned for method, data and model; else 0.003."
 Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
 
 
 @app.command()
+@takes_settings("train")
 def train(
+    words: Words,
     *,
-    method: Annotated[
-        str | None, typer.Option(help="Out of `equipoise methods`; options behind a colon. Default: multibalance.")
-    ] = None,
-    data_name: DataName = None,
-    data_option: DataOptions = None,
     rows: Rows = None,
-    model: Model = None,
-    model_option: ModelOptions = None,
-    lr: Annotated[float | None, typer.Option(min=0, help=_RATE)] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    schedule: LearningRates = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Of the initial weights and the batches.")] = 0,
-    loss_scale: LossScale = None,
-    sharding: Annotated[Sharding | None, typer.Option(metavar="HOW", help=_SHARDING)] = None,
-    non_finite: WhereNotFinite = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between checkpoints; besides, one at each of eight evaluations.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
@@ -124,48 +79,29 @@ def train(
     with (
         _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
         listening() as stop,
-        launched(device, timeout=timedelta(seconds=rank_timeout)) as world,
+        launched(words.get("device", "cpu"), timeout=timedelta(seconds=rank_timeout)) as world,
     ):
-        plan = _plan(
-            config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, sharding=sharding,
-            non_finite=non_finite, checkpoint_every=checkpoint_every, methods=[method] if method else None,
-        )  # fmt: skip
-        plan = _of_one_method(plan, lr)
+        settings = _settings(config, words, rows)
         _check_writable(out)
         if world.rank:
-            train_into(out, plan, seed=seed, world=world, resume=resume, stop=stop)
+            train_into(out, settings, world=world, resume=resume, stop=stop)
             return
         if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
             aside = place_aside(out / "checkpoint")
             instead = ", in place of older ones" if aside.exists() else ""
             _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
         with Display(console) as display:
-            run = train_into(out, plan, seed=seed, world=world, resume=resume, watch=display, stop=stop)
+            run = train_into(out, settings, world=world, resume=resume, watch=display, stop=stop)
     console.print(run_table(run))
     _say(f"Run and checkpoint: {out}")
 
 
 @app.command()
+@takes_settings("compare")
 def compare(
+    words: Words,
     *,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; all of `equipoise methods` by default.")] = None,
-    data_name: DataName = None,
-    data_option: DataOptions = None,
     rows: Rows = None,
-    model: Model = None,
-    model_option: ModelOptions = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    schedule: LearningRates = None,
-    loss_scale: LossScale = None,
-    non_finite: WhereNotFinite = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Choose each method's learning rate on validation data.")
-    ] = False,
-    tune_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method and rate when tuning.")] = None,
-    rate: Annotated[list[str] | None, typer.Option(metavar="METHOD=LR", help="A method's learning rate.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
@@ -175,16 +111,11 @@ def compare(
     with _plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
-        plan = _plan(
-            config, data_option, rows, model_option, loss_scale,
-            data=data_name, model=model, epochs=epochs, batch_size=batch_size, schedule=schedule, non_finite=non_finite,
-            methods=split_methods(methods) if methods else None, seeds=seeds, tune=tune or None,
-            tune_seeds=tune_seeds, rates=parse_pairs(rate or [], "--rate") or None,
-        )  # fmt: skip
-        _check_comparable(plan)
+        settings = _settings(config, words, rows)
+        _check_comparable(settings)
         _check_writable(out)
         with Display(console) as display:
-            run_comparison(plan, out, jobs=jobs, watch=display)
+            run_comparison(settings, out, jobs=jobs, watch=display)
         report_file = write_report(out)
         console.print(summary_table(out))
     _say(f"Report: {report_file}")
@@ -233,34 +164,16 @@ def build(
             _say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 
 
-def _plan(
-    config: Path | None,
-    data_option: list[str] | None,
-    rows: int | None,
-    model_option: list[str] | None,
-    loss_scale: list[str] | None,
-    **settings: Any,
-) -> Plan:
-    """The plan that the options state over the config file; an option that was not given states nothing."""
-    data_options = parse_pairs(data_option or [], "--data-option") | ({} if rows is None else {"rows": rows})
-    stated = {
-        "data_options": data_options or None,
-        "model_options": parse_pairs(model_option or [], "--model-option") or None,
-        "loss_scale": parse_pairs(loss_scale or [], "--loss-scale") or None,
-        **settings,
-    }
-    return Plan.of(config, **{name: value for name, value in stated.items() if value is not None})
+def _settings(config: Path | None, words: Words, rows: int | None) -> Settings:
+    """The settings that the options state over those of the file."""
+    stated = stated_settings(words)
+    if rows is not None:
+        stated = {**stated, "data_options": {**stated.get("data_options", {}), "rows": rows}}
+    return Settings.of(config, **stated)
 
 
-def _of_one_method(plan: Plan, lr: float | None) -> Plan:
-    named = plan.methods if "methods" in plan.model_fields_set else ["multibalance"]
-    if len(named) > 1:
-        raise SettingError(f"train takes one method, found {', '.join(named)} in the settings: choose with --method.")
-    return plan.model_copy(update={"methods": named, "rates": plan.rates | ({} if lr is None else {named[0]: lr})})
-
-
-def _check_comparable(plan: Plan) -> None:
-    given = [name for name in ("sharding", "checkpoint_every") if name in plan.model_fields_set]
+def _check_comparable(settings: Settings) -> None:
+    given = [name for name in ("sharding", "checkpoint_every") if name in settings.model_fields_set]
     if given:
         raise SettingError(
             f"compare trains every run in one process and without checkpoints, found {' and '.join(given)} in the "

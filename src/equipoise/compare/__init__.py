@@ -1,6 +1,5 @@
 """Comparing methods: the same data, weights and batches for each, over several seeds, with a report."""
 
-from equipoise.compare.plan import Plan, PlanError
 from equipoise.compare.runner import compare
 
-__all__ = ["Plan", "PlanError", "compare"]
+__all__ = ["compare"]

@@ -11,27 +11,15 @@ from typing import Any
 
 import torch
 
-from equipoise.compare.plan import Plan
 from equipoise.compare.result_folder import FolderError, ResultFolder
 from equipoise.data import Dataset
+from equipoise.settings import Settings
 from equipoise.training import Method, SettingError
 
 __all__ = ["check_same_comparison", "check_tunable", "cpu_name", "describe"]
 
-_SAME_COMPARISON = (
-    "data",
-    "data_options",
-    "model",
-    "model_options",
-    "epochs",
-    "batch_size",
-    "schedule",
-    "loss_scale",
-    "non_finite",
-)
 
-
-def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[str, Any]:
+def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) -> dict[str, Any]:
     """The content of ``plan.json``, all but the learning rates."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     tasks = dataset.schema.task_names
@@ -40,7 +28,7 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
         "dataset_notes": list(dataset.notes),
         "best_ne": dataset.best_ne,
         "generated": bool(dataset.best_ne),  # the truth is known where it was made
-        "model": plan.model,
+        "model": settings.model,
         "tasks": list(tasks),
         "methods": [
             {
@@ -49,15 +37,15 @@ def describe(plan: Plan, dataset: Dataset, methods: Sequence[Method]) -> dict[st
             }
             for method in methods
         ],
-        "seeds": list(range(plan.seeds)),
-        "epochs": plan.epochs,
-        "batch_size": plan.batch_size,
-        "schedule": plan.schedule,
-        "grid": list(plan.grid) if plan.tune else None,
+        "seeds": list(range(settings.seeds)),
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "schedule": settings.schedule,
+        "grid": list(settings.grid) if settings.tune else None,
         "rows": {name: len(split) for name, split in splits.items()},
         "label_rates": _label_rates(dataset),
         "label_counts": label_counts(dataset),
-        "options": plan.model_dump(mode="json"),
+        "options": settings.model_dump(mode="json"),
         "versions": {
             "equipoise": version("equipoise"), "torch": torch.__version__,
             "python": platform.python_version(),
@@ -74,11 +62,13 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
     """
     if not folder.has_plan():
         return
-    before, now = folder.plan(), description["options"]
+    before = folder.plan()
+    missing = Settings.of().of_comparison()  # a setting that is newer than the folder had its default
+    now = Settings.of(**description["options"]).of_comparison()
     differing = [
-        f"{name}: {before.options.get(name)} there, {now[name]} here"
-        for name in _SAME_COMPARISON
-        if before.options.get(name) != now[name]
+        f"{name}: {before.options.get(name, missing[name])} there, {now[name]} here"
+        for name in now
+        if before.options.get(name, missing[name]) != now[name]
     ]
     if before.rows != description["rows"]:
         differing.append(f"rows: {before.rows} there, {description['rows']} here")

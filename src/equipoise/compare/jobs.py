@@ -19,10 +19,10 @@ from typing import Self
 import torch
 
 from equipoise import data
-from equipoise.compare.plan import Plan
 from equipoise.data import Dataset
 from equipoise.methods import parse_method
 from equipoise.registry import registered, restore
+from equipoise.settings import Settings
 from equipoise.training import NonFiniteError, Run, SettingError, train
 
 __all__ = ["Job", "Watch", "cores", "run_jobs"]
@@ -38,6 +38,7 @@ class Job:
     method: str
     seed: int
     lr: float
+    table_decay: float = 0.0
 
     @classmethod
     def of(cls, run: Run) -> Self:
@@ -67,7 +68,7 @@ def cores() -> int:
 
 
 def run_jobs(
-    plan: Plan, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch
+    settings: Settings, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch
 ) -> Generator[tuple[Job, Run], None, None]:
     """Results as they come, from this process or from ``workers`` others.
 
@@ -77,26 +78,18 @@ def run_jobs(
     if workers <= 1:
         with _one_thread():
             for job in jobs:
-                yield job, _run(plan, dataset, job, partial(watch.step, job))
+                yield job, _run(settings, dataset, job, partial(watch.step, job))
     else:
-        yield from _in_processes(plan, jobs, workers, watch)
+        yield from _in_processes(settings, jobs, workers, watch)
 
 
-def _run(plan: Plan, dataset: Dataset, job: Job, on_progress: Callable[[int, int], None]) -> Run:
+def _run(settings: Settings, dataset: Dataset, job: Job, on_step: Callable[[int, int], None]) -> Run:
     try:
         return train(
             dataset,
             parse_method(job.method),
-            model=plan.model,
-            model_options=plan.model_options,
-            lr=job.lr,
-            epochs=plan.epochs,
-            batch_size=plan.batch_size,
-            schedule=plan.schedule,
-            seed=job.seed,
-            loss_scale=plan.loss_scale,
-            non_finite=plan.non_finite,
-            on_progress=on_progress,
+            on_step=on_step,
+            **settings.training(lr=job.lr, table_decay=job.table_decay, seed=job.seed).model_dump(),
         )
     except NonFiniteError as error:
         return error.run  # that it diverged is a result too
@@ -116,12 +109,12 @@ class _StoppedError(Exception):
     """The main process wants its workers to end."""
 
 
-def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
+def _in_processes(settings: Settings, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
     waiting = list(reversed(jobs))
     running: dict[Future[Run], Job] = {}
-    with ProcessPoolExecutor(workers, context, _start_worker, (plan, stop, messages, registered())) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (settings, stop, messages, registered())) as pool:
         try:
             while waiting or running:
                 # no more than the workers can do, so that nothing is left in the queue when the user stops
@@ -146,28 +139,28 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int, watch: Watch) -
 
 @dataclass
 class _Worker:
-    plan: Plan
+    settings: Settings
     stop: Event
     messages: Queue[tuple[Job, int, int]]
 
     @cached_property
     def dataset(self) -> Dataset:
         """Loaded with the first job, whose result an error is then: one in the worker's start would break the pool."""
-        return data.load(self.plan.data, **self.plan.data_options)
+        return data.load(self.settings.data, **self.settings.data_options)
 
 
 _worker: _Worker  # what this worker process needs for every job
 
 
 def _start_worker(
-    plan: Plan, stop: Event, messages: Queue[tuple[Job, int, int]], entries: dict[str, dict[str, bytes]]
+    settings: Settings, stop: Event, messages: Queue[tuple[Job, int, int]], entries: dict[str, dict[str, bytes]]
 ) -> None:
     global _worker  # noqa: PLW0603 - a process pool hands its workers nothing else
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     restore(entries)
-    _worker = _Worker(plan, stop, messages)
+    _worker = _Worker(settings, stop, messages)
 
 
 def _end_with_parent() -> None:
@@ -179,10 +172,10 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Job) -> Run:
-    def on_progress(done: int, total: int) -> None:
+    def on_step(done: int, total: int) -> None:
         if _worker.stop.is_set():
             raise _StoppedError
         if done % _REPORT_EVERY == 0 or done == total:
             _worker.messages.put((job, done, total))
 
-    return _run(_worker.plan, _worker.dataset, job, on_progress)
+    return _run(_worker.settings, _worker.dataset, job, on_step)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from equipoise.methods.catalogue import CATALOGUE
 from equipoise.methods.method import NEEDS, Method, MethodError
 from equipoise.registry import Registry
+from equipoise.settings import parse_scalar
 
 __all__ = ["CATALOGUE", "METHODS", "NEEDS", "Method", "MethodError", "methods_table", "parse_method", "register"]
 
@@ -78,23 +79,6 @@ def parse_method(text: str, /) -> Method:
             raise MethodError(f"Method {name!r}: expected every option once, found {key} twice.")
         options[key] = parse_scalar(value)
     return method.with_options(**options)
-
-
-def parse_scalar(text: str, /) -> bool | int | float | str:
-    """A word of the command line as the number or truth value that it spells, else as it is.
-
-    Example:
-        >>> parse_scalar("0.3"), parse_scalar("10"), parse_scalar("true"), parse_scalar("gram")
-        (0.3, 10, True, 'gram')
-    """
-    if text in {"true", "false"}:
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 def methods_table() -> str:

@@ -4,23 +4,15 @@ from equipoise.errors import SettingError
 from equipoise.methods import METHODS, Method, MethodError, parse_method
 from equipoise.training.checkpoint.folder import CheckpointError
 from equipoise.training.compatibility import IncompatibleError
-from equipoise.training.faults import (
-    FolderInUseError,
-    NonFinite,
-    NonFiniteError,
-    StoppedError,
-    listening,
-    own_folder,
-)
+from equipoise.training.faults import FolderInUseError, NonFiniteError, StoppedError, listening, own_folder
 from equipoise.training.learner import Learner
-from equipoise.training.loop import SEED_LIMIT, Schedule, count_steps, train
-from equipoise.training.ranks.parallel import Sharding, parallelize
+from equipoise.training.loop import count_steps, train
+from equipoise.training.ranks.parallel import parallelize
 from equipoise.training.ranks.world import LostRanksError, World, launched
 from equipoise.training.run import Run
 
 __all__ = [
     "METHODS",
-    "SEED_LIMIT",
     "CheckpointError",
     "FolderInUseError",
     "IncompatibleError",
@@ -28,12 +20,9 @@ __all__ = [
     "LostRanksError",
     "Method",
     "MethodError",
-    "NonFinite",
     "NonFiniteError",
     "Run",
-    "Schedule",
     "SettingError",
-    "Sharding",
     "StoppedError",
     "World",
     "count_steps",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch.distributed as dist
 
 from equipoise.errors import SettingError
 from equipoise.methods import Method
-from equipoise.training.faults.non_finite import NonFinite
-from equipoise.training.ranks.parallel import Sharding
+from equipoise.settings import Sharding, TrainingSettings
 from equipoise.training.ranks.world import World
 
 __all__ = ["CHECKS", "Combination", "IncompatibleError", "check_compatible"]
@@ -27,10 +26,13 @@ class Combination:
     """What is to be trained together."""
 
     method: Method
-    sharding: Sharding
-    model_options: Mapping[str, Any]
+    settings: TrainingSettings
     world: World
-    non_finite: NonFinite = "raise"
+
+    @property
+    def sharding(self) -> Sharding:
+        """How the ranks share the model."""
+        return self.settings.sharding
 
     @property
     def with_fsdp(self) -> bool:
@@ -98,7 +100,7 @@ def _averaged_tables(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _sparse_tables(given: Combination) -> Iterator[str]:
-    if given.model_options.get("sparse") and (not given.with_torchrec or given.sharding == "data-parallel"):
+    if given.settings.model_options.get("sparse") and (not given.with_torchrec or given.sharding == "data-parallel"):
         yield (
             "The model option sparse gives the table sparse gradients, which Adam does not take: leave it out, or let "
             "TorchRec shard the tables (table-wise, row-wise, …), where they never are gradients of the whole table."
@@ -115,8 +117,17 @@ def _torchrec_is_there(given: Combination) -> Iterator[str]:
 
 
 @CHECKS.append
+def _decayed_tables(given: Combination) -> Iterator[str]:
+    if given.settings.table_decay and given.with_torchrec:
+        yield (
+            f"table_decay decays the tables in Adam's step, but under sharding {given.sharding!r} TorchRec steps them "
+            "itself: set table_decay to 0, or use sharding ddp or fsdp."
+        )
+
+
+@CHECKS.append
 def _fused_steps(given: Combination) -> Iterator[str]:
-    if given.with_torchrec and given.sharding != "data-parallel" and given.non_finite == "skip-step":
+    if given.with_torchrec and given.sharding != "data-parallel" and given.settings.non_finite == "skip-step":
         yield (
             f"non_finite 'skip-step' looks at the gradients before the step, but under sharding {given.sharding!r} the "
             "tables have made theirs in the backward pass: use 'raise' or 'skip-task'."

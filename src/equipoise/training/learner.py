@@ -19,16 +19,16 @@ from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import build_model, partition_of, trial_logits
 from equipoise.schema import Batch, Schema
+from equipoise.settings import TrainingSettings
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.faults.non_finite import (
-    NonFinite,
     all_finite,
     finite_losses,
     leave_out_non_finite,
     look_at_gradients,
     watch,
 )
-from equipoise.training.ranks.parallel import Sharding, dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, is_sharded, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
 
@@ -81,18 +81,12 @@ class Learner:
 
     Args:
         schema: features and tasks.
-        method: what to train with.
-        model: a name in :data:`equipoise.ranking.models.MODELS`, or an import path, built with ``model_options``.
-        lr: Adam's learning rate.
-        decay_steps: the rate falls linearly to 0 over so many steps; None: it stays.
-        seed: of the initial weights.
-        device: where the models live; batches given to :meth:`step` must be there.
-        loss_scale: task -> factor on its loss; 1 for tasks that are not named.
-        world: the processes that train together; ``device`` is then this one's.
-        sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`. Tables that
-            TorchRec shards are stepped by Adagrad, fused into the backward pass, at the same learning rate.
-        non_finite: what a loss that is not finite leads to, see :data:`equipoise.training.NonFinite`; "raise" is
-            the caller's to do. "skip-step" waits for the device in every step; of several ranks all skip what one must.
+        method: the method to train with.
+        settings: model, learning rate, seed and all else; ``non_finite="raise"`` is the caller's to act on, and
+            ``"skip-step"`` waits for the device in every step. Tables that TorchRec shards are stepped by Adagrad,
+            fused into the backward pass, at the same learning rate.
+        decay_steps: the steps over which the rate falls linearly to 0; None: it stays.
+        world: the processes that train together; models and batches live on its device.
 
     Attributes:
         steps: how many steps have been made.
@@ -107,34 +101,27 @@ class Learner:
         self,
         schema: Schema,
         method: Method,
+        settings: TrainingSettings,
+        /,
         *,
-        model: str,
-        lr: float,
         decay_steps: int | None = None,
-        seed: int,
-        device: torch.device | str = "cpu",
-        model_options: Mapping[str, Any] | None = None,
-        loss_scale: Mapping[str, float] | None = None,
         world: World | None = None,
-        sharding: Sharding = "ddp",
-        non_finite: NonFinite = "raise",
     ) -> None:
-        if not 0 < lr < float("inf"):
-            raise SettingError(f"The learning rate must be finite and above 0, found {lr}.")
+        lr, sharding, non_finite = settings.lr, settings.sharding, settings.non_finite
         self.schema = schema
         self.method = method
-        self.device = usable_device(device)
-        self.world = world or World()
+        self.world = world or World(device=usable_device(settings.device))
+        self.device = self.world.device
         self.non_finite = non_finite
         self.steps = self.skipped_steps = 0
         self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
-        check_compatible(Combination(method, sharding, dict(model_options or {}), self.world, non_finite))
-        self._scale = _factors(schema.task_names, loss_scale or {})
+        check_compatible(Combination(method, settings, self.world))
+        self._scale = _factors(schema.task_names, settings.loss_scale)
         self._members: list[_Member] = []
         for group in method.groups(schema.task_names):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                built = build_model(model, schema, fork=method.fork_factory(group), **model_options or {})
+                torch.manual_seed(settings.seed)
+                built = build_model(settings.model, schema, fork=method.fork_factory(group), **settings.model_options)
             partition = partition_of(built, schema)
             tasks = [schema.task_names.index(task) for task in group]
             if len(tasks) < len(schema.tasks):
@@ -148,7 +135,7 @@ class Learner:
                 )
             dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
             optimizer = method.build_optimizer(
-                torch.optim.Adam(dense.values(), lr=lr),
+                _adam(module, list(dense.values()), lr=lr, table_decay=settings.table_decay),
                 shared=[p for p in dense.values() if id(p) in shared],
                 tasks=group,
                 data_parallel=module if spread else None,
@@ -329,6 +316,21 @@ def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> No
     found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, found, strict=True):
         parameter.requires_grad_(gradient is not None)
+
+
+def _adam(
+    module: nn.Module, parameters: Sequence[nn.Parameter], *, lr: float, table_decay: float
+) -> torch.optim.Optimizer:
+    """Adam, with decoupled weight decay on the embedding tables alone."""
+    if not table_decay:
+        return torch.optim.Adam(parameters, lr=lr)
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, kinds)}
+    groups = [
+        {"params": [p for p in parameters if id(p) not in tables], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in tables], "weight_decay": table_decay},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
 
 
 def _plain(module: nn.Module) -> nn.Module:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,56 +14,38 @@ from torch import Tensor
 
 from equipoise.data.dataset import Dataset, Split
 from equipoise.errors import SettingError
-from equipoise.methods import Method
+from equipoise.methods import Method, parse_method
 from equipoise.ranking.metrics import TaskMetrics
 from equipoise.schema import Batch, Schema
+from equipoise.settings import TrainingSettings
 from equipoise.training.faults.interruptions import StoppedError, Stopping
-from equipoise.training.faults.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
+from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
 from equipoise.training.progress import REMEDY, Progress, Saving, Window
-from equipoise.training.ranks.parallel import Sharding
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import why_irreproducible
 from equipoise.training.run import CurvePoint, Run
 
-__all__ = ["SEED_LIMIT", "Schedule", "count_steps", "train"]
-
-SEED_LIMIT: Final = 2**43
-"""Seeds of epochs are made of it, and must fit 64 bits."""
+__all__ = ["count_steps", "train"]
 
 _EVALUATION_BATCH = 16_384
 _LOOK_EVERY = 100  # steps at most between two looks at whether losses are finite, each of which waits for the device
 _SUBSET_SEED = 0  # the same validation rows for every method and seed
 
 Metrics = dict[str, dict[str, float]]
-Schedule = Literal["linear", "constant"]
 
 
 def train(
     dataset: Dataset,
-    method: Method,
+    method: Method | str,
     /,
     *,
-    model: str = "shared-bottom",
-    model_options: Mapping[str, Any] | None = None,
-    lr: float = 3e-3,
-    schedule: Schedule = "linear",
-    epochs: int = 1,
-    batch_size: int = 2048,
-    seed: int = 0,
-    loss_scale: Mapping[str, float] | None = None,
-    device: torch.device | str = "cpu",
     world: World | None = None,
-    sharding: Sharding = "ddp",
-    non_finite: NonFinite = "raise",
-    evaluations: int = 8,
-    evaluation_rows: int = 20_000,
-    monitor_reads: int = 50,
     checkpoint: Path | None = None,
-    checkpoint_every: int | None = None,
     resume: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    **settings: Any,
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
 
@@ -73,28 +54,18 @@ def train(
     between two evaluation points.
 
     Args:
-        model: a name that :func:`equipoise.ranking.models.build_model` knows, built with ``model_options``.
-        lr: the learning rate at the start.
-        schedule: "linear": the rate falls to 0 over the training; "constant": it stays.
-        loss_scale: task -> factor on its loss, for experiments on robustness; reported losses are unscaled.
-        device: where to train in a single process.
+        dataset: the data set; it says how many epochs in which batches suit it.
+        method: the method, or its name with options behind a colon.
         world: the processes that train together, each with the whole data set; every one gets the same record.
-        sharding: how the model is spread over them, see :func:`equipoise.training.parallelize`.
-        non_finite: what a loss that is not finite leads to: "raise" ends the run at the next look, at most 100 steps
-            later; "skip-task" and "skip-step" leave the task or the step out, and the record counts.
-        evaluations: at how many evenly spaced points the validation metrics are taken.
-        evaluation_rows: of the validation split, the same random ones every time; the last evaluation takes
-            all.
-        monitor_reads: about how often the fork or PUB is read.
         checkpoint: a folder to write to at every evaluation point: models, optimizers, forks, random state and
             the record so far. What ends the training otherwise, such as want of memory or Ctrl-C, leaves a checkpoint
             too in a single process, unless parameters were moving; a note on the exception says so.
             Those of an earlier training there are put aside, into a folder of the same name with ``.before``.
-        checkpoint_every: write one after so many steps too.
         resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
-        on_progress: called with (steps done, steps in all) after every step; what it raises ends the run.
+        on_step: called with (steps done, steps in all) after every step; what it raises ends the run.
         stop: asked after every step whether to end there, with a checkpoint; under several ranks all ask about once a
             second, and end together once one is told to.
+        settings: any field of :class:`equipoise.settings.TrainingSettings`, such as ``lr``, ``epochs`` or ``model``.
 
     Raises:
         SettingError: a setting is not known or out of range, the training split is smaller than a batch, or there is no
@@ -103,55 +74,55 @@ def train(
         NonFiniteError: a loss was not finite under "raise", or a prediction in any case; the checkpoint is the last
             one from before.
         StoppedError: ``stop`` has said so.
+
+    Example:
+        >>> from equipoise.data import load
+        >>> run = train(load("funnel", rows=3000), "multibalance", lr=1e-2, epochs=1, batch_size=256)
+        >>> sorted(run.test)
+        ['click', 'conversion', 'like', 'long_view']
     """
-    world = world or World(device=usable_device(device))
+    method = parse_method(method) if isinstance(method, str) else method
+    chosen = TrainingSettings.of(**settings).suited_to(dataset)
+    epochs, batch_size = chosen.steps_per
+    world = world or World(device=usable_device(chosen.device))
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
-    counts = {"evaluations": evaluations, "evaluation_rows": evaluation_rows, "monitor_reads": monitor_reads}
-    _expect_positive(counts if checkpoint_every is None else counts | {"checkpoint_every": checkpoint_every})
-    _check(schedule, batch_size, world, seed)
-    if resume and checkpoint is None:
-        raise SettingError("To resume, say from which folder: expected checkpoint=..., found none.")
+    _check(batch_size, world, resume=resume, checkpoint=checkpoint)
     schema = dataset.schema
-    learner = Learner(
-        schema, method, model=model, lr=lr, seed=seed, device=world.device,
-        model_options=model_options, loss_scale=loss_scale, decay_steps=total if schedule == "linear" else None,
-        world=world, sharding=sharding, non_finite=non_finite,
-    )  # fmt: skip
+    decay_steps = total if chosen.schedule == "linear" else None
+    learner = Learner(schema, method, chosen, decay_steps=decay_steps, world=world)
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
-    run = Run(method.name, seed, lr, irreproducible=why_irreproducible(learner.device))
-    identity = {
+    run = Run(
+        method.name, chosen.seed, chosen.lr, chosen.table_decay, irreproducible=why_irreproducible(learner.device)
+    )
+    identity = chosen.identity() | {
         "dataset": dataset.name, "training_rows": str(len(dataset.train)),
-        "data": dataset.fingerprint() if checkpoint else "",
-        "method": method.settings(schema.task_names), "sharding": sharding,
-        "model": model, "model_options": _sorted(model_options),
-        "lr": str(lr), "schedule": schedule, "seed": str(seed), "loss_scale": _sorted(loss_scale),
-        "epochs": str(epochs), "batch_size": str(batch_size),
-        **{name: str(value) for name, value in counts.items()},
+        "data": dataset.fingerprint() if checkpoint else "", "method": method.settings(schema.task_names),
     }  # fmt: skip
-    progress = Progress(run, NonFiniteLosses(world, schema.task_names), Window(world, len(schema.tasks)), non_finite)
+    watched = NonFiniteLosses(world, schema.task_names)
+    progress = Progress(run, watched, Window(world, len(schema.tasks)), chosen.non_finite)
     saving = Saving(checkpoint, identity, learner)
     progress = saving.begin(progress, resume=resume)
 
-    points = {math.ceil(total * (i + 1) / evaluations) for i in range(evaluations)}
-    read_every = max(1, total // monitor_reads)
+    points = {math.ceil(total * (i + 1) / chosen.evaluations) for i in range(chosen.evaluations)}
+    read_every = max(1, total // chosen.monitor_reads)
     look_every = min(read_every, _LOOK_EVERY)
     stopping = Stopping(stop, world)
-    subset = _random_rows(dataset.validation, evaluation_rows)
+    subset = _random_rows(dataset.validation, chosen.evaluation_rows)
     try:
         if progress.steps in points and progress.window.steps:  # it ended before it had been evaluated there
             _evaluate(progress, learner, subset, batch_size)
-        for step, batch in _stream(dataset.train, batch_size, seed, epochs, done=progress.steps):
+        for step, batch in _stream(dataset.train, batch_size, chosen.seed, epochs, done=progress.steps):
             progress.add(step, learner.step(batch.to(learner.device)))
             if step % read_every == 0:
                 progress.window.readings += [(step, reading) for reading in learner.read()]
             if step % look_every == 0:
                 progress.refuse_non_finite()
-            if on_progress is not None:
-                on_progress(step, total)
+            if on_step is not None:
+                on_step(step, total)
             if step in points:
                 _evaluate(progress, learner, subset, batch_size)
-            if step in points or (checkpoint_every is not None and step % checkpoint_every == 0):
+            if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
                 saving.save(progress)
             if stopping.asked(step):
                 raise StoppedError(step, saved=saving.save(progress))
@@ -179,19 +150,13 @@ def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
     return epochs * (rows // batch_size)
 
 
-def _sorted(options: Mapping[str, Any] | None) -> str:
-    return json.dumps(dict(options or {}), sort_keys=True, default=str)
-
-
-def _check(schedule: str, batch_size: int, world: World, seed: int) -> None:
-    if not 0 <= seed <= SEED_LIMIT:
-        raise SettingError(f"A seed must lie between 0 and {SEED_LIMIT}, found {seed}.")
+def _check(batch_size: int, world: World, *, resume: bool, checkpoint: Path | None) -> None:
     if batch_size % world.size:
         raise SettingError(
             f"batch_size must be a multiple of the {world.size} ranks that share it, found {batch_size}."
         )
-    if schedule not in get_args(Schedule):
-        raise SettingError(f"Expected a schedule out of {', '.join(get_args(Schedule))}; found {schedule!r}.")
+    if resume and checkpoint is None:
+        raise SettingError("To resume, say from which folder: expected checkpoint=..., found none.")
 
 
 def _expect_positive(numbers: Mapping[str, int]) -> None:

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.monitor import Reading
+from equipoise.settings import NonFinite
 from equipoise.training.checkpoint.folder import CheckpointError, belongs, load_checkpoint, put_aside, save_checkpoint
-from equipoise.training.faults.non_finite import NonFinite, NonFiniteError, NonFiniteLosses
+from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
 from equipoise.training.ranks.world import World
 from equipoise.training.reproducibility import random_states, restore_random_states

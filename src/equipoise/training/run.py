@@ -24,7 +24,7 @@ class CurvePoint(TypedDict):
 
 @dataclass
 class Run:
-    """One method trained with one seed at one learning rate.
+    """One method trained with one seed at one learning rate and table decay.
 
     Numbers that do not exist (the AUC of a task with one class only, any metric of a diverged run) are NaN
     here and ``null`` in JSON.
@@ -51,6 +51,7 @@ class Run:
     method: str
     seed: int
     lr: float
+    table_decay: float = 0.0
     status: Literal["ok", "diverged"] = "ok"
     steps: int = 0
     seconds: float = 0.0

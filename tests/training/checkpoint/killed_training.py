@@ -25,7 +25,7 @@ def trained(dataset: Dataset, folder: Path, pipe: int | None = None) -> Run:
     """A byte goes into the pipe with every step."""
     return train(
         dataset, METHODS["pub-adatask"], **SETTINGS, checkpoint=folder, resume=last_checkpoint(folder) is not None,
-        on_progress=None if pipe is None else lambda *_: os.write(pipe, b"."),
+        on_step=None if pipe is None else lambda *_: os.write(pipe, b"."),
     )  # fmt: skip
 
 

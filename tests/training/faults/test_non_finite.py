@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from equipoise.data import Dataset
+from equipoise.settings import TrainingSettings
 from equipoise.training import (
     METHODS,
     IncompatibleError,
@@ -83,9 +84,10 @@ def test_a_skipped_task_or_step_is_counted_and_spoils_nothing(
 @pytest.mark.parametrize("policy", ["skip-task", "skip-step"])
 def test_an_infinite_feature_spoils_no_parameter(tiny: Dataset, name: str, policy: str) -> None:
     learner = Learner(
-        tiny.schema, METHODS[name], model="shared-bottom", lr=0.01, seed=0, non_finite=policy,
-        model_options={"bottom": [8], "tower": [4]},
-    )  # fmt: skip
+        tiny.schema,
+        METHODS[name],
+        TrainingSettings.of(lr=0.01, seed=0, non_finite=policy, model_options={"bottom": [8], "tower": [4]}),
+    )
     for step, batch in enumerate(tiny.train.batches(64)):
         numeric = batch.numeric.clone()
         numeric[5, 1] = torch.inf if step == 3 else 1.0
@@ -138,7 +140,7 @@ def test_counts_go_on_where_a_training_is_stopped_between_two_evaluations(
 @pytest.mark.usefixtures("bad_batches")
 def test_in_a_step_that_is_skipped_the_fork_does_not_move_either(tiny: Dataset) -> None:
     learner = Learner(
-        tiny.schema, METHODS["multibalance"], model="shared-bottom", lr=0.01, seed=0, non_finite="skip-step"
+        tiny.schema, METHODS["multibalance"], TrainingSettings.of(lr=0.01, seed=0, non_finite="skip-step")
     )
     batches = tiny.train.batches(32)
     for step in range(1, 14):
@@ -174,17 +176,20 @@ def test_without_a_bad_batch_a_policy_changes_nothing(tiny: Dataset) -> None:
 def test_what_excludes_each_other_is_refused_with_reason_and_remedy(
     method: str, sharding: Sharding, options: dict, policy: str, message: str
 ) -> None:
+    settings = TrainingSettings.of(sharding=sharding, model_options=options, non_finite=policy)
     with pytest.raises(IncompatibleError, match=message):
-        check_compatible(Combination(parse_method(method), sharding, options, World(size=2), policy))
+        check_compatible(Combination(parse_method(method), settings, World(size=2)))
 
 
 def test_without_torchrec_its_shardings_are_refused_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(IncompatibleError, match=r"needs TorchRec, which is not installed: pip install fbgemm-gpu-cpu"):
-        check_compatible(Combination(parse_method("equal"), "row-wise", {}, World(size=2)))
+        check_compatible(Combination(parse_method("equal"), TrainingSettings.of(sharding="row-wise"), World(size=2)))
 
 
 def test_what_goes_together_passes_every_check() -> None:
     for name in METHODS:
-        check_compatible(Combination(parse_method(name), "ddp", {}, World()))
-        check_compatible(replace(Combination(parse_method(name), "ddp", {}, World()), world=World(size=2)))
+        check_compatible(Combination(parse_method(name), TrainingSettings.of(sharding="ddp"), World()))
+        check_compatible(
+            replace(Combination(parse_method(name), TrainingSettings.of(sharding="ddp"), World()), world=World(size=2))
+        )

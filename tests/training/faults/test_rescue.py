@@ -79,7 +79,7 @@ def test_ctrl_c_between_two_steps_leaves_the_one_before(tiny: Dataset, tmp_path:
 
     whole = train(tiny, METHODS["pub"], **SETTINGS)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, METHODS["pub"], **SETTINGS, checkpoint=tmp_path, on_progress=pressed)
+        train(tiny, METHODS["pub"], **SETTINGS, checkpoint=tmp_path, on_step=pressed)
     assert (tmp_path / f"step-{LAST}").is_dir()
     assert comparable(train(tiny, METHODS["pub"], **SETTINGS, checkpoint=tmp_path, resume=True)) == comparable(whole)
 
@@ -128,7 +128,7 @@ def test_a_training_that_has_lost_its_way_is_not_saved(tiny: Dataset, tmp_path: 
 
     settings = SETTINGS | {"lr": 1e30, "monitor_reads": 1}
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(tiny, METHODS["equal"], **settings, checkpoint=tmp_path, on_progress=pressed)
+        train(tiny, METHODS["equal"], **settings, checkpoint=tmp_path, on_step=pressed)
     (note,) = caught.value.__notes__
     assert note.startswith("No checkpoint of step 2 could be written: The loss or its gradient is not finite, first of")
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
@@ -145,5 +145,5 @@ def test_a_disk_without_room_for_it_is_said_beside_what_ended_the_training(tiny:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(tiny, METHODS["equal"], **SETTINGS, checkpoint=folder, on_progress=pressed)
+        train(tiny, METHODS["equal"], **SETTINGS, checkpoint=folder, on_step=pressed)
     assert caught.value.__notes__[0].startswith("No checkpoint of step 1 could be written: ")

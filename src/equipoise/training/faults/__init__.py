@@ -7,11 +7,10 @@ from equipoise.training.faults.interruptions import (
     interrupted_by_sigterm,
     listening,
 )
-from equipoise.training.faults.non_finite import NonFinite, NonFiniteError
+from equipoise.training.faults.non_finite import NonFiniteError
 
 __all__ = [
     "FolderInUseError",
-    "NonFinite",
     "NonFiniteError",
     "StoppedError",
     "TerminatedError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from equipoise.training.run import Run
 
 __all__ = [
-    "NonFinite",
     "NonFiniteError",
     "NonFiniteLosses",
     "all_finite",
@@ -26,10 +25,6 @@ __all__ = [
     "look_at_gradients",
     "watch",
 ]
-
-NonFinite = Literal["raise", "skip-task", "skip-step"]
-"""raise: end with an error; skip-task: the task has no part in that step; skip-step: nothing moves in that step."""
-
 
 _STEPS_APART: Final = 100
 

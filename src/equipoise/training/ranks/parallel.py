@@ -6,7 +6,7 @@ Only existing engines: DistributedDataParallel, FSDP2, and TorchRec's Distribute
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import torch
 import torch.distributed as dist
@@ -18,15 +18,9 @@ from equipoise.forks.fork import Fork
 from equipoise.ranking.embedding import FeatureEmbedding
 from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
+from equipoise.settings import Sharding
 
-__all__ = ["Sharding", "dense_parameters", "fused_optimizer", "is_sharded", "parallelize"]
-
-Sharding = Literal[
-    "ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner",
-    "table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp",
-]  # fmt: skip
-"""ddp: every rank holds everything; fsdp: parameters are sharded (FSDP2); the others: TorchRec, tables sharded so, and
-the dense parameters whole on every rank, or sharded by FSDP2."""
+__all__ = ["dense_parameters", "fused_optimizer", "is_sharded", "parallelize"]
 
 _WIDTH_UNIT: Final = 4  # FBGEMM's kernels take widths that are multiples of it
 

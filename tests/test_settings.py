@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -6,18 +7,52 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.compare.plan import Plan, PlanError, parse_pairs, split_methods
-from equipoise.compare.tuned_rates import DEFAULT_RATE, GRID
+from equipoise.errors import SettingError
+from equipoise.settings import Settings, TrainingSettings, about, command_words, parse_pairs, split_methods
 from equipoise.training import METHODS
 
 
-def test_a_plan_takes_what_suits_the_data_set_where_nothing_is_said() -> None:
-    assert (Plan.of().data, Plan.of().epochs, Plan.of().batch_size) == ("complete-journey", 2, 2048)
-    census = Plan.of(data="census-income")
-    assert (census.epochs, census.batch_size) == (3, 1024)
-    assert Plan.of(data="census-income", epochs=1).epochs == 1
-    assert census.methods == list(METHODS)
-    assert tuple(census.grid) == GRID
+@dataclass
+class Suited:
+    epochs: int = 3
+    batch_size: int = 1024
+
+
+def test_epochs_and_batch_size_come_from_the_data_set_where_nothing_is_stated() -> None:
+    assert Settings.of().suited_to(Suited()).steps_per == (3, 1024)
+    assert Settings.of(epochs=1).suited_to(Suited()).steps_per == (1, 1024)
+    with pytest.raises(SettingError, match="Expected epochs and batch_size, found none"):
+        _ = Settings.of(epochs=1).steps_per
+
+
+def test_the_methods_compared_by_default_exist() -> None:
+    assert set(Settings.of().methods) <= set(METHODS)
+
+
+def test_every_setting_is_described_and_belongs_to_a_command() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert about(name).commands, name
+
+
+def test_the_words_of_a_command_state_the_settings_that_they_were_made_of() -> None:
+    stated = {
+        "data": "funnel", "data_options": {"rows": 3000}, "model_options": {"bottom": [8, 4]}, "seeds": 3, "tune": True,
+        "grid": [0.01, 0.1], "methods": ["equal", "multibalance:beta=0.1"], "rates": {"multibalance:beta=0.1": 0.01},
+    }  # fmt: skip
+    words = command_words("compare", stated)
+    assert parse_pairs([words[words.index("--model-option") + 1]], "") == stated["model_options"]
+    assert split_methods(words[words.index("--methods") + 1]) == stated["methods"]
+    assert "--seed" not in command_words("compare", {"seed": 3})
+
+
+def test_an_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:
+    before = TrainingSettings.of()
+    for name, other in {"lr": 0.1, "model_options": {"bottom": [8]}, "schedule": "constant", "seed": 4}.items():
+        assert TrainingSettings.of(**{name: other}).identity() != before.identity(), name
+    for name, other in {"non_finite": "skip-task", "checkpoint_every": 5, "device": "cuda"}.items():
+        assert TrainingSettings.of(**{name: other}).identity() == before.identity(), name
 
 
 def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
@@ -26,12 +61,11 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
         "data: funnel\nseeds: 5\nepochs: 7\nmethods: [equal]\n"
         "data_options: {rows: 3000, conflict: 0.5}\nloss_scale:\n  like: 23\nrates:\n  equal: 1e-2\n"
     )
-    plan = Plan.of(file, epochs=2)
-    assert (plan.data, plan.seeds, plan.epochs, plan.batch_size) == ("funnel", 5, 2, 2048)
+    plan = Settings.of(file, epochs=2)
+    assert (plan.data, plan.seeds, plan.epochs, plan.batch_size) == ("funnel", 5, 2, None)
     assert plan.data_options == {"rows": 3000, "conflict": 0.5}
     assert plan.loss_scale == {"like": 23}
-    assert plan.rate("equal") == 0.01
-    assert plan.rate("multibalance") == DEFAULT_RATE
+    assert plan.rates == {"equal": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -43,27 +77,30 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
         ("seeds: true", "seeds: .* found True"),
         ("methods: equal", "methods: .*valid list; found 'equal'"),
         ("methods: []", "methods: .* found "),
-        ("learning_rate: 0.1", "learning_rate: there is no such setting; there are data, data_options"),
+        ("learning_rate: 0.1", "learning_rate: there is no such setting; there are model, model_options"),
         ("loss_scale: {like: much}", r"loss_scale.like: .* found 'much'"),
         ("rates: {equal: -1.0}", r"rates.equal: .*greater than 0; found -1.0"),
-        ("model_options: {bottom: [0.5]}", "model_options.bottom"),
+        (
+            "model_options: {bottom: [0.5]}",
+            "model_options.bottom: should be a number, a word, .* or a list of whole numbers; found",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(line)
-    with pytest.raises(PlanError, match=message) as caught:
-        Plan.of(file)
+    with pytest.raises(SettingError, match=message) as caught:
+        Settings.of(file)
     assert str(file) in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="cannot be read: No such file"):
-        Plan.of(tmp_path / "none.yaml")
+    with pytest.raises(SettingError, match="cannot be read: No such file"):
+        Settings.of(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("epochs: [1")
-    with pytest.raises(PlanError, match=r"Expected YAML in .*found a mistake"):
-        Plan.of(broken)
+    with pytest.raises(SettingError, match=r"Expected YAML in .*found a mistake"):
+        Settings.of(broken)
 
 
 def test_pairs_of_the_command_line() -> None:
@@ -73,7 +110,7 @@ def test_pairs_of_the_command_line() -> None:
     }
     assert parse_pairs(["bottom=128-64", "tower=16"], "--model-option") == {"bottom": [128, 64], "tower": 16}
     for wrong in ("like", "=3"):
-        with pytest.raises(PlanError, match=f"--loss-scale: expected KEY=VALUE, found '{wrong}'"):
+        with pytest.raises(SettingError, match=f"--loss-scale: expected KEY=VALUE, found '{wrong}'"):
             parse_pairs([wrong], "--loss-scale")
 
 
@@ -86,7 +123,7 @@ def test_methods_with_options_are_not_torn_apart() -> None:
 def test_numbers_are_those_that_python_reads(tmp_path: Path, text: str) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(f"grid: [{text}]")
-    assert Plan.of(file).grid == [0.03]
+    assert Settings.of(file).grid == [0.03]
 
 
 @pytest.mark.parametrize(
@@ -102,8 +139,8 @@ def test_numbers_are_those_that_python_reads(tmp_path: Path, text: str) -> None:
 def test_what_is_no_list_of_settings_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(text)
-    with pytest.raises(PlanError, match=message):
-        Plan.of(file)
+    with pytest.raises(SettingError, match=message):
+        Settings.of(file)
 
 
 def test_a_config_cannot_run_code(tmp_path: Path) -> None:
@@ -111,8 +148,8 @@ def test_a_config_cannot_run_code(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     for tag in ("!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"):
         file.write_text(f"data: {tag} ['{ran}']")
-        with pytest.raises(PlanError, match="could not determine a constructor"):
-            Plan.of(file)
+        with pytest.raises(SettingError, match="could not determine a constructor"):
+            Settings.of(file)
     assert not ran.exists()
 
 
@@ -122,7 +159,7 @@ def test_a_config_cannot_run_code(tmp_path: Path) -> None:
         st.text(),
         st.binary().map(lambda raw: raw.decode("latin-1")),
         st.dictionaries(
-            st.sampled_from([*Plan.model_fields, "nothing"]),
+            st.sampled_from([*Settings.model_fields, "nothing"]),
             st.recursive(
                 st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                 lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -135,5 +172,5 @@ def test_a_config_cannot_run_code(tmp_path: Path) -> None:
 def test_whatever_a_file_holds_is_a_plan_or_one_clear_error(tmp_path_factory, text: str) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    with contextlib.suppress(PlanError):
-        Plan.of(file)
+    with contextlib.suppress(SettingError):
+        Settings.of(file)

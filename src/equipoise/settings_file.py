@@ -9,33 +9,29 @@ from typing import Any
 
 import yaml
 
-from equipoise.training import SettingError
+from equipoise.errors import SettingError
 
-__all__ = ["PlanError", "read_settings"]
-
-
-class PlanError(SettingError):
-    """A plan cannot be read: the message names the field, what was expected and what was found."""
+__all__ = ["read_settings"]
 
 
 def read_settings(path: Path, /) -> Mapping[str, Any]:
     """The settings in a YAML file, by name.
 
     Raises:
-        PlanError: the file cannot be read, is not YAML, names Python objects, says a setting twice, or holds something
-            else than settings.
+        SettingError: the file cannot be read, is not YAML, names Python objects, says a setting twice, or holds
+            something else than settings.
     """
     try:
         found = yaml.load(path.read_text(), _Loader)
     except OSError as error:
-        raise PlanError(f"Expected a YAML file at {path}; it cannot be read: {error.strerror}.") from error
+        raise SettingError(f"Expected a YAML file at {path}; it cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mistake = " ".join(str(error).split())
-        raise PlanError(f"Expected YAML in {path}; found a mistake: {mistake}.") from error
+        raise SettingError(f"Expected YAML in {path}; found a mistake: {mistake}.") from error
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise PlanError(f"Expected settings in {path}, one `name: value` per line; found {type(found).__name__}.")
+        raise SettingError(f"Expected settings in {path}, one `name: value` per line; found {type(found).__name__}.")
     return found
 
 

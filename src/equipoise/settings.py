@@ -1,0 +1,379 @@
+"""Every setting once: its type, default, check and one sentence about it.
+
+The command line, settings files, :func:`equipoise.training.train`, the identity of checkpoints and the report derive
+from the fields below.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Protocol, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from equipoise.errors import SettingError
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "SEED_LIMIT",
+    "About",
+    "Command",
+    "NonFinite",
+    "Scalar",
+    "Schedule",
+    "Settings",
+    "Sharding",
+    "TrainingSettings",
+    "about",
+    "command_words",
+    "parse_pairs",
+    "parse_scalar",
+    "split_methods",
+]
+
+SEED_LIMIT: Final = 2**43
+"""Seeds of epochs are made of a seed, and must fit 64 bits."""
+
+DEFAULT_METHODS: Final = ("single-task", "equal", "multibalance", "pub")
+"""What ``equipoise compare`` compares unless told otherwise."""
+
+Command = Literal["train", "compare"]
+
+Scalar = bool | int | float | str
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _option_value(value: Any) -> Any:
+    widths = isinstance(value, list) and all(type(width) is int for width in value)
+    if not widths and type(value) not in {bool, int, float, str}:
+        raise ValueError("should be a number, a word, true, false, or a list of whole numbers")
+    return value
+
+
+OptionValue = Annotated[Any, AfterValidator(_option_value)]
+"""A value of an option of a model or data set; the model or loader checks the rest."""
+
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Schedule = Literal["linear", "constant"]
+"""linear: the learning rate falls to 0 over the training; constant: it stays."""
+
+NonFinite = Literal["raise", "skip-task", "skip-step"]
+"""raise: end with an error; skip-task: leave the task out of that step; skip-step: leave the step out."""
+
+Sharding = Literal[
+    "ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner",
+    "table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp",
+]  # fmt: skip
+"""ddp: every rank holds everything; fsdp: FSDP2 shards the parameters; the others: TorchRec shards the tables so, and
+the dense parameters lie whole on every rank, or are sharded by FSDP2."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What derives from a setting besides its value.
+
+    Attributes:
+        commands: those that take it.
+        decides_numbers: whether another value gives other numbers: then checkpoints and result folders belong to it.
+        may_change: whether a training may go on from a checkpoint under another value.
+        option: its name on the command line; ``--name-of-the-field`` if empty.
+        metavar: how the help shows its value.
+    """
+
+    commands: tuple[Command, ...] = ("train", "compare")
+    decides_numbers: bool = True
+    may_change: bool = False
+    option: str = ""
+    metavar: str | None = None
+
+
+_TRAIN: Final = About(commands=("train",))
+_COMPARE: Final = About(commands=("compare",), decides_numbers=False)
+
+
+class _SuitedTo(Protocol):
+    """A data set: it says how long it is best trained on, and in batches of which size."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+class TrainingSettings(BaseModel):
+    """One training, complete: the same settings give the same numbers on the same machine.
+
+    Every field can be given to :func:`equipoise.training.train` by keyword.
+
+    Raises:
+        SettingError: from :meth:`of`, if a setting is unknown, of another type, or out of range.
+
+    Example:
+        >>> TrainingSettings.of(lr=1e-2, epochs=2).schedule
+        'linear'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: Annotated[str, About()] = Field(
+        "shared-bottom", description="Model: a registered name, or package.module:attribute."
+    )
+    model_options: Annotated[dict[str, OptionValue], About(option="--model-option", metavar="KEY=VALUE")] = Field(
+        default_factory=dict, description="An option of the model."
+    )
+    lr: Annotated[Positive, _TRAIN] = Field(
+        3e-3, description="Learning rate of Adam. Default of the command: as tuned for data, model and method."
+    )
+    table_decay: Annotated[NotNegative, _TRAIN] = Field(
+        0.0,
+        description="Decoupled weight decay of the embedding tables. Default of the command: as tuned.",
+    )
+    schedule: Annotated[Schedule, About()] = Field(
+        "linear", description="The learning rate falls to 0 over the training (linear), or stays (constant)."
+    )
+    epochs: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
+        None, description="Passes over the training rows. Default: what suits the data."
+    )
+    batch_size: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
+        None, description="Examples per step, of all processes together. Default: what suits the data."
+    )
+    seed: Annotated[Annotated[int, Field(ge=0, le=SEED_LIMIT)], _TRAIN] = Field(
+        0, description="Seed of the initial weights and of the order of the batches."
+    )
+    loss_scale: Annotated[dict[str, Positive], About(metavar="TASK=FACTOR")] = Field(
+        default_factory=dict, description="Multiply one task's loss, to test robustness; reported losses are unscaled."
+    )
+    sharding: Annotated[Sharding, About(commands=("train",), metavar="HOW")] = Field(
+        "ddp", description="How the processes of torchrun share the model."
+    )
+    non_finite: Annotated[NonFinite, About(may_change=True)] = Field(
+        "raise", description="What to do about a loss or gradient that is not finite."
+    )
+    evaluations: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
+        8, description="Points of the learning curve; `train` writes a checkpoint at each."
+    )
+    evaluation_rows: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
+        20_000, description="Validation rows used for the learning curve; the last point takes all."
+    )
+    monitor_reads: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
+        50, description="Readings of the monitor over the training, about."
+    )
+    checkpoint_every: Annotated[
+        Annotated[int, Field(ge=1)] | None, About(commands=("train",), decides_numbers=False)
+    ] = Field(None, description="Steps between checkpoints, besides those of the learning curve.")
+    device: Annotated[str, About(commands=("train",), decides_numbers=False)] = Field(
+        "cpu", description="Where to train: cpu, cuda, ..."
+    )
+
+    @classmethod
+    def of(cls, config: Path | None = None, /, **stated: Any) -> Self:
+        """The settings of a YAML file, overridden by those stated; defaults for the rest.
+
+        Raises:
+            SettingError: the file cannot be read, or a setting is unknown, of another type, or out of range.
+        """
+        origin, found = "The settings", dict[str, Any]()
+        if config is not None:
+            from equipoise.settings_file import read_settings  # noqa: PLC0415 - PyYAML is an optional dependency
+
+            origin, found = f"The settings in {config}", dict(read_settings(config))
+        try:
+            return cls.model_validate({**found, **stated})
+        except ValidationError as error:
+            raise SettingError(f"{origin} cannot be used.\n{_explain(error, cls)}") from error
+
+    def suited_to(self, dataset: _SuitedTo, /) -> Self:
+        """The same settings with the data set's own epochs and batch size where none are stated."""
+        missing = {name: getattr(dataset, name) for name in ("epochs", "batch_size") if getattr(self, name) is None}
+        return self.model_copy(update=missing) if missing else self
+
+    @property
+    def steps_per(self) -> tuple[int, int]:
+        """Epochs and batch size, once :meth:`suited_to` has filled them in.
+
+        Raises:
+            SettingError: they are not known.
+        """
+        if self.epochs is None or self.batch_size is None:
+            raise SettingError("Expected epochs and batch_size, found none: state them, or name a data set.")
+        return self.epochs, self.batch_size
+
+    def identity(self) -> dict[str, str]:
+        """The settings that decide a training's numbers, by name, as a checkpoint keeps them."""
+        return {
+            name: _as_text(getattr(self, name))
+            for name in TrainingSettings.model_fields
+            if about(name).decides_numbers and not about(name).may_change
+        }
+
+
+class Settings(TrainingSettings):
+    """Everything that the commands `equipoise train` and `equipoise compare` can be told, in one file.
+
+    Example:
+        >>> Settings.of(data="census-income", methods=["equal", "multibalance"]).data
+        'census-income'
+        >>> Settings.of(data="census-income", epochs="two")
+        Traceback (most recent call last):
+        equipoise.errors.SettingError: The settings cannot be used.
+          epochs: input should be a valid integer; found 'two'
+    """
+
+    data: Annotated[str, About()] = Field(
+        "complete-journey", description="Data set: a registered name, or package.module:attribute."
+    )
+    data_options: Annotated[dict[str, OptionValue], About(option="--data-option", metavar="KEY=VALUE")] = Field(
+        default_factory=dict, description="An option of the data set's loader."
+    )
+    method: Annotated[str, About(commands=("train",), decides_numbers=False)] = Field(
+        "multibalance", description="Method to train with, out of `equipoise methods`; options behind a colon."
+    )
+    methods: Annotated[Annotated[list[str], Field(min_length=1)], _COMPARE] = Field(
+        list(DEFAULT_METHODS), description="Methods to compare, comma-separated; `all` for every one."
+    )
+    seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
+        5, description="How many seeds: 0, 1, 2, ..., the same for every method."
+    )
+    tune: Annotated[bool, _COMPARE] = Field(
+        False, description="Choose each method's rate and table decay on validation data, with equal budget."
+    )
+    tune_seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
+        1, description="Seeds per method and grid point when tuning; others than those of the comparison."
+    )
+    grid: Annotated[Annotated[list[Positive], Field(min_length=1)], _COMPARE] = Field(
+        [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."
+    )
+    decay_grid: Annotated[Annotated[list[NotNegative], Field(min_length=1)], _COMPARE] = Field(
+        [0.0, 0.3, 1.0], description="Decays of the embedding tables that tuning tries with each rate."
+    )
+    rates: Annotated[dict[str, Positive], About(_COMPARE.commands, False, option="--rate", metavar="METHOD=LR")] = (
+        Field(default_factory=dict, description="A method's learning rate, instead of the tuned one.")
+    )
+    decays: Annotated[dict[str, NotNegative], About(_COMPARE.commands, False, option="--decay", metavar="METHOD=D")] = (
+        Field(default_factory=dict, description="A method's table decay, instead of the tuned one.")
+    )
+
+    def training(self, **stated: Any) -> TrainingSettings:
+        """The settings of one training under these, with some of them replaced."""
+        shared = {name: getattr(self, name) for name in TrainingSettings.model_fields}
+        return TrainingSettings.of(**{**shared, **stated})
+
+    def of_comparison(self) -> dict[str, Any]:
+        """The settings that all runs of a comparison share and that decide its numbers, by name, as JSON holds them."""
+        found = self.model_dump(mode="json")
+        return {
+            name: found[name] for name in found if about(name).decides_numbers and "compare" in about(name).commands
+        }
+
+
+def about(name: str, /) -> About:
+    """What derives from the setting of that name."""
+    return next(entry for entry in Settings.model_fields[name].metadata if isinstance(entry, About))
+
+
+def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
+    """The options of a command that state these settings.
+
+    Example:
+        >>> command_words("compare", {"data": "funnel", "rates": {"equal": 0.01}, "tune": True, "model_options": {}})
+        ['--data', 'funnel', '--tune', '--rate', 'equal=0.01']
+    """
+    words: list[str] = []
+    for name in Settings.model_fields:
+        if name not in stated or command not in about(name).commands:
+            continue
+        option, value = about(name).option or f"--{name.replace('_', '-')}", stated[name]
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                words += [option, f"{key}={_as_word(entry)}"]
+        elif isinstance(value, list):
+            words += [option, ",".join(map(str, value))]
+        elif value is not None:
+            words += [option, str(value)]
+    return words
+
+
+_WIDTHS = re.compile(r"\d+(-\d+)+")
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[int]]:
+    """``KEY=VALUE`` words of the command line as a mapping; ``128-64`` is a list of numbers.
+
+    Raises:
+        SettingError: a word has another form.
+
+    Example:
+        >>> parse_pairs(["click=23", "like=0.5"], "--loss-scale")
+        {'click': 23, 'like': 0.5}
+        >>> parse_pairs(["bottom=128-64"], "--model-option")
+        {'bottom': [128, 64]}
+    """
+    found: dict[str, Scalar | list[int]] = {}
+    for pair in pairs:
+        key, equals, value = pair.rpartition("=")  # a method's name may hold an equals sign of its own
+        if not equals or not key:
+            raise SettingError(f"{option}: expected KEY=VALUE, found {pair!r}.")
+        found[key] = [int(n) for n in value.split("-")] if _WIDTHS.fullmatch(value) else parse_scalar(value)
+    return found
+
+
+def parse_scalar(text: str, /) -> Scalar:
+    """A word of the command line as the number or truth value that it spells, else as it is.
+
+    Example:
+        >>> parse_scalar("0.3"), parse_scalar("10"), parse_scalar("true"), parse_scalar("gram")
+        (0.3, 10, True, 'gram')
+    """
+    if text in {"true", "false"}:
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def split_methods(text: str) -> list[str]:
+    """The methods of a comma-separated list; options of a method have commas between them too.
+
+    Example:
+        >>> split_methods("equal,multibalance:beta=0.1,direction=gram,pub")
+        ['equal', 'multibalance:beta=0.1,direction=gram', 'pub']
+    """
+    found: list[str] = []
+    for word in text.split(","):
+        if found and "=" in word and ":" not in word:
+            found[-1] += f",{word}"
+        else:
+            found.append(word.strip())
+    return found
+
+
+def _explain(error: ValidationError, settings: type[TrainingSettings]) -> str:
+    lines = []
+    for entry in error.errors():
+        where = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            lines.append(f"  {where}: there is no such setting; there are {', '.join(settings.model_fields)}")
+        else:
+            said = entry["msg"].removeprefix("Value error, ")
+            lines.append(f"  {where}: {said[0].lower()}{said[1:]}; found {reprlib.repr(entry['input'])}")
+    return "\n".join(lines)
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else str(value)
+
+
+def _as_word(value: Any) -> Any:
+    """A value as the command line takes it."""
+    return "-".join(map(str, value)) if isinstance(value, list) else value
