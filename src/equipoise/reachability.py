@@ -21,7 +21,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 __all__ = ["Leaf", "Reach", "inputs_of", "kind_of", "leaves_reached", "reach_of", "shared_leaves"]
 
-_LARGEST_MASK = 2**24  # elements; a larger tensor counts as reached whole once a slice of it is
+_LARGEST_MASK = 2**24  # elements; of a larger tensor, all counts as reached once a slice is
 _NARROWING = {"Select", "Slice", "Unbind", "Split", "SplitWithSizes", "UnsafeSplit", "Diagonal"}
 _MOVING = _NARROWING | {
     "Alias", "Cat", "CopySlices", "Expand", "Mean", "Permute", "ReshapeAlias", "Squeeze", "Stack", "Sum", "T",
@@ -312,18 +312,16 @@ def _groups(arrived: dict[int, _Arrival]) -> list[tuple[int, dict[int, Tensor | 
 def _moved(node: Any, masks: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The masks of the inputs of a node that only moves, copies or adds up elements: its backward pass says them."""
     edges = node.next_functions
-    shapes = [_shape(edge) for edge in edges if edge[0] is not None]
-    if any(math.prod(shape) > _LARGEST_MASK for shape in shapes):
+    inputs = [edge[0]._input_metadata[edge[1]] for edge in edges if edge[0] is not None]
+    if any(given.is_nested_tensor or math.prod(given.shape) > _LARGEST_MASK for given in inputs):
         return [None] * len(edges)
-    gradients: list[Tensor | None] = []
+    gradients = []
     for mask, metadata in zip(masks, node._input_metadata, strict=True):
-        if mask is _NOTHING:
-            gradients.append(None)
-        else:
-            gradients.append(torch.ones(metadata.shape, device="cpu") if mask is None else mask.to(torch.float32))
+        like = torch.zeros(metadata.shape, dtype=metadata.dtype, device=metadata.device)
+        gradients.append(like + 1 if mask is None else like if mask is _NOTHING else mask.to(like.dtype))
     given = node(*gradients)
     found = given if isinstance(given, tuple) else (given,)
-    return [_NOTHING if mask is None else (mask != 0).cpu() for mask in found]
+    return [_NOTHING if mask is None else mask != 0 for mask in found]
 
 
 def _reduced(mask: Tensor, edge: _Edge) -> Tensor | None:

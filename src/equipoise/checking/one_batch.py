@@ -39,7 +39,8 @@ def check(
     that a loss goes round, branches that nobody reads or that carry another task's loss, a ``shared`` of PUB or AdaTask
     that holds too much or too little, and parameters that no optimizer steps.
 
-    It disturbs nothing: there is no backward pass, no gradient, and no fork's state moves. It takes milliseconds.
+    It disturbs nothing: there is no backward pass, no gradient, and no fork's state moves. It takes milliseconds, and
+    waits for the device only where a loss takes a slice of a tensor, such as ``logits[:, 0]``.
 
     What it cannot look into it names in ``report.unseen``, and ``report.ok`` is then False: compiled models, reentrant
     checkpoints, FSDP. A custom autograd function that uses parameters without taking them as inputs stays unseen

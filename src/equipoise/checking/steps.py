@@ -73,7 +73,7 @@ def unstepped(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str
             f"No optimizer steps {some(graph.summary(lacking))}, which losses reach. Add them to the optimizer, or "
             "freeze them with requires_grad_(False). If another optimizer has them, pass a list of all optimizers."
         )
-    if strange:
+    if lacking and strange:  # else they are something more that is learned, such as weights of the losses
         shapes = some([str(tuple(p.shape)) for p in strange])
         yield (
             f"The optimizer holds {len(strange)} parameters that the model does not have and no loss reaches (shapes "
