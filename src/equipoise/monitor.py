@@ -26,6 +26,15 @@ class _Balancing(Protocol):
     last_present: Tensor
 
 
+class _LossWeighting(Protocol):
+    """Weights of the tasks' losses, such as :class:`equipoise.loss_weighting.LossWeighting`."""
+
+    tasks: tuple[str, ...]
+    last_present: Tensor
+
+    def monitored(self) -> Mapping[str, Tensor]: ...
+
+
 class _ScalarWriter(Protocol):
     """The one method of TensorBoard's ``SummaryWriter`` that is used."""
 
@@ -36,7 +45,7 @@ class _ScalarWriter(Protocol):
 class _Record:
     prefix: str
     tasks: tuple[str, ...]
-    gram: Tensor
+    gram: Tensor | None
     present: Tensor
     per_task: Mapping[str, Tensor]
 
@@ -69,7 +78,7 @@ class Monitor:
 
     The names are stable: ``fork/<name>/<quantity>/<task>`` with the fork's place in the model as its name (its
     prefixes from DDP and ``torch.compile`` taken off; ``root`` for a fork that is the model itself), and
-    ``pub/<quantity>/<task>``. Quantities:
+    ``pub/<quantity>/<task>``, and ``loss/weight/<task>`` for the weight of a task's loss. Quantities:
 
     - ``norm``: length of the task's gradient (PUB: update) in the last step, over all ranks, in unscaled units;
     - ``weight``: the weight with which it went on;
@@ -82,6 +91,7 @@ class Monitor:
     Args:
         model: a module that holds forks, itself one, or wrapped by DDP or ``torch.compile``.
         optimizer: the training's optimizer; watched if it balances updates.
+        loss_weighting: the weighting of the tasks' losses, see :class:`equipoise.loss_weighting.LossWeighting`.
 
     Raises:
         ValueError: there is nothing to watch.
@@ -96,12 +106,15 @@ class Monitor:
         (['fork/1/cosine/click/like', 'fork/1/norm/click'], 1.0)
     """
 
-    def __init__(self, model: nn.Module, optimizer: object | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: object | None = None, loss_weighting: _LossWeighting | None = None
+    ) -> None:
         self._forks = [
             (f"fork/{_plain_name(name)}", module) for name, module in model.named_modules() if isinstance(module, Fork)
         ]
         self._optimizer = optimizer if isinstance(optimizer, _Balancing) else None
-        if not self._forks and self._optimizer is None:
+        self._loss_weighting = loss_weighting
+        if not self._forks and self._optimizer is None and loss_weighting is None:
             raise ValueError(
                 "A monitor needs something to watch: found no Fork in the model and no balancing optimizer "
                 f"(optimizer: {type(optimizer).__name__}). Put a fork between the shared layers and the towers."
@@ -112,6 +125,9 @@ class Monitor:
         records = [_record(prefix, fork, fork.monitored()) for prefix, fork in self._forks]
         if self._optimizer is not None and self._optimizer.tasks:
             records.append(_record("pub", self._optimizer, {}))
+        if (weighting := self._loss_weighting) is not None:
+            present = weighting.last_present.clone()
+            records.append(_Record("loss", weighting.tasks, None, present, weighting.monitored()))
         return Reading(records)
 
 
@@ -126,14 +142,23 @@ def _record(prefix: str, watched: Fork | _Balancing, further: Mapping[str, Tenso
 
 
 def _scalars(record: _Record) -> dict[str, float]:
-    gram, tasks, prefix = record.gram.cpu(), record.tasks, record.prefix
-    present = record.present.tolist()
+    tasks, prefix, present = record.tasks, record.prefix, record.present.tolist()
+    norms = {} if record.gram is None else {"norm": record.gram.diagonal().sqrt()}
+    found = {
+        f"{prefix}/{quantity}/{task}": value
+        for quantity, values in (norms | dict(record.per_task)).items()
+        for task, value, here in zip(tasks, values.tolist(), present, strict=True)
+        if here
+    }
+    return found if record.gram is None else found | _of_pairs(record, record.gram.cpu())
+
+
+def _of_pairs(record: _Record, gram: Tensor) -> dict[str, float]:
+    """Cosines of the pairs of present tasks, and stationarity."""
+    tasks, prefix, present = record.tasks, record.prefix, record.present.tolist()
     norms = gram.diagonal().sqrt()
     cosines = gram / (norms * norms.unsqueeze(1))
-    found = {f"{prefix}/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
-    for quantity, values in record.per_task.items():
-        found |= {f"{prefix}/{quantity}/{task}": value for task, value in zip(tasks, values.tolist(), strict=True)}
-    found = {name: value for (name, value), here in zip(found.items(), itertools.cycle(present)) if here}
+    found: dict[str, float] = {}
     rows = cosines.tolist()
     for first, second in itertools.combinations([place for place, here in enumerate(present) if here], 2):
         found[f"{prefix}/cosine/{tasks[first]}/{tasks[second]}"] = rows[first][second]

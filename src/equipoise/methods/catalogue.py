@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.forks import MultiBalance
+from equipoise.forks import GradDrop, MultiBalance
+from equipoise.methods import from_torchjd
 from equipoise.methods.method import Method
 from equipoise.optim import PUB, AdaTask, Clippy
 from equipoise.optim.forms import FormName
@@ -62,6 +63,14 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
         **_MULTIBALANCE, options={"direction": "none"},
     ),
+    Method(
+        "mgda", "MGDA at the fork", "The shortest convex combination of the gradients at the fork.",
+        "NeurIPS, arXiv 1810.04650", 2018, fork=from_torchjd.mgda_at_fork,
+    ),
+    Method(
+        "graddrop", "GradDrop", "Gradients at the fork, each element from the tasks of one randomly drawn sign.",
+        "NeurIPS, arXiv 2010.06808", 2020, fork=GradDrop,
+    ),
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.", **_PUB,
@@ -86,5 +95,21 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method(
         "clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size.",
         "arXiv 2302.09178", 2023, optimizer=Clippy, needs=frozenset({"whole updates"}),
+    ),
+    Method(
+        "uw", "Uncertainty weighting", "Losses weighed by a learned uncertainty of each task.",
+        "CVPR, arXiv 1705.07115", 2018, loss_weighting=from_torchjd.uncertainty_weighting,
+    ),
+    Method(
+        "dwa", "DWA", "Losses weighed by how fast each falls from epoch to epoch; equal weights in the first two.",
+        "CVPR, arXiv 1803.10704", 2019, loss_weighting=from_torchjd.dwa, needs=frozenset({"epochs"}),
+    ),
+    Method(
+        "famo", "FAMO", "Losses weighed so that all fall at the same rate, measured by a second forward pass.",
+        "NeurIPS, arXiv 2306.03792", 2023, loss_weighting=from_torchjd.famo, needs=frozenset({"forward after step"}),
+    ),
+    Method(
+        "mgda-parameters", "MGDA on parameters", "The shortest convex combination of the shared parameters' gradients.",
+        "NeurIPS, arXiv 1810.04650", 2018, jacobian=from_torchjd.mgda_on_parameters,
     ),
 )  # fmt: skip

@@ -17,6 +17,8 @@ from torch.nn import Module, Parameter
 from torch.optim import Adam, Optimizer
 
 from equipoise.errors import SettingError
+from equipoise.jacobian import JacobianDescent
+from equipoise.loss_weighting import LossWeighting
 
 __all__ = ["NEEDS", "Method", "MethodError"]
 
@@ -24,7 +26,9 @@ NEEDS: Final[Mapping[str, str]] = {
     "a model per task": "every task is trained in a model of its own",
     "per-task backward": "the optimizer has `backward(losses)`, which takes the place of `sum(losses).backward()`",
     "whole gradients": "every task's gradient of the shared parameters must lie whole on each rank",
-    "whole updates": "the update of every parameter must lie whole on each rank, and be made by the optimizer",
+    "whole updates": "every parameter must be stepped by the optimizer, not in the backward pass",
+    "forward after step": "the method learns from the losses of a second forward pass, after each step",
+    "epochs": "the method learns at the end of each epoch",
 }
 """What a method may need of a training, each with its meaning."""
 
@@ -47,16 +51,20 @@ class Method:
         paper: where it was published, such as ``"arXiv 2411.11871"``.
         year: when.
         fork: called with the tasks' names and options; returns a :class:`equipoise.Fork`.
+        loss_weighting: called with the tasks' names and options; returns a
+            :class:`equipoise.loss_weighting.LossWeighting`.
+        jacobian: called with options; returns an aggregator, see :class:`equipoise.jacobian.JacobianDescent`.
         optimizer: called with the optimizer of the whole model, those of ``shared`` (the parameters that several tasks
             reach), ``tasks`` (names) and ``data_parallel`` (the module that spreads the model over several ranks, else
             None) that are among its parameters, and options; returns the optimizer that steps.
-        needs: out of :data:`NEEDS`: what the training must provide. Combinations that do not are refused.
+        needs: out of :data:`NEEDS`: what the training must provide. Combinations that do not are refused. A method
+            with ``jacobian`` needs the tasks' gradients and the optimizer's steps whole without saying so.
         options: values of options that differ from the factories' defaults. They are part of the method, and cannot be
             overridden by name.
 
     Raises:
-        MethodError: the name has another form, a need or an option is not known, or two factories have an option of
-            the same name.
+        MethodError: a need or an option is not known, two factories have an option of the same name, or the method has
+            both ``optimizer`` and ``jacobian``.
 
     Example:
         >>> from equipoise import MultiBalance
@@ -70,17 +78,21 @@ class Method:
     paper: str = ""
     year: int | None = None
     fork: Callable[..., Module] | None = None
+    loss_weighting: Callable[..., LossWeighting] | None = None
     optimizer: Callable[..., Optimizer] | None = None
+    jacobian: Callable[..., Callable[[Tensor], Tensor]] | None = None
     needs: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
-        object.__setattr__(self, "needs", frozenset(self.needs))
+        object.__setattr__(self, "needs", frozenset(self.needs) | (_OF_JACOBIAN if self.jacobian else frozenset()))
         if unknown := sorted(self.needs - NEEDS.keys()):
             raise MethodError(
                 f"Method {self.name!r}: expected needs out of {', '.join(NEEDS)}; found {', '.join(unknown)}."
             )
+        if self.jacobian is not None and self.optimizer is not None:
+            raise MethodError(f"Method {self.name!r}: expected either optimizer or jacobian, found both.")
         self._refuse_unknown(self.options)
 
     @property
@@ -88,12 +100,15 @@ class Method:
         """What the method works on, for grouping in a report."""
         if self.fork is not None:
             return "gradients at the fork"
+        if self.jacobian is not None:
+            return "gradients of the shared parameters"
         return "loss weights" if self.optimizer is None else "updates"
 
     @property
     def factories(self) -> list[Callable[..., Any]]:
         """The factories that it has."""
-        return [factory for factory in (self.fork, self.optimizer) if factory is not None]
+        every = (self.fork, self.loss_weighting, self.optimizer, self.jacobian)
+        return [factory for factory in every if factory is not None]
 
     def known_options(self) -> dict[str, Any]:
         """The options of all factories, with their defaults."""
@@ -146,9 +161,11 @@ class Method:
         built: list[object] = []
         if fork := self.fork_factory(tasks):
             built.append(fork())
-        if self.optimizer is not None:
+        if weighting := self.build_loss_weighting(tasks):
+            built.append(weighting)
+        if self.optimizer is not None or self.jacobian is not None:
             built.append(self.build_optimizer(adam, shared=[parameter], tasks=tasks, data_parallel=group))
-        words = [_ADDRESS.sub("", repr(part)).replace(repr(adam), "Adam") for part in built]
+        words = [" ".join(_ADDRESS.sub("", repr(part)).replace(repr(adam), "Adam").split()) for part in built]
         return "; ".join([self.name, *words])
 
     def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
@@ -158,6 +175,25 @@ class Method:
     def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
         """Return a function that builds a new fork for these tasks; None for the plain sum of gradients."""
         return None if self.fork is None else partial(self.fork, list(tasks), **self._options_of(self.fork))
+
+    def build_loss_weighting(self, tasks: Sequence[str]) -> LossWeighting | None:
+        """A new weighting of these tasks' losses; None for their plain sum.
+
+        Raises:
+            MethodError: what it learns from is not among the method's needs.
+        """
+        if self.loss_weighting is None:
+            return None
+        weighting = self.loss_weighting(list(tasks), **self._options_of(self.loss_weighting))
+        for learns, need in (
+            (weighting.learns_after_step, "forward after step"), (weighting.learns_after_epoch, "epochs")
+        ):  # fmt: skip
+            if learns != (need in self.needs):
+                raise MethodError(
+                    f"Method {self.name!r}: its loss weighting {'learns' if learns else 'does not learn'} from that: "
+                    f"expected needs {'with' if learns else 'without'} {need!r}; found {sorted(self.needs)}."
+                )
+        return weighting
 
     def build_optimizer(
         self,
@@ -175,6 +211,9 @@ class Method:
             data_parallel: the module around the model that trains on several ranks, or their group; None in a single
                 process.
         """
+        if self.jacobian is not None:
+            aggregator = self.jacobian(**self._options_of(self.jacobian))
+            return JacobianDescent(base, aggregator, shared=shared, data_parallel=data_parallel)
         if self.optimizer is None:
             return base
         taken = inspect.signature(self.optimizer).parameters
@@ -200,6 +239,8 @@ class Method:
                 f"Method {self.name!r} takes {', '.join(known) or 'no options'}; found {', '.join(unknown)}."
             )
 
+
+_OF_JACOBIAN: Final = frozenset({"per-task backward", "whole gradients", "whole updates"})
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")  # differs in every process
 

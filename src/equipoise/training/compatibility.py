@@ -83,9 +83,9 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 def _whole_updates(given: Combination) -> Iterator[str]:
     if given.with_torchrec and "whole updates" in given.method.needs:
         yield (
-            f"Method {given.method.name!r} bounds every parameter's step, but TorchRec's tables step in their backward "
-            "pass (or, data-parallel, lie apart where the model has one, which changes the bound): use sharding ddp or "
-            "fsdp."
+            f"Method {given.method.name!r} needs every parameter's step, but TorchRec's tables step in their backward "
+            "pass (or, data-parallel, lie apart where the model has one, which changes what is found): use sharding "
+            f"{'ddp' if 'whole gradients' in given.method.needs else 'ddp or fsdp'}."
         )
 
 

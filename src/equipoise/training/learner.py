@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -14,6 +16,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from equipoise.errors import SettingError
 from equipoise.forks.fork import Fork
+from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import task_losses
@@ -53,6 +56,7 @@ class _Member:
     scheduler: LRScheduler | None
     tasks: list[int]
     monitor: Monitor | None
+    weighting: LossWeighting | None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -86,6 +90,7 @@ class Learner:
             ``"skip-step"`` waits for the device in every step. Tables that TorchRec shards are stepped by Adagrad,
             fused into the backward pass, at the same learning rate.
         decay_steps: the steps over which the rate falls linearly to 0; None: it stays.
+        epoch_steps: the steps of one epoch, for methods that learn at its end; None: no epoch ends.
         world: the processes that train together; models and batches live on its device.
 
     Attributes:
@@ -105,6 +110,7 @@ class Learner:
         /,
         *,
         decay_steps: int | None = None,
+        epoch_steps: int | None = None,
         world: World | None = None,
     ) -> None:
         lr, sharding, non_finite = settings.lr, settings.sharding, settings.non_finite
@@ -114,6 +120,7 @@ class Learner:
         self.device = self.world.device
         self.non_finite = non_finite
         self.steps = self.skipped_steps = 0
+        self._epoch_steps = epoch_steps
         self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
         check_compatible(Combination(method, settings, self.world))
         self._scale = _factors(schema.task_names, settings.loss_scale)
@@ -133,9 +140,13 @@ class Learner:
                 module = parallelize(
                     built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
                 )
+            weighting = method.build_loss_weighting(group)
             dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
+            base = _adam(module, list(dense.values()), lr=lr, table_decay=settings.table_decay)
+            if weighting is not None and (learned := weighting.to(self.device).learned_parameters()):
+                base.add_param_group({"params": learned, "weight_decay": 0.0})
             optimizer = method.build_optimizer(
-                _adam(module, list(dense.values()), lr=lr, table_decay=settings.table_decay),
+                base,
                 shared=[p for p in dense.values() if id(p) in shared],
                 tasks=group,
                 data_parallel=module if spread else None,
@@ -146,7 +157,8 @@ class Learner:
                     optimizer, fused_optimizer(module),
                     None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
                     tasks,
-                    _monitor(built, optimizer),
+                    _monitor(built, optimizer, weighting),
+                    weighting,
                 )
             )  # fmt: skip
         self._stage: Literal["whole", "begun", "moving"] = "whole"
@@ -154,6 +166,7 @@ class Learner:
         taken_back = self.world.size == 1 or non_finite == "skip-step"
         self._buffers = [buffer for member in self._members if taken_back for buffer in member.model.buffers()]
         self._kept = [buffer.clone() for buffer in self._buffers]
+        self._kept_weightings: list[dict[str, Any]] = []
         self._kept_random = random_states(self.device)
 
     def step(self, batch: Batch, /) -> Tensor:
@@ -169,13 +182,8 @@ class Learner:
         self._begin()
         share, labelled = self._share(batch)
         losses: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
-        for member in self._members:
-            logits = member.module(share.categorical, share.numeric)
-            own = task_losses(
-                [logits[task] for task in member.tasks],
-                share.labels[:, member.tasks],
-                labelled=None if labelled is None else labelled[member.tasks],
-            )
+        for place, member in enumerate(self._members):
+            logits, own = self._losses(member, share, labelled)
             spare = self.non_finite == "skip-task"
             finite = finite_losses(own, self.world, together=spare).unbind()
             for task, good in zip(member.tasks, finite, strict=True):
@@ -183,10 +191,11 @@ class Learner:
             member.optimizer.zero_grad()
             if member.fused is not None:  # tables step in the backward pass
                 self._stage = "moving"
-            self.method.backward(
-                member.optimizer,
-                [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)],
-            )
+            scaled = [self._scaled(loss, task) for loss, task in zip(own, member.tasks, strict=True)]
+            if member.weighting is not None:
+                weights = member.weighting.weigh(*self._of_whole_batch(member, scaled, batch))
+                scaled = [weight * loss for weight, loss in zip(weights, scaled, strict=True)]
+            self.method.backward(member.optimizer, scaled)
             self._stage = "moving"
             look_at_gradients(member.task_parameters, finite)
             if spare:
@@ -194,15 +203,21 @@ class Learner:
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
                 member.optimizer.zero_grad()
                 self._restore_forks(member.model)
+                if member.weighting is not None:
+                    member.weighting.load_state_dict(self._kept_weightings[place])
                 self.skipped_steps += 1
             else:
                 member.optimizer.step()
+                if member.weighting is not None and member.weighting.learns_after_step:
+                    self._learn_after_step(member, batch, share, labelled)
             if member.scheduler is not None:
                 member.scheduler.step()
                 member.hand_rate_on()
             for task, loss, good in zip(member.tasks, own, finite, strict=True):
                 losses[task] = torch.where(good, loss.detach(), torch.nan)
         self.steps += 1
+        if self._epoch_steps is not None and self.steps % self._epoch_steps == 0:
+            self._end_epoch()
         self._stage = "whole"
         return torch.stack(losses)
 
@@ -218,6 +233,9 @@ class Learner:
         if self._stage == "begun":
             if self._buffers:
                 torch._foreach_copy_(self._buffers, self._kept)
+            for member, kept in zip(self._members, self._kept_weightings, strict=True):
+                if member.weighting is not None:
+                    member.weighting.load_state_dict(kept)
             restore_random_states(self._kept_random, self.device)
             self._stage = "whole"
         return True
@@ -245,6 +263,7 @@ class Learner:
             "skipped_steps": self.skipped_steps,
             "models": [_whole(member.module) for member in self._members],
             "optimizers": [member.optimizer.state_dict() for member in self._members],
+            "weightings": [_state(member.weighting) for member in self._members],
             "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
         }
 
@@ -262,11 +281,13 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Back to a state that :meth:`state_dict` gave; :meth:`sharded_state` is loaded in place."""
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
-        parts = zip(self._members, state["models"], state["optimizers"], state["schedulers"], strict=True)
-        for member, model, optimizer, scheduler in parts:
+        saved = (state[name] for name in ("models", "optimizers", "weightings", "schedulers"))
+        for member, model, optimizer, weighting, scheduler in zip(self._members, *saved, strict=True):
             _load_whole(member.module, model)
             member.optimizer.load_state_dict(optimizer)
             _shard_state(member.optimizer)
+            if member.weighting is not None:
+                member.weighting.load_state_dict(weighting)
             if member.scheduler is not None:
                 member.scheduler.load_state_dict(scheduler)
             member.hand_rate_on()
@@ -274,6 +295,7 @@ class Learner:
     def _begin(self) -> None:
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
+        self._kept_weightings = [copy.deepcopy(_state(member.weighting)) for member in self._members]
         if self.world.size == 1:
             self._kept_random = random_states(self.device)
             self._stage = "begun"
@@ -299,14 +321,50 @@ class Learner:
         rows = self.world.share(len(batch.labels))
         return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled
 
+    def _losses(self, member: _Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """The logits of all tasks and the losses of the member's, on this rank's rows."""
+        logits = member.module(share.categorical, share.numeric)
+        own = task_losses(
+            [logits[task] for task in member.tasks],
+            share.labels[:, member.tasks],
+            labelled=None if labelled is None else labelled[member.tasks],
+        )
+        return logits, own
+
+    def _of_whole_batch(self, member: _Member, losses: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of the global batch without gradients, and which of the member's tasks have a label there."""
+        values = torch.stack([loss.detach() for loss in losses])
+        if self.world.size > 1:
+            dist.all_reduce(values)
+            values /= self.world.size
+        return values, batch.labels[:, member.tasks].isnan().logical_not().any(0)
+
+    def _end_epoch(self) -> None:
+        for member in self._members:
+            if member.weighting is not None:
+                member.weighting.after_epoch()
+
+    def _learn_after_step(self, member: _Member, batch: Batch, share: Batch, labelled: Tensor | None) -> None:
+        """Show the loss weighting the losses of the same batch after the step."""
+        assert member.weighting is not None
+        with torch.no_grad():
+            _, after = self._losses(member, share, labelled)
+        scaled = [self._scaled(loss, task) for loss, task in zip(after, member.tasks, strict=True)]
+        member.weighting.after_step(*self._of_whole_batch(member, scaled, batch))
+
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
 
 
-def _monitor(model: nn.Module, optimizer: Optimizer) -> Monitor | None:
-    """A monitor where there is something to watch: a fork, or an optimizer that balances updates."""
+def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | None) -> Monitor | None:
+    """A monitor where there is something to watch: a fork, an optimizer that balances updates, or a loss weighting."""
+    forked = any(isinstance(part, Fork) for part in model.modules())
     balances = hasattr(optimizer, "last_gram")
-    return Monitor(model, optimizer) if balances or any(isinstance(part, Fork) for part in model.modules()) else None
+    return Monitor(model, optimizer, weighting) if forked or balances or weighting is not None else None
+
+
+def _state(weighting: LossWeighting | None) -> dict[str, Any]:
+    return {} if weighting is None else weighting.state_dict()
 
 
 def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> None:

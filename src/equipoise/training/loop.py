@@ -89,7 +89,7 @@ def train(
     _check(batch_size, world, resume=resume, checkpoint=checkpoint)
     schema = dataset.schema
     decay_steps = total if chosen.schedule == "linear" else None
-    learner = Learner(schema, method, chosen, decay_steps=decay_steps, world=world)
+    learner = Learner(schema, method, chosen, decay_steps=decay_steps, epoch_steps=total // epochs, world=world)
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
     run = Run(

@@ -1,0 +1,5 @@
+"""Weights for the tasks' losses that change during a training, as part of its state."""
+
+from equipoise.loss_weighting.weighting import LossWeighting
+
+__all__ = ["LossWeighting"]

@@ -1,0 +1,152 @@
+"""A loss weighting: from the tasks' losses to one weight each, with a state that checkpoints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["LossWeighting"]
+
+
+class LossWeighting(nn.Module):
+    r"""Weighs the tasks' losses by a scalarization ``S`` of them, such as those of ``torchjd.scalarization``.
+
+    With ``L`` the losses, the model is trained on ``Σ_m w_m L_m``, ``w_m = ∂S(L)/∂L_m`` held constant: its gradient is
+    that of ``S(L)``. Parameters of the scalarizer get their gradient of ``S`` in the same call.
+
+    An absent task (no label in the batch, or a loss that is not finite) enters ``S`` with the last loss that it had, 1
+    before it has had one. So the weighting's state stays defined, and the task itself sends nothing into the model.
+
+    Over several ranks :meth:`weigh` must be given the losses of the global batch, so that all ranks find equal weights.
+
+    Args:
+        tasks: the tasks' names.
+        scalarizer: from losses of shape [M] to a scalar. Where it has ``update(losses)``, it learns from the losses
+            after each step, and keeps its parameters to itself; where it has ``step()``, that is called after every
+            epoch.
+
+    Attributes:
+        tasks: the tasks' names.
+        last_losses: the losses that ``S`` has seen last, shape [M].
+        last_weights: the weights of the last step, shape [M].
+        last_present: which tasks were present in it, bool, shape [M].
+
+    Example:
+        >>> weighting = LossWeighting(["click", "like"], lambda losses: losses.log().sum())
+        >>> weighting.weigh(torch.tensor([0.5, 4.0]), torch.tensor([True, True]))
+        tensor([2.0000, 0.2500])
+        >>> weighting.weigh(torch.tensor([0.25, 0.0]), torch.tensor([True, False]))
+        tensor([4.0000, 0.2500])
+    """
+
+    last_losses: Tensor
+    last_weights: Tensor
+    last_present: Tensor
+
+    def __init__(self, tasks: Sequence[str], scalarizer: Any) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.scalarizer = scalarizer
+        self.learns_after_step = hasattr(scalarizer, "update")
+        self.learns_after_epoch = hasattr(scalarizer, "step")
+        ones = torch.ones(len(self.tasks))
+        self.register_buffer("last_losses", ones)
+        self.register_buffer("last_weights", ones.clone(), persistent=False)
+        self.register_buffer("last_present", torch.zeros_like(ones, dtype=torch.bool), persistent=False)
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """The scalarizer's parameters, for the optimizer of the model; none where the scalarizer steps them itself."""
+        if self.learns_after_step or not isinstance(self.scalarizer, nn.Module):
+            return []
+        return [parameter for parameter in self.scalarizer.parameters() if parameter.requires_grad]
+
+    def weigh(self, losses: Tensor, present: Tensor, /) -> Tensor:
+        """The weights of this step's losses; no host sync but the scalarizer's own.
+
+        Args:
+            losses: those of the global batch, shape [M].
+            present: which tasks have a label in the global batch, bool, shape [M].
+
+        Returns:
+            Weights without a gradient, shape [M].
+        """
+        values = self._seen(losses, present).requires_grad_()
+        learned = self.learned_parameters()
+        with torch.enable_grad():
+            found = torch.autograd.grad(self.scalarizer(values), [values, *learned])
+        for parameter, gradient in zip(learned, found[1:], strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self.last_weights.copy_(found[0])
+        return found[0]
+
+    def after_step(self, losses: Tensor, present: Tensor, /) -> None:
+        """Learn from the losses after the optimizer's step, where the scalarizer does; arguments as :meth:`weigh`'s."""
+        if self.learns_after_step:
+            self.scalarizer.update(self._seen(losses, present))
+
+    def after_epoch(self) -> None:
+        """Learn from the epoch that ends, where the scalarizer does."""
+        if self.learns_after_epoch:
+            self.scalarizer.step()
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Quantities per task for the monitor: name -> copy on the device, shape [M]."""
+        return {"weight": self.last_weights.clone()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the scalarizer holds beside parameters and buffers: numbers, tensors, the state of an optimizer."""
+        return {
+            name: value.state_dict() if isinstance(value, Optimizer) else value
+            for name, value in self._attributes().items()
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`get_extra_state` returned.
+
+        Raises:
+            ValueError: the scalarizer holds other things than the saved one did.
+        """
+        self._create_late_attributes()
+        now = self._attributes()
+        if now.keys() != state.keys():
+            raise ValueError(f"Expected a scalarizer's state of {sorted(now)}, found {sorted(state)}.")
+        for name, value in state.items():
+            held = now[name]
+            if isinstance(held, Optimizer) and value is not None:
+                held.load_state_dict(value)
+            else:
+                setattr(self.scalarizer, name, _on(self.last_losses.device, value))
+
+    def extra_repr(self) -> str:
+        """The tasks, and a scalarizer that is no module."""
+        shown = "" if isinstance(self.scalarizer, nn.Module) else f", scalarizer={self.scalarizer!r}"
+        return f"tasks={list(self.tasks)}{shown}"
+
+    def _seen(self, losses: Tensor, present: Tensor) -> Tensor:
+        losses = losses.detach()
+        here = present & losses.isfinite()
+        values = torch.where(here, losses, self.last_losses)
+        self.last_losses.copy_(values)
+        self.last_present.copy_(here)
+        return values
+
+    def _attributes(self) -> dict[str, Any]:
+        own = vars(self.scalarizer).keys() - vars(nn.Module()).keys() if isinstance(self.scalarizer, nn.Module) else ()
+        return {name: value for name in sorted(own) if not callable(value := getattr(self.scalarizer, name))}
+
+    def _create_late_attributes(self) -> None:
+        """Make one step that is forgotten: torchjd's FAMO creates its optimizer in the first one."""
+        if self.learns_after_step:
+            ones = torch.ones_like(self.last_losses)
+            self.scalarizer(ones)
+            self.scalarizer.update(ones)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_on(device, entry) for entry in value]
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value

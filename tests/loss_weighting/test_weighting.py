@@ -1,0 +1,174 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchjd.scalarization import DWA, FAMO, IMTLL, STCH, UW, GeometricMean, Scalarizer
+
+from equipoise.loss_weighting import LossWeighting
+from equipoise.monitor import Monitor
+from equipoise.training.checkpoint.plain_state import decode, encode
+
+TASKS = ("click", "like", "buy")
+ALL = torch.tensor([True, True, True])
+
+SCALARIZERS = {
+    "UW": lambda: UW(3),
+    "IMTLL": lambda: IMTLL(3),
+    "DWA": DWA,
+    "FAMO": lambda: FAMO(3),
+    "GeometricMean": GeometricMean,
+    "STCH": lambda: STCH(0.5),
+}
+
+
+def losses(step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.rand(3, generator=generator) + torch.tensor([0.1, 1.0, 5.0])
+
+
+def present(step: int) -> Tensor:
+    return torch.tensor([True, step % 2 == 0, step % 3 != 1])
+
+
+def train(weighting: LossWeighting, steps: range) -> list[Tensor]:
+    """The weights of some steps, in each of which half of the tasks' losses is what the step leaves; epochs of 4."""
+    learned = weighting.learned_parameters()
+    optimizer = torch.optim.Adam(learned, lr=0.1) if learned else None
+    found = []
+    for step in steps:
+        if optimizer is not None:
+            optimizer.zero_grad()
+        found.append(weighting.weigh(losses(step), present(step)).clone())
+        if optimizer is not None:
+            optimizer.step()
+        weighting.after_step(losses(step) / 2, present(step))
+        if step % 4 == 3:
+            weighting.after_epoch()
+    return found
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_the_model_gets_the_gradient_of_the_scalarization(name: str) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(6, dtype=torch.float64)
+    targets = torch.randn(3, 6, dtype=torch.float64)
+
+    def task_losses(point: Tensor) -> list[Tensor]:
+        return [(point - target).square().mean() + 0.1 for target in targets]
+
+    scalarizer = SCALARIZERS[name]().double()
+    twin: Scalarizer = copy.deepcopy(scalarizer)
+    weighting = LossWeighting(TASKS, scalarizer).double()
+    point, expected = start.clone().requires_grad_(), start.clone().requires_grad_()
+    for _ in range(12):
+        point.grad = expected.grad = None
+        found = task_losses(point)
+        weights = weighting.weigh(torch.stack(found), ALL)
+        torch.stack([weight * loss for weight, loss in zip(weights, found, strict=True)]).sum().backward()
+        twin.zero_grad()
+        twin(torch.stack(task_losses(expected))).backward()
+        torch.testing.assert_close(point.grad, expected.grad, rtol=1e-12, atol=1e-14)
+        for own, other in zip(scalarizer.parameters(), twin.parameters(), strict=True):
+            if weighting.learned_parameters():
+                torch.testing.assert_close(own.grad, other.grad, rtol=1e-12, atol=1e-14)
+                own.data -= 0.1 * own.grad
+                other.data -= 0.1 * other.grad
+                own.grad = None
+        point.data -= 0.3 * point.grad
+        expected.data -= 0.3 * expected.grad
+        weighting.after_step(torch.stack(task_losses(point)), ALL)
+        weighting.after_epoch()
+        if isinstance(twin, FAMO):
+            twin.update(torch.stack(task_losses(expected)))
+        if isinstance(twin, DWA):
+            twin.step()
+    assert not torch.equal(weighting.last_weights, torch.ones(3))
+
+
+def test_uncertainty_weighting_is_its_formula() -> None:
+    scalarizer = UW(3)
+    scalarizer.log_var.data = torch.tensor([0.0, 1.0, -2.0])
+    weighting = LossWeighting(TASKS, scalarizer)
+    weights = weighting.weigh(torch.tensor([0.5, 2.0, 8.0]), ALL)
+    s = scalarizer.log_var.detach()
+    torch.testing.assert_close(weights, 0.5 * torch.exp(-s))
+    torch.testing.assert_close(scalarizer.log_var.grad, 0.5 - 0.5 * torch.exp(-s) * torch.tensor([0.5, 2.0, 8.0]))
+
+
+def test_only_what_the_models_optimizer_is_to_learn_is_handed_to_it() -> None:
+    assert [p.shape for p in LossWeighting(TASKS, UW(3)).learned_parameters()] == [(3,)]
+    assert LossWeighting(TASKS, FAMO(3)).learned_parameters() == []  # it steps them itself
+    assert LossWeighting(TASKS, DWA()).learned_parameters() == []
+    assert LossWeighting(TASKS, torch.sum).learned_parameters() == []
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_an_absent_task_changes_nothing_for_the_others_that_its_last_loss_would_not(name: str) -> None:
+    with_gap, without = (LossWeighting(TASKS, SCALARIZERS[name]()) for _ in range(2))
+    last = torch.tensor([0.5, 2.0, 8.0])
+    for weighting in (with_gap, without):
+        weighting.weigh(last, ALL)
+    gap = torch.tensor([0.4, 0.0, torch.nan])
+    there = torch.tensor([True, False, True])  # the second has no label, the third is not finite
+    found = with_gap.weigh(gap, there)
+    expected = without.weigh(torch.tensor([0.4, 2.0, 8.0]), ALL)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected)
+    assert with_gap.last_present.tolist() == [True, False, False]
+    for parameter in with_gap.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_a_task_that_never_comes_leaves_all_weights_finite(name: str) -> None:
+    weighting = LossWeighting(TASKS, SCALARIZERS[name]())
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1)), *weighting.learned_parameters()], lr=0.1)
+    for step in range(200):
+        optimizer.zero_grad()
+        weights = weighting.weigh(losses(step) * torch.tensor([1, 1, 0]), torch.tensor([True, True, False]))
+        assert weights.isfinite().all()
+        optimizer.step()
+        weighting.after_step(losses(step + 1) * torch.tensor([1, 1, 0]), torch.tensor([True, True, False]))
+        if step % 10 == 9:
+            weighting.after_epoch()
+    if name == "UW":
+        assert weighting.scalarizer.log_var[2].abs() < 1e-6  # it stays at its start
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+@pytest.mark.parametrize("cut", [1, 6, 8])
+def test_a_checkpoint_holds_all_of_the_state(name: str, cut: int) -> None:
+    whole = LossWeighting(TASKS, SCALARIZERS[name]())
+    expected = train(whole, range(cut)) and train(whole, range(cut, 14))
+    first = LossWeighting(TASKS, SCALARIZERS[name]())
+    train(first, range(cut))
+    tensors: dict[str, Tensor] = {}
+    plain = encode(first.state_dict(), tensors)
+    second = LossWeighting(TASKS, SCALARIZERS[name]())
+    second.load_state_dict(decode(plain, {name: value.clone() for name, value in tensors.items()}))
+    for found, there in zip(train(second, range(cut, 14)), expected, strict=True):
+        assert torch.equal(found, there)
+
+
+@pytest.mark.parametrize("name", ["DWA", "FAMO"])
+def test_state_is_taken_back_to_what_it_was(name: str) -> None:
+    weighting = LossWeighting(TASKS, SCALARIZERS[name]())
+    train(weighting, range(9))
+    kept = copy.deepcopy(weighting.state_dict())
+    expected = train(weighting, range(9, 14))
+    weighting.load_state_dict(kept)
+    for found, there in zip(train(weighting, range(9, 14)), expected, strict=True):
+        assert torch.equal(found, there)
+
+
+def test_the_state_of_another_scalarizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expected a scalarizer's state of"):
+        LossWeighting(TASKS, DWA()).load_state_dict(LossWeighting(TASKS, STCH(1.0)).state_dict())
+
+
+def test_weights_are_on_the_monitor_under_stable_names_for_tasks_that_are_there() -> None:
+    weighting = LossWeighting(TASKS, UW(3))
+    monitor = Monitor(nn.Linear(2, 2), loss_weighting=weighting)
+    weighting.weigh(losses(0), torch.tensor([True, False, True]))
+    assert monitor.read().scalars() == {"loss/weight/click": 0.5, "loss/weight/buy": 0.5}
