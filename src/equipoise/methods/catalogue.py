@@ -51,6 +51,17 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,
     ),
     Method(
+        "multibalance-literal", "MultiBalance, as its source writes it",
+        "Gradients at the fork in their smoothed length, balanced by their raw Gram matrix; close to the plain sum.",
+        **_MULTIBALANCE,
+        options={"magnitude": "uncorrected", "direction": "raw", "reduction": "mean", "beta": 1.0},
+    ),
+    Method(
+        "multibalance-own-cosine", "MultiBalance, own lengths and cosines",
+        "Gradients at the fork in their own averaged length, balanced by their cosines.",
+        **_MULTIBALANCE, options={"magnitude": "own", "beta": 1.0},
+    ),
+    Method(
         "multibalance-own-gram", "MultiBalance, own lengths and Gram matrix",
         "Gradients at the fork in their own averaged length, balanced by their Gram matrix at trace M.",
         **_MULTIBALANCE, options={"magnitude": "own", "direction": "gram", "beta": 1.0},
