@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.optim import PUB, AdaTask, Clippy
 from equipoise.optim.forms import FORMS
-from tests.optim.task_nets import OPTIMIZERS, WRAPPERS
+from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, train
 
 RIDGE = 1e-6
 KINDS = ("random", "identical", "opposed", "collinear", "zero")
@@ -144,3 +144,31 @@ def test_no_step_under_clippy_is_beyond_its_limits(seed, sizes, optimizer, relat
         for p, old in zip(shared, before, strict=True):
             limit = old.abs() * relative + absolute
             assert ((p - old * (1 - decay)).abs() <= limit * (1 + 1e-9) + decay * old.abs()).all()
+
+
+@thorough
+@given(seeds, counts, shapes, st.sampled_from([name for name, form in FORMS.items() if form.solves]), st.data())
+def test_utilities_stay_proportional_to_the_task_weights(seed, tasks, sizes, form, data):
+    sizes = [*sizes, [3, 3]]  # on a line tasks are opposed exactly, and what is left of them is rounding
+    wanted = data.draw(st.lists(st.floats(0.1, 10), min_size=tasks, max_size=tasks))
+    absent = data.draw(st.sets(st.integers(0, tasks - 1), max_size=tasks - 1))
+    shared = parameters(sizes)
+    pub = PUB(torch.optim.Adam(shared, lr=0.01), shared=shared, form=form, update_every=1, task_weights=wanted)
+    for step in range(3):
+        run(pub, shared, [gradients(seed + step, tasks, sizes, "random", decades=2)], absent)
+        here = [task for task in range(tasks) if task not in absent]
+        alpha, gram = pub.last_weights[here], pub.last_gram[here][:, here]
+        utilities = alpha * (gram @ alpha + RIDGE * gram.diagonal() * alpha)
+        expected = torch.tensor(wanted, dtype=torch.float64)[here]
+        torch.testing.assert_close(utilities / utilities.sum(), expected / expected.sum(), rtol=1e-5, atol=0)
+
+
+def test_nine_to_one_stays_nine_to_one_after_500_steps():
+    net = Net(2)
+    pub = PUB(torch.optim.Adam(net.parameters(), lr=0.01), shared=net.shared(), update_every=5, task_weights=[9, 1])
+    train(net, pub, range(500))
+    utilities = pub.last_weights * (pub.last_gram @ pub.last_weights)
+    assert (utilities[0] / utilities[1]).item() == pytest.approx(9, rel=1e-4)
+    equal = PUB(torch.optim.Adam((other := Net(2)).parameters(), lr=0.01), shared=other.shared(), update_every=5)
+    train(other, equal, range(500))
+    assert net.losses(7)[0] < other.losses(7)[0]

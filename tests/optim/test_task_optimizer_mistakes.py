@@ -158,6 +158,10 @@ def test_options_that_do_not_fit_are_named():
         pub(net, update_every=0)
     with pytest.raises(ValueError, match="names that differ"):
         pub(net, tasks=["a", "a"])
+    with pytest.raises(ValueError, match="task_weights must be positive and finite, found"):
+        pub(net, task_weights=[1, 0])
+    with pytest.raises(ValueError, match=r"one number for each of a, b, found \[1.0\]"):
+        pub(net, tasks=["a", "b"], task_weights=[1])
     with pytest.raises(ValueError, match="capturable"):
         PUB(torch.optim.Adam(net.parameters(), capturable=True), shared=net.shared())
     with pytest.raises(TypeError, match="lr must be a number, found a tensor"):

@@ -113,3 +113,103 @@ def test_a_task_without_part_gets_zero_and_leaves_the_others_as_they_are(tasks, 
 def test_without_any_task_all_weights_are_zero():
     for tasks in (2, 5):
         assert torch.equal(bargaining_weights(torch.zeros(tasks, tasks)), torch.zeros(tasks))
+
+
+@given(st.integers(0, 10**6), st.integers(2, 32), st.integers(1, 40), st.floats(0, 6), st.sampled_from(KINDS))
+@settings(deadline=None, max_examples=150)
+def test_utilities_are_proportional_to_the_preferences(seed, tasks, dimension, decades, kind):
+    V = vectors(seed, tasks, dimension, decades=decades, kind=kind)
+    p = 10 ** np.random.default_rng(seed).uniform(-1, 1, tasks)
+    w = bargaining_weights(torch.tensor(V @ V.T), preferences=torch.tensor(p)).numpy()
+    shares = w * np.linalg.norm(V, axis=1)
+    assert (w > 0).all()
+    np.testing.assert_allclose(shares * (cosines(V) @ shares), p, rtol=2e-6)
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 9), st.floats(-3, 3))
+@settings(deadline=None, max_examples=100)
+def test_two_tasks_with_preferences_have_a_closed_form(seed, ratio, decades):
+    u = vectors(seed, 2, 3)
+    u[1] *= 10**decades
+    norms = np.linalg.norm(u, axis=1)
+    cosine = u[0] @ u[1] / norms.prod() / (1 + RIDGE)
+    # s_0² + c s_0 s_1 = k, s_1² + c s_0 s_1 = 1 (over 1 + ridge): for x = s_0 / s_1 that is x² + c (1 − k) x = k
+    half = cosine * (1 - ratio) / 2
+    x = -half + np.sqrt(half**2 + ratio)
+    second = 1 / np.sqrt((1 + cosine * x) * (1 + RIDGE))
+    w = bargaining_weights(torch.tensor(u @ u.T), preferences=torch.tensor([ratio, 1.0])).numpy()
+    np.testing.assert_allclose(w * norms, [x * second, second], rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.5, 1.0, 1.5, 2.0, 4.0])
+def test_orthogonal_tasks_have_a_closed_form_for_every_exponent(exponent):
+    norms = torch.tensor([0.1, 1.0, 3.0, 20.0], dtype=torch.float64)
+    p = torch.tensor([2.0, 0.5, 1.0, 4.0], dtype=torch.float64)
+    w = bargaining_weights(torch.diag(norms.square()), preferences=p, exponent=exponent)
+    expected = (p ** (1 / exponent) / norms.square()) ** (exponent / (1 + exponent))
+    torch.testing.assert_close(w, expected, rtol=1e-5, atol=0)  # the ridge is part of it
+
+
+@pytest.mark.parametrize("exponent", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("kind", ["random", "common"])
+def test_any_exponent_agrees_with_a_convex_solver(exponent, kind):
+    V = vectors(3, 4, 6, decades=1, kind=kind)
+    norms, p = np.linalg.norm(V, axis=1), np.array([1.0, 3.0, 0.5, 2.0])
+    G = cosines(V) * np.outer(norms, norms)  # with the ridge
+    power = 1 - 1 / exponent
+    w = cvxpy.Variable(4, pos=True)
+    objective = 0.5 * cvxpy.quad_form(w, cvxpy.psd_wrap(G)) - cvxpy.sum(
+        cvxpy.multiply(p ** (1 / exponent) / power, cvxpy.power(w, power))
+    )
+    cvxpy.Problem(cvxpy.Minimize(objective)).solve(cvxpy.CLARABEL, tol_gap_abs=1e-8, tol_gap_rel=1e-8, tol_feas=1e-8)
+    ours = bargaining_weights(torch.tensor(V @ V.T), preferences=torch.tensor(p), exponent=exponent)
+    np.testing.assert_allclose(ours.numpy(), w.value, rtol=1e-3)
+
+
+@given(
+    st.integers(0, 10**6), st.integers(2, 24), st.integers(1, 40), st.floats(0, 2), st.sampled_from(KINDS),
+    st.floats(0.5, 4),
+)  # fmt: skip
+@settings(deadline=None, max_examples=150)
+def test_every_entry_of_the_equation_holds_for_every_exponent(seed, tasks, dimension, decades, kind, exponent):
+    V = vectors(seed, tasks, dimension, decades=decades, kind=kind)
+    p, norms = 10 ** np.random.default_rng(seed).uniform(-0.5, 0.5, tasks), np.linalg.norm(V, axis=1)
+    w = bargaining_weights(torch.tensor(V @ V.T), preferences=torch.tensor(p), exponent=exponent).numpy()
+    shares = w * norms
+    found, wanted = cosines(V) @ shares, p ** (1 / exponent) * norms ** (1 / exponent - 1) * shares ** (-1 / exponent)
+    assert (w > 0).all()
+    # What C s can be computed to at all: where entries lie powers of ten apart, the small ones are differences.
+    rounding = 1e-12 * np.abs(cosines(V)) @ shares
+    assert (np.abs(found - wanted) <= 1e-5 * wanted + rounding).all()
+
+
+def test_a_quarter_as_the_exponent_is_solved_where_preferences_are_moderate():
+    for seed in range(20):
+        V = vectors(seed, 6, 12)
+        norms = np.linalg.norm(V, axis=1)
+        w = bargaining_weights(torch.tensor(V @ V.T), exponent=0.25).numpy()
+        np.testing.assert_allclose((cosines(V) * np.outer(norms, norms)) @ w * w**4, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 3.0])
+def test_the_scale_of_a_problem_scales_its_solution(exponent):
+    G = torch.tensor((V := vectors(9, 5, 7)) @ V.T)
+    p = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
+    plain = bargaining_weights(G, preferences=p, exponent=exponent)
+    scaled = bargaining_weights(G * 100, preferences=7 * p, exponent=exponent)
+    torch.testing.assert_close(scaled, plain * (7 ** (1 / exponent) / 100) ** (exponent / (1 + exponent)))
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_an_absent_tasks_preference_has_no_influence(exponent):
+    G = torch.tensor((V := vectors(6, 4, 12)) @ V.T)
+    p, rest = torch.tensor([1.0, 9.0, 2.0, 3.0], dtype=torch.float64), torch.arange(4) != 1
+    ours = bargaining_weights(G, rest, preferences=p, exponent=exponent)
+    assert ours[1] == 0
+    expected = bargaining_weights(G[rest][:, rest], preferences=p[rest], exponent=exponent)
+    torch.testing.assert_close(ours[rest], expected, rtol=1e-9, atol=0)
+
+
+def test_an_exponent_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="exponent must be positive, found 0"):
+        bargaining_weights(torch.eye(2), exponent=0)

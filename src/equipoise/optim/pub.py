@@ -80,6 +80,9 @@ class PUB(TaskOptimizer):
             :class:`AdaTask` ``"matched"``.
         update_every: K, at least 1.
         tasks: the tasks' names for the monitor; "0", "1", … if not given.
+        task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
+            mean 1 over the tasks present. α then solves ``G α = p/α``: the utilities ``α_m ⟨u_m, Σ α_j u_j⟩`` are
+            exactly proportional to p in every solve. None: all equal.
         data_parallel: the ``DistributedDataParallel`` or TorchRec ``DistributedModelParallel`` module whose
             ranks train together, or their process group if they start from equal parameters; :class:`AdaTask`
             inside has been told already. ``backward`` then averages all that a step needs in one collective
@@ -120,6 +123,7 @@ class PUB(TaskOptimizer):
         form: FormName | None = None,
         update_every: int = 10,
         tasks: Sequence[str] | None = None,
+        task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(optimizer, shared, data_parallel)
@@ -147,6 +151,10 @@ class PUB(TaskOptimizer):
         self._alpha = self.shared[0].new_ones(0, dtype=torch.float64)
         self.last_gram = self._alpha.new_zeros(0, 0)
         self.last_present = self._alpha.bool()
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        if not all(0 < weight < float("inf") for weight in self.task_weights or []):
+            raise ValueError(f"task_weights must be positive and finite, found {task_weights}.")
+        self._preferences: Tensor | None = None
         if tasks is not None:
             self._begin(tuple(tasks))
         self._choose_balanced()
@@ -160,6 +168,12 @@ class PUB(TaskOptimizer):
     def _begin(self, tasks: tuple[str, ...]) -> None:
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"tasks must be names that differ, at least one; found {list(tasks)}.")
+        if self.task_weights is not None:
+            if len(self.task_weights) != len(tasks):
+                raise ValueError(
+                    f"task_weights must have one number for each of {', '.join(tasks)}, found {self.task_weights}."
+                )
+            self._preferences = self.shared[0].new_tensor(self.task_weights, dtype=torch.float64)
         self.tasks, self._count = tasks, len(tasks)
         self._alpha = self.shared[0].new_ones(len(tasks), dtype=torch.float64)
         self.last_gram = self._alpha.new_zeros(len(tasks), len(tasks))
@@ -251,7 +265,11 @@ class PUB(TaskOptimizer):
 
     def _solve(self, joint: JointStep, tasks: list[int]) -> None:
         gram = joint.gram(momentum=self._form.weighs == "updates")
-        solved = bargaining_weights(gram)
+        preferences = self._preferences
+        if preferences is not None:
+            preferences = self._rows_of(preferences, tasks)
+            preferences = preferences / preferences.mean()
+        solved = bargaining_weights(gram, preferences=preferences)
         if self._form.scale == "mean 1":
             solved = solved * ((solved > 0).sum() / solved.sum())
         elif self._form.scale == "root norm":
@@ -268,7 +286,11 @@ class PUB(TaskOptimizer):
         self._solved = True
 
     def _of(self, tasks: list[int]) -> Tensor:
-        return self._alpha if len(tasks) == len(self.tasks) else self._alpha[tasks]
+        """α of these tasks."""
+        return self._rows_of(self._alpha, tasks)
+
+    def _rows_of(self, values: Tensor, tasks: list[int]) -> Tensor:
+        return values if len(tasks) == len(self.tasks) else values[tasks]
 
     def _own_state(self) -> dict[str, Any]:
         return {
