@@ -4,12 +4,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from equipoise import MisplacedForkWarning
 from equipoise.cli import app
 from equipoise.cli import commands as cli
 from equipoise.compare import runner as runner_module
@@ -497,3 +499,20 @@ def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
     assert code == 1
     assert message in output
     assert "There is no checkpoint yet. Begin again with: " in output
+
+
+def test_a_warning_about_the_model_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn() -> None:
+        warnings.warn("Branch 'a' is read by 'b'.", MisplacedForkWarning, stacklevel=1)
+        warnings.warn("Something else.", UserWarning, stacklevel=1)
+
+    others: list[str] = []
+    monkeypatch.setattr(cli, "app", warn)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    assert capsys.readouterr().err == "Warning: Branch 'a' is read by 'b'.\n"
+    assert others == ["Something else."]

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from equipoise import data
+from equipoise import MisplacedForkWarning, data
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
@@ -261,10 +261,19 @@ def _nodes() -> list[str]:
 _AMONG_LIBRARIES = ("FSDP2-wrapped module", "`torch.distributed.", "`broadcast_buffers` is deprecated")
 
 
+def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a warning about the user's model as a sentence, and show any other one by ``others``."""
+    if issubclass(category, MisplacedForkWarning):
+        errors.print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
+    else:
+        others(message, category, *place)
+
+
 def main() -> None:
     """Run the command line."""
     for words in _AMONG_LIBRARIES:
         warnings.filterwarnings("ignore", message=re.escape(words))
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     try:
         app()
     except SystemExit as end:

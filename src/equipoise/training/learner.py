@@ -24,6 +24,7 @@ from equipoise.ranking.models import build_model, partition_of, trial_logits
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
 from equipoise.training.compatibility import Combination, check_compatible
+from equipoise.training.faults.misplaced_forks import warn_of_misplaced_forks
 from equipoise.training.faults.non_finite import (
     all_finite,
     finite_losses,
@@ -161,6 +162,7 @@ class Learner:
                     weighting,
                 )
             )  # fmt: skip
+        self._unchecked = self.world.rank == 0
         self._stage: Literal["whole", "begun", "moving"] = "whole"
         # What a step changes beside parameters; what is only kept for a step to be taken back or skipped.
         taken_back = self.world.size == 1 or non_finite == "skip-step"
@@ -184,6 +186,7 @@ class Learner:
         losses: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
         for place, member in enumerate(self._members):
             logits, own = self._losses(member, share, labelled)
+            self._check_first_losses(member, own)
             spare = self.non_finite == "skip-task"
             finite = finite_losses(own, self.world, together=spare).unbind()
             for task, good in zip(member.tasks, finite, strict=True):
@@ -215,6 +218,7 @@ class Learner:
                 member.hand_rate_on()
             for task, loss, good in zip(member.tasks, own, finite, strict=True):
                 losses[task] = torch.where(good, loss.detach(), torch.nan)
+        self._unchecked = False
         self.steps += 1
         if self._epoch_steps is not None and self.steps % self._epoch_steps == 0:
             self._end_epoch()
@@ -291,6 +295,12 @@ class Learner:
             if member.scheduler is not None:
                 member.scheduler.load_state_dict(scheduler)
             member.hand_rate_on()
+
+    def _check_first_losses(self, member: _Member, losses: Sequence[Tensor]) -> None:
+        """Warn in the first step if forks or shared parameters are not where the tasks meet."""
+        if self._unchecked:
+            named = {self.schema.task_names[task]: loss for task, loss in zip(member.tasks, losses, strict=True)}
+            warn_of_misplaced_forks(member.module, named, member.optimizer)
 
     def _begin(self) -> None:
         if self._buffers:

@@ -1,0 +1,26 @@
+"""A warning at the first step of a training if forks or shared parameters are not where the tasks meet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from equipoise.checking import MisplacedForkWarning, check
+
+__all__ = ["warn_of_misplaced_forks"]
+
+
+def warn_of_misplaced_forks(model: nn.Module, losses: Mapping[str, Tensor], optimizer: Optimizer, /) -> None:
+    """Check one batch's losses before their backward pass, and warn of every problem.
+
+    What cannot be seen, as in a compiled model, is no reason to warn; see :func:`equipoise.check`.
+
+    Warns:
+        MisplacedForkWarning: a problem was found; the training goes on.
+    """
+    problems = check(model, losses, optimizer=optimizer).problems
+    if problems:
+        warnings.warn("\n".join(problems), MisplacedForkWarning, stacklevel=2)
