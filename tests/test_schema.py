@@ -1,10 +1,11 @@
 """A schema takes what it says it takes, and refuses everything else in one sentence."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.schema import Categorical, Numeric, Schema, Task
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 
 anything = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 9), st.floats(), st.text(max_size=3), st.lists(st.integers(), max_size=2)
@@ -45,3 +46,42 @@ def test_a_schema_holds_columns_of_the_right_kind_and_different_names_or_is_refu
     else:
         with pytest.raises(ValueError, match=r"there in a schema, found|at least one task|must differ, found twice"):
             Schema(categorical, numeric, tasks)
+
+
+def good_batch(rows: int = 4) -> Batch:
+    return Batch(
+        torch.zeros(rows, 1, dtype=torch.int64),
+        torch.zeros(rows, 1),
+        torch.tensor([[0.0, 1.0, float("nan"), 1.0]]).T[:rows],
+        torch.ones(rows),
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("categorical", 9, "categorical features: column 'user' should hold ids from 0 to 8, found 2 .* the first 9"),
+        ("categorical", -1, "column 'user' .* the first -1"),
+        (
+            "numeric",
+            float("inf"),
+            "numeric features: column 'age' should hold finite numbers, found 2 others in 4 ",
+        ),
+        ("labels", -1.0, r"labels: column 'click' should hold 0, 1 or NaN \(missing\), found 2 .* the first -1"),
+        ("labels", 0.5, "column 'click' .* the first 0.5"),
+        ("weight", -1.0, "weights: column 'weight' should hold finite numbers from 0 up, found 2 others"),
+    ],
+)
+def test_a_batch_says_which_column_holds_what_it_must_not(column: str, value: float, message: str) -> None:
+    schema = Schema([Categorical("user", 9)], [Numeric("age")], [Task("click")])
+    batch = good_batch()
+    batch.check(schema)
+    getattr(batch, column)[1:3] = value
+    with pytest.raises(ValueError, match=message):
+        batch.check(schema)
+
+
+def test_a_batch_of_another_schema_is_refused() -> None:
+    schema = Schema([Categorical("user", 9), Categorical("item", 9)], [Numeric("age")], [Task("click")])
+    with pytest.raises(ValueError, match=r"expected the 2 columns of the schema \(user, item\), found 1"):
+        good_batch().check(schema)

@@ -1,8 +1,8 @@
-"""What a ranking data set looks like: its features, its tasks, and one batch of it."""
+"""The columns of a ranking data set: features, tasks, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ class Schema:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """The tasks' names in the order of the label columns."""
+        """Names of the tasks, in the order of the label columns."""
         return tuple(task.name for task in self.tasks)
 
 
@@ -107,11 +107,76 @@ class Batch:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def check(self, schema: Schema, /) -> None:
+        """Refuse values that the schema does not allow; waits for the device.
+
+        For debugging, and for batches from elsewhere: a :class:`equipoise.data.Dataset` has been checked.
+
+        Raises:
+            ValueError: a number of columns differs from the schema's, an id lies outside its feature's range, a number
+                is not finite, a label is none of 0, 1 and NaN, or a weight is negative or not finite. The message
+                names the column, the count and the first such value.
+
+        Example:
+            >>> schema = Schema([Categorical("user", 9)], [], [Task("click")])
+            >>> ids, labels = torch.tensor([[3], [9]]), torch.tensor([[1.0], [0.0]])
+            >>> Batch(ids, torch.empty(2, 0), labels, torch.ones(2)).check(schema)
+            Traceback (most recent call last):
+            ValueError: categorical features: column 'user' should hold ids from 0 to 8, found 1 others in 2 rows, \
+the first 9.
+        """
+        sizes = torch.tensor([feature.cardinality for feature in schema.categorical], device=self.labels.device)
+        _check_columns(
+            "categorical features",
+            self.categorical,
+            {feature.name: f"ids from 0 to {feature.cardinality - 1}" for feature in schema.categorical},
+            lambda ids: (ids < 0) | (ids >= sizes),
+        )
+        _check_columns(
+            "numeric features",
+            self.numeric,
+            {feature.name: "finite numbers" for feature in schema.numeric},
+            lambda values: values - values != 0,  # infinite or NaN, four times as fast as isfinite
+        )
+        _check_columns(
+            "labels",
+            self.labels,
+            {task.name: "0, 1 or NaN (missing)" for task in schema.tasks},
+            lambda labels: (labels * labels - labels != 0) & ~labels.isnan(),
+        )
+        _check_columns(
+            "weights",
+            self.weight[:, None],
+            {"weight": "finite numbers from 0 up"},
+            lambda weight: (weight < 0) | (weight - weight != 0),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return Batch(
             self.categorical.to(device),
             self.numeric.to(device),
             self.labels.to(device),
             self.weight.to(device),
+        )
+
+
+def _check_columns(
+    where: str, values: Tensor, expected: Mapping[str, str], is_wrong: Callable[[Tensor], Tensor]
+) -> None:
+    """Look at the whole matrix at once: column by column takes three times as long."""
+    if values.shape[1] != len(expected):
+        raise ValueError(
+            f"{where}: expected the {len(expected)} columns of the schema ({', '.join(expected)}), found "
+            f"{values.shape[1]}."
+        )
+    wrong = is_wrong(values)
+    if wrong.any():
+        counts = wrong.sum(0)
+        column = int(counts.argmax())
+        name = list(expected)[column]
+        first = values[:, column][wrong[:, column]][0].item()
+        raise ValueError(
+            f"{where}: column {name!r} should hold {expected[name]}, found {int(counts[column])} others in "
+            f"{len(values)} rows, the first {first}."
         )

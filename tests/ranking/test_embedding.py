@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.embedding import FeatureEmbedding, IdRanges
+from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.schema import Categorical, Numeric, Schema, Task
 
 MIXED = Schema(
@@ -65,10 +73,71 @@ def test_sparse_gradients_hold_the_rows_that_were_read_and_equal_the_dense_ones(
     torch.testing.assert_close(gradient.to_dense(), dense.table.weight.grad)
 
 
-def test_offsets_stay_whole_numbers_when_the_module_is_cast() -> None:
-    embedding = FeatureEmbedding(MIXED, 3).bfloat16()
-    assert embedding.offsets.tolist() == [0, 7, 8]
-    assert embedding.offsets.dtype == torch.int64
+@pytest.mark.parametrize("wrong", [-1, -5, 7, 8, 10_000, 2**40, -(2**40)])
+def test_an_id_out_of_range_reads_its_own_features_row_of_missing_and_unseen_values(wrong: int) -> None:
+    embedding, numbers = FeatureEmbedding(MIXED, 3), torch.zeros(2, 2)
+    found = embedding(torch.tensor([[wrong, 0, 3], [6, wrong, 3]]), numbers)
+    assert torch.equal(found, embedding(torch.tensor([[0, 0, 3], [6, 0, 3]]), numbers))
+    found.sum().backward()
+    assert embedding.table.weight.grad[[0, 6, 7, 11]].ne(0).all()
+    assert embedding.table.weight.grad[[1, 2, 3, 4, 5, 8, 9, 10]].eq(0).all()
+
+
+def test_every_id_in_range_is_read_as_it_is() -> None:
+    embedding = FeatureEmbedding(MIXED, 3)
+    ids = torch.cartesian_prod(*(torch.arange(feature.cardinality) for feature in MIXED.categorical))
+    starts = torch.tensor([0, 7, 8])
+    expected = embedding.table.weight[ids + starts].flatten(1)
+    assert torch.equal(embedding(ids, torch.empty(len(ids), 0)), expected)
+
+
+def test_no_step_waits_for_the_device() -> None:
+    with FakeTensorMode():  # under which tensors have no values
+        embedding = FeatureEmbedding(MIXED, 3)
+        embedding(torch.randint(0, 1, (4, 3)), torch.randn(4, 2)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.bfloat16(),
+        lambda module: copy.deepcopy(module.double()),
+        lambda module: module.to("meta").to_empty(device="cpu"),
+        lambda module: pickle.loads(pickle.dumps(module)),
+    ],
+    ids=["half", "copy", "to_empty", "pickle"],
+)
+def test_ranges_stay_what_they_are_whatever_happens_to_the_module(change: Callable[[nn.Module], nn.Module]) -> None:
+    embedding = change(FeatureEmbedding(MIXED, 3))
+    assert embedding.ranges.starts.tolist() == [0, 7, 8]
+    assert embedding.ranges.starts.dtype == torch.int64
+    ids = torch.tensor([[6, 0, 3], [7, 1, 4]])
+    assert embedding.ranges(ids).tolist() == [[6, 0, 3], [0, 0, 0]]
+
+
+def test_a_module_made_on_the_meta_device_finds_its_rows() -> None:
+    with torch.device("meta"):
+        embedding = FeatureEmbedding(MIXED, 3)
+    assert embedding.to_empty(device="cpu").ranges.starts.tolist() == [0, 7, 8]
+
+
+def test_an_average_over_steps_reads_the_same_rows_of_tables_that_float32_cannot_count() -> None:
+    # AveragedModel averages all buffers in float32, which counts to 16,777,216.
+    schema = Schema([Categorical("user", 20_000_001), Categorical("item", 3)], [], MIXED.tasks)
+    model = nn.Sequential(IdRanges(schema.categorical), nn.BatchNorm1d(2))
+    averaged = AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    for _ in range(3):
+        averaged.update_parameters(model)
+    assert averaged.module[0].starts.tolist() == [0, 20_000_001]
+    assert averaged.module[0](torch.tensor([[20_000_000, 2]])).tolist() == [[20_000_000, 2]]
+
+
+def test_sharded_tables_read_the_same_rows_of_ids_out_of_range() -> None:
+    pytest.importorskip("torchrec")
+    embedding = FeatureEmbedding(MIXED, 4)
+    ids, numbers = torch.tensor([[-1, 0, 3], [7, 5, 4], [6, 0, 0]]), torch.randn(3, 2)
+    found = ShardableEmbedding(MIXED, embedding)(ids, numbers)
+    torch.testing.assert_close(found, embedding(ids, numbers))
 
 
 def test_a_schema_without_features_and_a_width_under_one_are_refused() -> None:

@@ -90,3 +90,57 @@ def test_nothing_depends_on_values_so_no_step_waits_for_the_device() -> None:
 def test_mismatched_shapes_are_named(shapes: list[tuple[int, ...]], labels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"per task and labels of shape \[B, number of tasks\], found logits"):
         task_losses([torch.zeros(shape) for shape in shapes], torch.zeros(labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [300, 5_000, 70_000])
+def test_half_precision_labels_give_the_loss_of_wide_ones_however_many_rows(dtype: torch.dtype, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (rows, 2), generator=generator).float()
+    labels[::3, 1] = NAN
+    logits = torch.randn(2, rows, generator=generator).requires_grad_()
+    found = torch.autograd.grad(sum(task_losses(logits.unbind(), labels.to(dtype))), logits)
+    expected = torch.autograd.grad(sum(task_losses(logits.unbind(), labels)), logits)
+    assert torch.equal(found[0], expected[0])
+    assert all(loss.dtype == torch.float32 for loss in task_losses(logits.half().unbind(), labels.to(dtype)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool, torch.float16, torch.float64]
+)
+def test_labels_of_every_real_type_give_the_same_loss(dtype: torch.dtype) -> None:
+    logits, labels = torch.tensor([3.0, 2.0, -1.0]), torch.tensor([[1.0], [0.0], [1.0]])
+    (loss,) = task_losses((logits,), labels.to(dtype))
+    assert loss.item() == pytest.approx(task_losses((logits,), labels)[0].item(), rel=1e-6)
+
+
+def test_complex_labels_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"real numbers or booleans, found torch\.complex64: pass their real part"):
+        task_losses((torch.zeros(2),), torch.zeros(2, 1, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int8])
+def test_minus_one_is_a_missing_label(dtype: torch.dtype) -> None:
+    logits = torch.tensor([3.0, 2.0, -1.0, 4.0]).requires_grad_()
+    labels = torch.tensor([[1], [-1], [0], [-1]])
+    (loss,) = task_losses((logits,), labels.to(dtype))
+    (expected,) = task_losses((logits,), torch.tensor([[1.0], [NAN], [0.0], [NAN]]))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert logits.grad[1] == logits.grad[3] == 0
+
+
+@pytest.mark.parametrize("wrong", [2.0, 0.5, -2.0, -0.5, math.inf, -math.inf, 1e30, 255])
+def test_any_other_label_makes_its_tasks_loss_and_gradient_nan_and_no_other(wrong: float) -> None:
+    logits = torch.zeros(2, 3).requires_grad_()
+    labels = torch.tensor([[1.0, 0.0], [0.0, wrong], [NAN, 1.0]])
+    losses = task_losses(logits.unbind(), labels)
+    assert losses[0].item() == pytest.approx(math.log(2))
+    assert math.isnan(losses[1].item())
+    sum(losses).backward()
+    assert logits.grad[0].isfinite().all()
+    assert not logits.grad[1].isfinite().all()
+
+
+def test_unsigned_labels_of_255_which_minus_one_becomes_do_not_look_fine() -> None:
+    assert task_losses((torch.zeros(2),), torch.tensor([[255], [1]], dtype=torch.uint8))[0].isnan()

@@ -246,6 +246,15 @@ def test_gradients_of_logits_are_not_kept_alive(kind: type[Metric]) -> None:
 
 
 @pytest.mark.parametrize("function", PAIRS.values())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
+def test_minus_one_is_a_missing_label(function: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    logits = torch.tensor([0.3, -2.0, 1.5, 0.1, 0.7])
+    labels = torch.tensor([1, -1, 0, -1, 1])
+    there = labels >= 0
+    assert function(logits, labels.to(dtype)) == function(logits[there], labels[there].float())
+
+
+@pytest.mark.parametrize("function", PAIRS.values())
 def test_bad_input_is_named(function: Callable[..., Tensor]) -> None:
     three = torch.zeros(3)
     with pytest.raises(ValueError, match=r"one shape \[B\], found logits \[\[3\]\], labels \[\[2\]\]"):
@@ -254,8 +263,9 @@ def test_bad_input_is_named(function: Callable[..., Tensor]) -> None:
         function(three, three, torch.zeros(2))
     with pytest.raises(ValueError, match=r"one shape \[B\]"):
         function(torch.zeros(3, 1), torch.zeros(3, 1))
-    with pytest.raises(ValueError, match=r"Labels must be 0, 1 or NaN \(missing\), found -1\.0"):
-        function(three, torch.tensor([0.0, -1.0, 1.0]))
+    for wrong in (2.0, 0.5, -2.0, math.inf):
+        with pytest.raises(ValueError, match=f"Labels must be 0, 1, or NaN or −1 where missing, found {wrong}"):
+            function(three, torch.tensor([0.0, wrong, 1.0]))
     for wrong in (-0.5, NAN, math.inf):
         with pytest.raises(ValueError, match=f"Weights must be finite and not negative, found {wrong}"):
             function(three, three, torch.tensor([0.0, wrong, 1.0]))

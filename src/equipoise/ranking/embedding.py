@@ -1,19 +1,64 @@
-"""From ids and numbers to one dense row per example."""
+"""Ids and numbers become one dense row per example."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.schema import Schema
+from equipoise.schema import Categorical, Schema
 
-__all__ = ["FeatureEmbedding"]
+__all__ = ["FeatureEmbedding", "IdRanges"]
+
+
+class IdRanges(nn.Module):
+    """Replaces ids outside their feature's range by 0, which is kept for missing and unseen values.
+
+    So −1 (missing) and ids of values that came up after the vocabulary was fixed read their own feature's row 0,
+    never a row of another feature. No host sync: :meth:`equipoise.schema.Batch.check` finds such ids where they are
+    mistakes.
+
+    Takes and returns ids, int64, shape [B, number of categorical features].
+
+    Attributes:
+        starts: the sum of the cardinalities before each feature, int64, shape [number of categorical features].
+
+    Example:
+        >>> from equipoise.schema import Categorical
+        >>> IdRanges([Categorical("user", 9), Categorical("item", 5)])(torch.tensor([[8, 4], [-1, 5]])).tolist()
+        [[8, 4], [0, 0]]
+    """
+
+    # Plain tensors, not buffers: an average over steps (AveragedModel with use_buffers) rounds whole numbers above
+    # 2**24, and rows of large tables would be mixed up.
+    starts: Tensor
+    _sizes: Tensor
+
+    def __init__(self, features: Sequence[Categorical]) -> None:
+        super().__init__()
+        self._cardinalities = [feature.cardinality for feature in features]
+        self._place(None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the ids with 0 in the place of those out of range."""
+        return torch.where((ids >= 0) & (ids < self._sizes), ids, 0)
+
+    def _place(self, device: torch.device | None) -> None:
+        before = list(accumulate(self._cardinalities, initial=0))[:-1]
+        self.starts = torch.tensor(before, dtype=torch.int64, device=device)
+        self._sizes = torch.tensor(self._cardinalities, dtype=torch.int64, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place(fn(self.starts).device)  # made anew: to_empty moves no values
+        return self
 
 
 class FeatureEmbedding(nn.Module):
-    """Looks up every categorical feature in one table and sets the numeric features beside the result.
+    """Looks up every categorical feature in one table and puts the numeric features beside the result.
 
     All fields lie in one ``nn.Embedding``, one after the other, so that a batch is one lookup whatever the
     number of features. Its rows start normal with standard deviation 1 / sqrt(dim), that is with a norm near
@@ -21,8 +66,7 @@ class FeatureEmbedding(nn.Module):
     Adam at 1e-3, one seed, validation rows) 0.01 ended at a mean normalized entropy of 0.69 where this ended
     at 0.59; at 3e-3 both came to 0.58 to 0.59.
 
-    Ids must lie within their feature's cardinality; that is for the data to ensure, since a check would cost
-    a host sync in every step (an id too large reads the next feature's rows).
+    An id outside its feature's range reads the feature's row 0, see :class:`IdRanges`.
 
     Args:
         schema: names the features and their cardinalities.
@@ -43,8 +87,6 @@ class FeatureEmbedding(nn.Module):
         torch.Size([2, 9])
     """
 
-    offsets: Tensor
-
     def __init__(self, schema: Schema, dim: int, *, sparse: bool = False) -> None:
         super().__init__()
         if dim < 1:
@@ -53,7 +95,7 @@ class FeatureEmbedding(nn.Module):
             raise ValueError("A ranking model needs at least one feature, found a schema without any.")
         rows = [feature.cardinality for feature in schema.categorical]
         self.width = len(rows) * dim + len(schema.numeric)
-        self.register_buffer("offsets", torch.tensor([0, *accumulate(rows)][: len(rows)], dtype=torch.int64))
+        self.ranges = IdRanges(schema.categorical)
         # Without a categorical feature there is no table: an empty one would be a parameter without a
         # gradient.
         self.table = nn.Embedding(sum(rows), dim, sparse=sparse) if rows else None
@@ -61,7 +103,7 @@ class FeatureEmbedding(nn.Module):
             nn.init.normal_(self.table.weight, std=dim**-0.5)
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """Embeds a batch.
+        """Embed a batch.
 
         Args:
             categorical: ids, int64, shape [B, F].
@@ -72,5 +114,5 @@ class FeatureEmbedding(nn.Module):
         """
         if self.table is None:
             return numeric
-        embedded = self.table(categorical + self.offsets).flatten(1)
+        embedded = self.table(self.ranges(categorical) + self.ranges.starts).flatten(1)
         return torch.cat((embedded, numeric), dim=1)

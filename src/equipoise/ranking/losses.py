@@ -8,20 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from equipoise.ranking.labels import targets_and_present
+
 __all__ = ["task_losses"]
 
 
 def task_losses(logits: Sequence[Tensor], labels: Tensor, /, *, labelled: Tensor | None = None) -> list[Tensor]:
-    """The mean binary cross entropy of every task over the rows that have its label.
+    """Return the mean binary cross entropy of every task over the rows that have its label.
 
     No loss depends on another task's logits, not even by a zero, so each can be differentiated alone. A task
     without any label in the batch has a loss of exactly zero with gradients of exactly zero (where its logits
     are finite): every parameter takes part in every step, as DistributedDataParallel expects. Half precision
-    logits are raised to the precision of the labels first.
+    logits and labels are widened to float32 first.
+
+    A label that is not 0, 1 or missing makes its task's loss NaN: to look at the values and raise would wait for the
+    device in every step. :meth:`equipoise.schema.Batch.check` says which column holds what.
 
     Args:
         logits: one tensor of shape [B] per task.
-        labels: 0, 1 or NaN (missing), floating point, shape [B, number of tasks].
+        labels: 0, 1, or NaN or −1 where missing; floating point, whole numbers or booleans, shape [B, number of
+            tasks].
         labelled: by how many rows to divide each task's sum, shape [number of tasks]; those with its label in
             ``labels`` if None. One rank of W passes 1/W of the number in the global batch, so that the mean over
             the ranks is the loss of the global batch.
@@ -30,7 +36,7 @@ def task_losses(logits: Sequence[Tensor], labels: Tensor, /, *, labelled: Tensor
         One scalar per task, in nats.
 
     Raises:
-        ValueError: the number of tasks or of rows differs between logits and labels.
+        ValueError: the number of tasks or of rows differs between logits and labels, or labels are complex.
 
     Example:
         >>> labels = torch.tensor([[1.0, float("nan")], [0.0, float("nan")]])
@@ -46,13 +52,13 @@ def task_losses(logits: Sequence[Tensor], labels: Tensor, /, *, labelled: Tensor
     # Labels carry no gradient, so what concerns them is done for all tasks at once. The mask becomes the
     # weight of a weighted sum, 1 / (number of labels) or 0: no division by zero, and no selection of rows,
     # which would need a host sync.
-    present = labels.isnan().logical_not_().to(labels.dtype)
-    counts = present.sum(0).clamp_(min=1) if labelled is None else labelled
-    weights = (present / counts).unbind(1)
-    targets = labels.nan_to_num(nan=0.0).unbind(1)
+    targets, present = targets_and_present(labels)
+    there = present.to(targets.dtype)
+    counts = there.sum(0).clamp_(min=1) if labelled is None else labelled
+    weights = (there / counts).unbind(1)
     return [
         functional.binary_cross_entropy_with_logits(
-            logit.to(torch.promote_types(logit.dtype, labels.dtype)), target, weight, reduction="sum"
+            logit.to(torch.promote_types(logit.dtype, target.dtype)), target, weight, reduction="sum"
         )
-        for logit, target, weight in zip(logits, targets, weights, strict=True)
+        for logit, target, weight in zip(logits, targets.unbind(1), weights, strict=True)
     ]

@@ -1,7 +1,7 @@
 """How good a ranker's predictions are: AUC, normalized entropy, log loss, calibration.
 
 Pure functions of logits and labels, and thin torchmetrics classes around them that gather over batches and
-ranks. Common to all: a label is 0, 1 or NaN; rows whose label is NaN or whose weight is 0 do not count;
+ranks. Common to all: a label is 0, 1, or NaN or −1 where missing; rows without a label or of weight 0 do not count;
 everything is summed in float64, whatever the precision of the logits; a value that is not defined (each says
 when) is NaN, without a warning; a NaN among the logits that count makes the value NaN. The classes take
 torchmetrics' usual keywords.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from equipoise.ranking.labels import targets_and_present
 from equipoise.schema import Schema
 
 try:
@@ -44,7 +45,7 @@ def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) ->
 
     Args:
         logits: floating point, shape [B].
-        labels: 0, 1 or NaN (missing), shape [B].
+        labels: 0, 1, or NaN or −1 where missing, shape [B].
         weight: non-negative and finite, shape [B]; None: 1 for every row.
 
     Raises:
@@ -247,7 +248,7 @@ class TaskMetrics(_RowMetric):
 
         Args:
             logits: one tensor of shape [B] per task, in the schema's order.
-            labels: 0, 1 or NaN (missing), shape [B, number of tasks].
+            labels: 0, 1, or NaN or −1 where missing, shape [B, number of tasks].
             weight: non-negative and finite, shape [B], the same for all tasks; None: 1 for every row.
 
         Raises:
@@ -289,13 +290,17 @@ def _columns(
         )
         raise ValueError(f"Logits, labels and weight must have one shape [B], found {found}.")
     scores = torch.stack([column.detach().double() for column in logits], dim=1)
-    truth = torch.stack([column.double() for column in labels], dim=1)
+    stated = torch.stack([column.double() for column in labels], dim=1)
+    targets, present = targets_and_present(stated)
+    truth = targets.where(present, torch.nan)
     weight = weight.double().unsqueeze(1)
-    wrong_labels = ~(truth.isnan() | (truth == 0) | (truth == 1))
+    wrong_labels = targets.isnan()
     wrong_weights = ~(weight.isfinite() & (weight >= 0))
     if bool(wrong_labels.any() | wrong_weights.any()):  # one host sync for both
         if wrong_labels.any():
-            raise ValueError(f"Labels must be 0, 1 or NaN (missing), found {truth[wrong_labels][0].item()}.")
+            raise ValueError(
+                f"Labels must be 0, 1, or NaN or −1 where missing, found {stated[wrong_labels][0].item()}."
+            )
         raise ValueError(f"Weights must be finite and not negative, found {weight[wrong_weights][0].item()}.")
     return scores, truth, weight
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.embedding import FeatureEmbedding, IdRanges
 from equipoise.schema import Schema
 
 __all__ = ["ShardableEmbedding"]
@@ -37,6 +37,7 @@ class ShardableEmbedding(nn.Module):
         torchrec = _torchrec()
         assert embedding.table is not None
         self.width = embedding.width
+        self.ranges = IdRanges(schema.categorical)
         self.features = _table_names([feature.name for feature in schema.categorical])
         dim = embedding.table.embedding_dim
         rows = [feature.cardinality for feature in schema.categorical]
@@ -56,7 +57,7 @@ class ShardableEmbedding(nn.Module):
         """See :meth:`FeatureEmbedding.forward`."""
         ids = _torchrec().KeyedJaggedTensor(
             keys=self.features,
-            values=categorical.t().reshape(-1),
+            values=self.ranges(categorical).t().reshape(-1),
             lengths=torch.ones(categorical.numel(), dtype=torch.int32, device=categorical.device),
         )
         embedded = self.tables(ids)
