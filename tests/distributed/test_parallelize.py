@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from equipoise import PUB, Fork
 from equipoise.errors import SettingError
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MMoE, SharedBottom
+from equipoise.ranking.models import SharedBottom, build_model
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner, World, parse_method
@@ -23,7 +23,6 @@ SCHEMA = Schema(
     [Task("click"), Task("like"), Task("buy")],
 )
 STEPS, ROWS, LR = 6, 32, 0.05
-MODELS = {"shared-bottom": SharedBottom, "mmoe": MMoE}
 TORCHREC = ("table-wise", "row-wise", "column-wise", "data-parallel", "planner")
 WITH_FSDP = ("table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp")
 MULTIBALANCE = [name for name in METHODS if name.startswith("multibalance")] + ["multibalance:overlap=true"]
@@ -36,7 +35,8 @@ CASES = [
     *((sharding, "equal", "shared-bottom") for sharding in ("fsdp", "row-wise", "row-wise+fsdp")),
     *((sharding, "multibalance", "mmoe") for sharding in ("ddp", "fsdp", "table-wise", "table-wise+fsdp")),
     *(("table-wise", method, "shared-bottom") for method in (*MULTIBALANCE[1:], *PUBS, "adatask")),
-    ("row-wise", PUBS[0], "mmoe"),
+    *((sharding, "multibalance", "ple") for sharding in ("ddp", "fsdp", "table-wise")),
+    *(("row-wise", PUBS[0], model) for model in ("mmoe", "ple")),
 ]
 # Three tables: with one rank more, one holds none; and three places, of which it would hold none by rows.
 ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-bottom"), (PUBS[0], "shared-bottom"))]
@@ -45,8 +45,7 @@ ON_FOUR = [case for case in CASES if case[1:] in (("multibalance", "shared-botto
 def build(method: str, model: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        fork = parse_method(method).fork(SCHEMA.task_names)
-        return MODELS[model](SCHEMA, fork=None if fork is None else lambda: fork, embedding_dim=16)
+        return build_model(model, SCHEMA, fork=parse_method(method).fork_factory(SCHEMA.task_names), embedding_dim=16)
 
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -100,7 +99,7 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
         if fused is not None:
             fused.step()
         balancer = optimizer if isinstance(optimizer, PUB) else model.fork
-        weights.append(torch.ones(3) if balancer is None else balancer.last_weights.float().clone())
+        weights.append(balancer.last_weights.float().clone() if isinstance(balancer, Fork | PUB) else torch.ones(3))
     with torch.no_grad():
         predicted = torch.stack(call(*unseen[:2]))
     return {
