@@ -10,6 +10,7 @@ from equipoise.data import Dataset
 from equipoise.methods import METHODS
 from equipoise.ranking.models import ForkFactory
 from equipoise.schema import Schema
+from equipoise.settings import TrainingSettings
 from equipoise.training import train
 from equipoise.training.learner import Learner
 
@@ -43,7 +44,7 @@ def test_a_foreign_model_is_trained(tiny: Dataset, name: str) -> None:
 
 
 def test_pub_is_given_what_several_tasks_of_a_foreign_model_reach(tiny: Dataset) -> None:
-    learner = Learner(tiny.schema, METHODS["pub"], model=PATH, lr=0.01, seed=0)
+    learner = Learner(tiny.schema, METHODS["pub"], TrainingSettings.of(model=PATH, lr=0.01, seed=0))
     (member,) = learner._members
     names = {id(parameter): name for name, parameter in member.model.named_parameters()}
     assert {names[id(p)] for p in member.optimizer.shared} == {"table.weight", "norm.weight", "norm.bias"}
