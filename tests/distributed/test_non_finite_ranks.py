@@ -84,7 +84,7 @@ def count(rank: int) -> dict:
     """What NonFiniteLosses says of 260 steps, more than it keeps apart."""
     watch = NonFiniteLosses(World(rank, 2), ["click", "buy"])
     for step in range(1, 261):
-        watch.see(torch.tensor([1.0, torch.nan if step in RANKS_BAD[rank] else 1.0]), step)
+        watch.add(torch.tensor([1.0, torch.nan if step in RANKS_BAD[rank] else 1.0]), step)
     return {"found": watch.read()}
 
 

@@ -157,7 +157,8 @@ def test_a_rank_that_hangs_ends_the_training_with_a_message_that_names_it(tmp_pa
 TOLD = """
 import os, signal
 from equipoise import cli
-from equipoise.training import Learner, interruptions
+from equipoise.training import Learner
+from equipoise.training.faults import interruptions
 
 step, seen = Learner.step, []
 interruptions._SECONDS = 0.0  # asks after every step, however slow a step is

@@ -35,8 +35,8 @@ from equipoise.training import (
     launched,
     listening,
 )
-from equipoise.training.checkpoint.folder import last_checkpoint, place_aside
-from equipoise.training.faults.interruptions import TerminatedError, interrupted_by_sigterm
+from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
+from equipoise.training.faults import TerminatedError, interrupted_by_sigterm
 
 __all__ = ["app", "main"]
 
@@ -87,7 +87,7 @@ def train(
             train_into(out, settings, world=world, resume=resume, stop=stop)
             return
         if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
-            aside = place_aside(out / "checkpoint")
+            aside = set_aside_folder(out / "checkpoint")
             instead = ", in place of older ones" if aside.exists() else ""
             _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
         with Display(console) as display:

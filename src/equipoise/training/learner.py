@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
@@ -29,12 +28,23 @@ from equipoise.training.faults.non_finite import (
     all_finite,
     finite_losses,
     leave_out_non_finite,
-    look_at_gradients,
-    watch,
+    mark_non_finite_gradient,
+    mark_non_finite_own_gradients,
 )
-from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, is_sharded, parallelize
+from equipoise.training.learner_state import (
+    check_module_state,
+    check_optimizer_state,
+    check_scheduler_state,
+    load_model_state,
+    load_optimizer_state,
+    load_part,
+    model_state,
+    sharded_model_state,
+)
+from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
+from equipoise.training.state_checks import expect_count, expect_keys, expect_list
 
 __all__ = ["Learner"]
 
@@ -190,7 +200,7 @@ class Learner:
             spare = self.non_finite == "skip-task"
             finite = finite_losses(own, self.world, together=spare).unbind()
             for task, good in zip(member.tasks, finite, strict=True):
-                watch(logits[task], good, spare=spare)
+                mark_non_finite_gradient(logits[task], good, skip=spare)
             member.optimizer.zero_grad()
             if member.fused is not None:  # tables step in the backward pass
                 self._stage = "moving"
@@ -200,7 +210,7 @@ class Learner:
                 scaled = [weight * loss for weight, loss in zip(weights, scaled, strict=True)]
             self.method.backward(member.optimizer, scaled)
             self._stage = "moving"
-            look_at_gradients(member.task_parameters, finite)
+            mark_non_finite_own_gradients(member.task_parameters, finite)
             if spare:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
@@ -261,40 +271,57 @@ class Learner:
         return [member.monitor.read() for member in self._members if member.monitor is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of models (their forks' too), optimizers and learning rate schedules, but :meth:`sharded_state`."""
+        """Return the state of models with their forks, optimizers and schedules, without :meth:`sharded_state`."""
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
-            "models": [_whole(member.module) for member in self._members],
+            "models": [model_state(member.module) for member in self._members],
             "optimizers": [member.optimizer.state_dict() for member in self._members],
             "weightings": [_state(member.weighting) for member in self._members],
             "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
         }
 
     def sharded_state(self) -> dict[str, Tensor]:
-        """The very tensors, by name, of which every rank holds a part, or none: tables, and what steps them."""
+        """Return, by name, the tensors of which a rank holds some parts or none: tables and their optimizer's state.
+
+        They are the learner's own tensors: a checkpoint is loaded into them.
+        """
         found: dict[str, Tensor] = {}
         for place, member in enumerate(self._members):
-            state = _plain(member.module).state_dict()
-            found |= {f"models/{place}/{name}": value for name, value in state.items() if is_sharded(value)}
+            state = sharded_model_state(member.module)
+            found |= {f"models/{place}/{name}": value for name, value in state.items()}
             if member.fused is not None:
                 for key, values in member.fused.state_dict()["state"].items():
                     found |= {f"fused/{place}/{key}/{name}": value for name, value in values.items()}
         return found
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Back to a state that :meth:`state_dict` gave; :meth:`sharded_state` is loaded in place."""
-        self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
-        saved = (state[name] for name in ("models", "optimizers", "weightings", "schedulers"))
-        for member, model, optimizer, weighting, scheduler in zip(self._members, *saved, strict=True):
-            _load_whole(member.module, model)
-            member.optimizer.load_state_dict(optimizer)
-            _shard_state(member.optimizer)
+        """Restore a state that :meth:`state_dict` gave.
+
+        Raises:
+            UnexpectedStateError: a part of it is missing or of another kind; the learner is as it was.
+        """
+        expect_keys(state, self.state_dict().keys(), "learner")
+        steps = expect_count(state["steps"], "learner/steps")
+        skipped_steps = expect_count(state["skipped_steps"], "learner/skipped_steps")
+        names = ("models", "optimizers", "weightings", "schedulers")
+        lists = (expect_list(state[name], f"learner/{name}", length=len(self._members)) for name in names)
+        parts = list(zip(self._members, *lists, strict=True))
+        for place, (member, model, optimizer, weighting, scheduler) in enumerate(parts):
+            check_module_state(model, model_state(member.module), f"learner/models/{place}")
+            check_optimizer_state(optimizer, member.optimizer, len(member.tasks), f"learner/optimizers/{place}")
+            check_module_state(weighting, _state(member.weighting), f"learner/weightings/{place}")
+            rates = [group["lr"] for group in optimizer["param_groups"]]
+            check_scheduler_state(scheduler, member.scheduler, rates, steps, f"learner/schedulers/{place}")
+        for place, (member, model, optimizer, weighting, scheduler) in enumerate(parts):
+            load_optimizer_state(member.optimizer, optimizer, f"learner/optimizers/{place}")
+            load_model_state(member.module, model, f"learner/models/{place}")
             if member.weighting is not None:
-                member.weighting.load_state_dict(weighting)
+                load_part(member.weighting.load_state_dict, weighting, f"learner/weightings/{place}")
             if member.scheduler is not None:
                 member.scheduler.load_state_dict(scheduler)
             member.hand_rate_on()
+        self.steps, self.skipped_steps = steps, skipped_steps
 
     def _check_first_losses(self, member: _Member, losses: Sequence[Tensor]) -> None:
         """Warn in the first step if forks or shared parameters are not where the tasks meet."""
@@ -399,35 +426,6 @@ def _adam(
         {"params": [p for p in parameters if id(p) in tables], "weight_decay": table_decay},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """What DistributedDataParallel wraps, so that a checkpoint's names do not depend on the number of ranks."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def _whole(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in _plain(module).state_dict().items() if not is_sharded(value)}
-
-
-@torch.no_grad()
-def _load_whole(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    own = _whole(module)
-    if own.keys() != saved.keys():
-        raise ValueError(f"Expected the state of {', '.join(own)}; found that of {', '.join(saved)}.")
-    for name, value in own.items():
-        value.copy_(saved[name])
-
-
-def _shard_state(optimizer: Optimizer) -> None:
-    """State that came whole from a checkpoint, in the shards of its parameter where FSDP2 has sharded that."""
-    parameter: Any
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items() if hasattr(parameter, "placements") else ():
-            if value.shape == parameter.shape and not hasattr(value, "placements"):
-                from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - slow to import
-
-                state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

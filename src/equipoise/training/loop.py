@@ -18,11 +18,12 @@ from equipoise.methods import Method, parse_method
 from equipoise.ranking.metrics import TaskMetrics
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
-from equipoise.training.faults.interruptions import StoppedError, Stopping
+from equipoise.training.checkpoint.saving import Checkpoints
+from equipoise.training.faults.interruptions import StoppedError, StopPoll
 from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
-from equipoise.training.progress import REMEDY, Progress, Saving, Window
 from equipoise.training.ranks.world import World, usable_device
+from equipoise.training.record import NON_FINITE_REMEDY, TrainingRecord, Window
 from equipoise.training.reproducibility import why_irreproducible
 from equipoise.training.run import CurvePoint, Run
 
@@ -99,38 +100,39 @@ def train(
         "dataset": dataset.name, "training_rows": str(len(dataset.train)),
         "data": dataset.fingerprint() if checkpoint else "", "method": method.settings(schema.task_names),
     }  # fmt: skip
-    watched = NonFiniteLosses(world, schema.task_names)
-    progress = Progress(run, watched, Window(world, len(schema.tasks)), chosen.non_finite)
-    saving = Saving(checkpoint, identity, learner)
-    progress = saving.begin(progress, resume=resume)
+    record = TrainingRecord(
+        run, NonFiniteLosses(world, schema.task_names), Window(world, len(schema.tasks)), chosen.non_finite
+    )
+    checkpoints = Checkpoints(checkpoint, identity, learner)
+    checkpoints.begin(record, resume=resume)
 
     points = {math.ceil(total * (i + 1) / chosen.evaluations) for i in range(chosen.evaluations)}
     read_every = max(1, total // chosen.monitor_reads)
     look_every = min(read_every, _LOOK_EVERY)
-    stopping = Stopping(stop, world)
+    poll = StopPoll(stop, world)
     subset = _random_rows(dataset.validation, chosen.evaluation_rows)
     try:
-        if progress.steps in points and progress.window.steps:  # it ended before it had been evaluated there
-            _evaluate(progress, learner, subset, batch_size)
-        for step, batch in _stream(dataset.train, batch_size, chosen.seed, epochs, done=progress.steps):
-            progress.add(step, learner.step(batch.to(learner.device)))
+        if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
+            _evaluate(record, learner, subset, batch_size)
+        for step, batch in _stream(dataset.train, batch_size, chosen.seed, epochs, done=record.steps):
+            record.add(step, learner.step(batch.to(learner.device)))
             if step % read_every == 0:
-                progress.window.readings += [(step, reading) for reading in learner.read()]
+                record.window.readings += [(step, reading) for reading in learner.read()]
             if step % look_every == 0:
-                progress.refuse_non_finite()
+                record.refuse_non_finite()
             if on_step is not None:
                 on_step(step, total)
             if step in points:
-                _evaluate(progress, learner, subset, batch_size)
+                _evaluate(record, learner, subset, batch_size)
             if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
-                saving.save(progress)
-            if stopping.asked(step):
-                raise StoppedError(step, saved=saving.save(progress))
-        return _finish(progress.run, learner, dataset, batch_size)
+                checkpoints.save(record)
+            if poll.should_stop(step):
+                raise StoppedError(step, saved=checkpoints.save(record))
+        return _finish(record.run, learner, dataset, batch_size)
     except (NonFiniteError, StoppedError):
         raise
     except BaseException as error:
-        saving.rescue(progress, error)
+        checkpoints.rescue(record, error)
         raise
 
 
@@ -184,7 +186,7 @@ def _random_rows(split: Split, most: int) -> Split:
 
 def _diverged(run: Run) -> NonFiniteError:
     run.status = "diverged"
-    return NonFiniteError(f"A prediction is not finite after step {run.steps}: {REMEDY}", run)
+    return NonFiniteError(f"A prediction is not finite after step {run.steps}: {NON_FINITE_REMEDY}", run)
 
 
 def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
@@ -204,16 +206,16 @@ def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
     return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
 
 
-def _evaluate(progress: Progress, learner: Learner, split: Split, batch_size: int) -> None:
+def _evaluate(record: TrainingRecord, learner: Learner, split: Split, batch_size: int) -> None:
     """One more point of the learning curve."""
-    progress.refuse_non_finite()
-    schema, step = learner.schema, progress.steps
+    record.refuse_non_finite()
+    schema, step = learner.schema, record.steps
     logits = _predict(learner, split)
     metrics = {} if logits is None else _measure(schema, split, logits)
-    losses = progress.close(learner)
-    progress.run.curve.append(_point(schema, step, batch_size, losses, metrics))
+    losses = record.close_window(learner)
+    record.run.curve.append(_point(schema, step, batch_size, losses, metrics))
     if logits is None:
-        raise _diverged(progress.run)
+        raise _diverged(record.run)
 
 
 def _measure(schema: Schema, split: Split, logits: list[Tensor], weight: Tensor | None = None) -> Metrics:

@@ -1,4 +1,4 @@
-"""Whether a training gives the same numbers when it is run again, and if not, why."""
+"""The state of random generators, and the reasons why a second run may give other numbers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["random_states", "restore_random_states", "why_irreproducible"]
+__all__ = ["check_random_state", "random_states", "restore_random_states", "why_irreproducible"]
 
 
 def random_states(device: torch.device, /) -> list[Tensor]:
-    """What random draws, as those of dropout, depend on: the state of the CPU's generator, and of the device's own."""
+    """Return the state of the CPU's random generator and of the device's own, on which dropout depends."""
     found = [torch.get_rng_state()]
     return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
 
 
 def restore_random_states(states: Sequence[Tensor], device: torch.device, /) -> None:
-    """Back to what :func:`random_states` gave."""
+    """Restore the states that :func:`random_states` gave."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def why_irreproducible(device: torch.device, /) -> str:
-    """What makes a second run with the same seed on the same machine end in other last digits; "" if nothing does.
+def check_random_state(state: Tensor, device: torch.device, /) -> None:
+    """Check that a generator on ``device`` takes the state.
 
-    On a CPU nothing does: initial weights, batches and evaluation rows come from the seed, and PyTorch's kernels add in
+    Raises:
+        RuntimeError: it does not.
+    """
+    torch.Generator(device).set_state(state)
+
+
+def why_irreproducible(device: torch.device, /) -> str:
+    """Return why a second run with the same seed may end in other last digits on the same machine; "" if it does not.
+
+    On a CPU it does not: initial weights, batches and evaluation rows come from the seed, and PyTorch's kernels add in
     a fixed order for a given number of threads and ranks.
 
     Example:

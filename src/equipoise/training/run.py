@@ -1,20 +1,20 @@
-"""What one training run leaves behind: a dataclass that is one line of JSON."""
+"""The record of one training run: a dataclass that is written as one line of JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import TypeAdapter
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
+from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
-__all__ = ["CurvePoint", "Run"]
+__all__ = ["RUN", "CurvePoint", "Run"]
 
 
 class CurvePoint(TypedDict):
-    """The learning curve at one step: train losses since the point before, and validation metrics, by task."""
+    """One point of the learning curve: training losses since the point before and validation metrics, by task."""
 
     step: int
     examples: int
@@ -26,26 +26,25 @@ class CurvePoint(TypedDict):
 class Run:
     """One method trained with one seed at one learning rate and table decay.
 
-    Numbers that do not exist (the AUC of a task with one class only, any metric of a diverged run) are NaN
-    here and ``null`` in JSON.
+    A number that is not defined, such as the AUC of a task with one class or a metric of a diverged run, is NaN here
+    and ``null`` in JSON.
 
     Attributes:
-        status: ``"diverged"`` if a loss or a prediction was not finite; the run ended there.
-        steps: batches seen. Single-task training makes one step per task and batch, and counts the batch
-            once.
-        seconds: of training steps alone, without evaluation and set-up.
+        status: "diverged" if a loss or a prediction was not finite, which ended the run.
+        steps: the number of batches. Single-task training makes one step per task for each of them.
+        seconds: the time of the training steps, without evaluation and set-up.
         examples_per_second: examples seen, once per batch, over ``seconds``.
-        peak_memory_bytes: most bytes allocated on the accelerator; None on a CPU, where
+        peak_memory_bytes: the most bytes allocated on the accelerator; None on a CPU, where
             :func:`equipoise.compare.throughput.peak_memory` measures it.
         test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
-        test_natural: the same weighted back to the natural rate; empty where all weights are one.
+        test_natural: the same, weighted back to the natural rate; empty if all weights are 1.
         validation: as ``test``, on the whole validation split.
         curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
             before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
-        non_finite: task -> in how many steps its loss, or its gradient, was not finite; tasks that had none left out.
-        skipped_steps: how many steps were left out because a loss or a gradient was not finite.
-        irreproducible: why a second run with the same seed may give other last digits; "" if nothing makes it.
-        monitor: about fifty points with ``step`` and what the monitor read there.
+        non_finite: task -> the number of steps in which its loss or its gradient was not finite, if there are any.
+        skipped_steps: the number of steps left out because a loss or a gradient was not finite.
+        irreproducible: why a second run with the same seed may give other last digits; "" if it gives the same.
+        monitor: about fifty points with ``step`` and the readings of the monitor.
     """
 
     method: str
@@ -53,17 +52,17 @@ class Run:
     lr: float
     table_decay: float = 0.0
     status: Literal["ok", "diverged"] = "ok"
-    steps: int = 0
-    seconds: float = 0.0
+    steps: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0.0
     examples_per_second: float = math.nan
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
     test: dict[str, dict[str, float]] = field(default_factory=dict)
     test_natural: dict[str, dict[str, float]] = field(default_factory=dict)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
     monitor: list[dict[str, int | float]] = field(default_factory=list)
-    non_finite: dict[str, int] = field(default_factory=dict)
-    skipped_steps: int = 0
+    non_finite: dict[str, NonNegativeInt] = field(default_factory=dict)
+    skipped_steps: NonNegativeInt = 0
     irreproducible: str = ""
 
     @property
@@ -82,7 +81,7 @@ class Run:
         return sum(defined) / len(defined) if defined else math.nan
 
     def to_json(self) -> str:
-        """One line of strict JSON.
+        """Return the run as one line of strict JSON.
 
         Example:
             >>> Run("equal", 0, 1e-3).to_json()[:42]
@@ -92,7 +91,7 @@ class Run:
 
     @classmethod
     def from_json(cls, line: str) -> Run:
-        """The run that :meth:`to_json` wrote; other keys in the line are left out.
+        """Return the run that :meth:`to_json` wrote; other keys in the line are ignored.
 
         Raises:
             ValueError: the line is something else.
@@ -106,13 +105,15 @@ class Run:
             raise ValueError(f"expected names and values, found {type(record).__name__}")
         known = {entry.name for entry in fields(cls)} & record.keys()
         memory = record.get("peak_memory_bytes")
-        run = _RUN.validate_python(_with_nan({key: record[key] for key in known}) | {"peak_memory_bytes": memory})
+        values = _with_nan({key: record[key] for key in known}) | {"peak_memory_bytes": memory}
+        run = RUN.validate_json(json.dumps(values), strict=True)
         if not all("step" in reading for reading in run.monitor):
             raise ValueError("expected every reading of the monitor to say its step")
         return run
 
 
-_RUN = TypeAdapter(Run)
+RUN: Final = TypeAdapter(Run)
+"""Validates a run; strict, where the caller says so."""
 
 
 def _finite(value: Any) -> Any:

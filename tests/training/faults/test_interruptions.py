@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from equipoise.data import Dataset
 from equipoise.training import METHODS, Run, StoppedError, World, listening, train
 from equipoise.training.faults import interruptions
-from equipoise.training.faults.interruptions import Stopping, TerminatedError
+from equipoise.training.faults.interruptions import StopPoll, TerminatedError
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "monitor_reads": 9}
 
@@ -79,10 +79,10 @@ def ask(rank: int) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_reduce", counted)
         patch.setattr(interruptions, "time", SimpleNamespace(monotonic=lambda: step / 4))
-        stopping = Stopping(lambda: rank == 1 and step >= 30, World(rank, 2))
+        poll = StopPoll(lambda: rank == 1 and step >= 30, World(rank, 2))
         while step < 100:
             step += 1
-            if stopping.asked(step):
+            if poll.should_stop(step):
                 break
     return {"asked": asked, "ended": step}
 

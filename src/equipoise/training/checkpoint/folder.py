@@ -20,21 +20,28 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from equipoise.errors import SettingError
 from equipoise.training.checkpoint.plain_state import decode, encode
-from equipoise.training.checkpoint.tensor_files import read_tensors, whole_tensors, write_tensors, write_text
+from equipoise.training.checkpoint.tensor_files import empty_tensors, read_tensors, write_tensors, write_text
 
 __all__ = [
     "CheckpointError",
-    "belongs",
+    "has_settings",
     "last_checkpoint",
     "load_checkpoint",
-    "place_aside",
-    "put_aside",
+    "refuse",
     "save_checkpoint",
+    "set_aside",
+    "set_aside_folder",
 ]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SHARDED: Final = "sharded/"
 _KEPT: Final = 2  # the last one, and one before
+
+_UNREADABLE: Final = (
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
+    CheckpointException,
+)  # fmt: skip
+"""All that reading a file ends in that holds something else than a checkpoint."""
 
 
 class CheckpointError(SettingError):
@@ -48,17 +55,18 @@ def save_checkpoint(
     state: Mapping[str, Any],
     sharded: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write ``folder/step-N``; those before stay until it is complete, and the last of them after that.
+    """Write ``folder/step-N``. Earlier checkpoints stay until it is complete; then all but the last of them go.
 
-    All ranks take part: a tensor that several hold is written once, and of a sharded one every rank writes its part.
+    All ranks take part: a tensor that several ranks hold is written once, and of a sharded tensor every rank writes its
+    part.
 
     Args:
         state: nested dicts, lists and tuples of tensors, strings, numbers, booleans and None; the same on all ranks.
-        sharded: DTensors or ShardedTensors by name, of which every rank holds its parts, or none.
+        sharded: DTensors or ShardedTensors by name, of which a rank holds some parts or none.
 
     Raises:
         TypeError: ``state`` holds something else.
-        OSError: the disk is full, or cannot be written to; what was complete before is as it was.
+        OSError: the disk is full or cannot be written to; earlier checkpoints are as they were.
     """
     tensors: dict[str, Tensor] = {}
     plain = encode(state, tensors)
@@ -70,14 +78,14 @@ def save_checkpoint(
                 shutil.rmtree(left)
             unfinished.mkdir(parents=True)
         _barrier()
-        files = _written(tensors, unfinished, step)
+        files = _write_tensors(tensors, unfinished, step)
         if _rank() == 0:
             content = json.dumps({"format": _FORMAT, "settings": dict(settings), "files": files, "state": plain})
             write_text(unfinished / "state.json", json.dumps({"crc": zlib.crc32(content.encode()), "content": content}))
             _sync(unfinished)
             unfinished.rename(target)
             _sync(folder)
-            for old in _complete(folder)[:-_KEPT]:
+            for old in _complete_checkpoints(folder)[:-_KEPT]:
                 shutil.rmtree(old)
     except BaseException:
         if _rank() == 0:
@@ -86,21 +94,21 @@ def save_checkpoint(
     _barrier()
 
 
-def _written(tensors: dict[str, Tensor], folder: Path, step: int) -> dict[str, list[int]]:
+def _write_tensors(tensors: dict[str, Tensor], folder: Path, step: int) -> dict[str, list[int]]:
     try:
         return write_tensors(folder, tensors)
     except CheckpointException as error:  # the same on all ranks
         rank, (failure, _) = next(iter(error.failures.items()))
-        reason = _innermost(failure)
+        reason = _disk_error(failure)
         free = f"; {folder.parent} has {shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB free"
-        who = f"Rank {rank} could not" if _ranks() > 1 else "Could not"
+        subject = f"Rank {rank} could not" if _ranks() > 1 else "Could not"
         raise OSError(
-            f"{who} write the checkpoint of step {step} ({reason}){free if isinstance(reason, OSError) else ''}"
+            f"{subject} write the checkpoint of step {step} ({reason}){free if isinstance(reason, OSError) else ''}"
         ) from error
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What was wrong with the disk, if that is behind it: PyTorch's writer complains of what it left undone, too."""
+def _disk_error(error: BaseException) -> BaseException:
+    """Return the OSError behind an error of PyTorch's writer, or the error itself if there is none."""
     reason: BaseException | None = error
     while reason is not None and not isinstance(reason, OSError):
         reason = reason.__context__
@@ -108,70 +116,69 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint in a folder, if there is one."""
-    found = _complete(folder)
+    """Return the last complete checkpoint in a folder, or None."""
+    found = _complete_checkpoints(folder)
     return found[-1] if found else None
 
 
-def place_aside(folder: Path) -> Path:
-    """Where :func:`put_aside` puts the checkpoints of a folder."""
+def set_aside_folder(folder: Path) -> Path:
+    """Return the folder that :func:`set_aside` moves the checkpoints of ``folder`` to."""
     return folder.with_name(f"{folder.name}.before")
 
 
-def put_aside(folder: Path) -> None:
-    """Make room for a training that starts anew: what an earlier one has left could be taken for its own.
+def set_aside(folder: Path) -> None:
+    """Move the checkpoints of an earlier training out of the way of one that starts anew.
 
-    The checkpoints of one earlier training are kept, those that it had put aside itself are not.
+    Those that the earlier training had itself set aside are deleted.
     """
-    _barrier()  # others may still be looking at them
-    if _rank() == 0 and last_checkpoint(folder) is not None:
-        shutil.rmtree(place_aside(folder), ignore_errors=True)
-        folder.rename(place_aside(folder))
+    _barrier()  # other ranks may still be looking at them
+    if _rank() == 0 and (found := _complete_checkpoints(folder)):
+        aside = set_aside_folder(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for path in reversed(found):  # the last one is the one that matters, should this be killed
+            path.rename(aside / path.name)
     _barrier()
 
 
-def belongs(folder: Path, settings: Mapping[str, str]) -> bool:
-    """Whether the last checkpoint in a folder was saved under these settings, or cannot be read."""
+def has_settings(folder: Path, settings: Mapping[str, str]) -> bool:
+    """Return whether the last checkpoint in a folder was saved under these settings, or cannot be read."""
     path = last_checkpoint(folder)
     if path is None:
         return False
     try:
-        return not _differing(_checked_content(path / "state.json")["settings"], settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return True  # to be complained of when it is loaded
+        return not _differing_settings(_read_content(path / "state.json")["settings"], settings)
+    except _UNREADABLE:
+        return True  # load_checkpoint says what is wrong with it
 
 
 def load_checkpoint(
     folder: Path, settings: Mapping[str, str], sharded: Mapping[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """The state of the last checkpoint, which must have been saved under the same settings, by however many ranks.
+    """Return the state of the last checkpoint, which must have been saved under the same settings.
+
+    The number of ranks need not be that of the ranks that saved it.
 
     Args:
-        sharded: tensors by the names they were saved under, whatever their sharding is now; every rank loads its
-            parts into them.
+        sharded: tensors by the names they were saved under, whatever their sharding is now; every rank loads its parts
+            into them.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it was made with other settings.
+        CheckpointError: there is no checkpoint, it is damaged, or it was saved under other settings.
     """
     path = last_checkpoint(folder)
     if path is None:
         raise CheckpointError(f"Expected a checkpoint at {folder}, found none: train without resume first.")
     try:
-        content = _checked_content(path / "state.json")
-        differing = _differing(content["settings"], settings)
+        content = _read_content(path / "state.json")
+        differing = _differing_settings(content["settings"], settings)
         if not differing:
             parts = {f"{_SHARDED}{name}": tensor for name, tensor in (sharded or {}).items()}
-            wanted = whole_tensors(path, content["files"], leave_out=_SHARDED) | parts
+            wanted = empty_tensors(path, content["files"], leave_out=_SHARDED) | parts
             read_tensors(path, wanted)
             state: dict[str, Any] = decode(content["state"], wanted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
-            CheckpointException) as error:  # fmt: skip
-        earlier = _complete(folder)[:-1]
-        remedy = f"move it away, so that {earlier[-1].name} is taken" if earlier else "there is none before it"
-        raise CheckpointError(
-            f"Expected a checkpoint of equipoise at {path}, found a folder that cannot be read as one "
-            f"({_reason(error)}): {remedy}."
-        ) from error
+    except _UNREADABLE as error:
+        raise refuse(folder, f"it cannot be read ({_first_line(error)})") from error
     if differing:
         raise CheckpointError(
             f"The checkpoint at {path} belongs to a run with other settings ({differing}): use the same settings, or "
@@ -180,7 +187,17 @@ def load_checkpoint(
     return state
 
 
-def _checked_content(path: Path) -> dict[str, Any]:
+def refuse(folder: Path, reason: str) -> CheckpointError:
+    """Return the error for a last checkpoint that cannot be resumed from: its path, the reason, and what to do."""
+    *earlier, path = _complete_checkpoints(folder)
+    instead = f"move it away to resume from {earlier[-1].name}, or " if earlier else ""
+    return CheckpointError(
+        f"Expected a checkpoint of this version of equipoise at {path}, but {reason}: "
+        f"{instead}begin anew without resume."
+    )
+
+
+def _read_content(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
     if zlib.crc32(found["content"].encode()) != found["crc"]:
         raise ValueError(f"{path.name} has been changed")
@@ -190,13 +207,13 @@ def _checked_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _differing(found: Mapping[str, str], settings: Mapping[str, str]) -> str:
+def _differing_settings(found: Mapping[str, str], settings: Mapping[str, str]) -> str:
     names = [name for name in sorted({*settings, *found}) if settings.get(name) != found.get(name)]
     return "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} here" for name in names)
 
 
-def _reason(error: BaseException) -> str:
-    """One line."""
+def _first_line(error: BaseException) -> str:
+    """Return the reason in one line."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, FileNotFoundError) and error.filename is not None:
@@ -207,13 +224,14 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if isinstance(error, MemoryError) or not text else text
 
 
-def _complete(folder: Path) -> list[Path]:
+def _complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in the order of their steps."""
     steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _sync(folder: Path) -> None:
-    """A renamed folder survives a loss of power once its parent has been written."""
+    """Write a folder's entries to the disk, so that a renamed entry survives a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A nested state as JSON beside a flat table of its tensors, so that no file of it can hold code."""
+"""A nested state as JSON and a flat table of its tensors, so that no file of a checkpoint can hold code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["decode", "encode"]
 
 
 def encode(state: Any, tensors: dict[str, Tensor], /, path: str = "") -> Any:
-    """The state as JSON can hold it; its tensors go into ``tensors`` under their paths.
+    """Return the state as JSON can hold it, and put its tensors into ``tensors`` under their paths.
 
     Raises:
         TypeError: the state holds something that is neither a tensor nor plain.
@@ -32,7 +32,7 @@ def encode(state: Any, tensors: dict[str, Tensor], /, path: str = "") -> Any:
     if isinstance(state, Mapping):
         if all(isinstance(key, str) for key in state) and len(state) != 1:
             return {key: encode(entry, tensors, f"{path}/{key}") for key, entry in state.items()}
-        # A single key could be one of this code's own; other keys than strings are none in JSON.
+        # A single key could be "tensor", "tuple" or "items"; JSON has no keys but strings.
         items = [[encode(key, tensors), encode(entry, tensors, f"{path}/{key}")] for key, entry in state.items()]
         return {"items": items}
     raise TypeError(
@@ -41,10 +41,11 @@ def encode(state: Any, tensors: dict[str, Tensor], /, path: str = "") -> Any:
 
 
 def decode(plain: Any, tensors: Mapping[str, Tensor], /) -> Any:
-    """What :func:`encode` was given.
+    """Return the state that :func:`encode` was given.
 
     Raises:
         KeyError: a tensor is missing.
+        ValueError, TypeError: ``plain`` is not what :func:`encode` gives.
 
     Example:
         >>> decode({"betas": {"tuple": [0.9, 0.999]}, "steps": {"items": [[3, None]]}}, {})
@@ -60,5 +61,7 @@ def decode(plain: Any, tensors: Mapping[str, Tensor], /) -> Any:
             return tensors[content]
         if kind == "tuple":
             return tuple(decode(entry, tensors) for entry in content)
+        if kind != "items":
+            raise ValueError(f"expected tensor, tuple or items, found {kind!r}")
         return {decode(key, tensors): decode(entry, tensors) for key, entry in content}
     return {key: decode(entry, tensors) for key, entry in plain.items()}

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint, in the files of ``torch.distributed.checkpoint`` (DCP), read without running code.
 
-DCP's own index of what lies where is a pickle, which can run any code. Beside it an index in JSON is written, and that
-alone is read; the tensors themselves PyTorch loads with ``weights_only``.
+DCP's own index of the files is a pickle, which can run any code. So an index in JSON is written beside it and is the
+only one that is read. PyTorch loads the tensors themselves with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 
-__all__ = ["DamagedError", "read_tensors", "whole_tensors", "write_tensors", "write_text"]
+__all__ = ["DamagedError", "empty_tensors", "read_tensors", "write_tensors", "write_text"]
 
 _INDEX: Final = "index.json"
 _DTYPES: Final = {str(found).removeprefix("torch."): found for found in vars(torch).values()
@@ -38,37 +39,40 @@ _DTYPES: Final = {str(found).removeprefix("torch."): found for found in vars(tor
 
 
 class DamagedError(ValueError):
-    """Files are missing, have changed, or are none of ours: the message says which."""
+    """A file is missing, has changed or is not one of ours: the message says which."""
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], /) -> dict[str, list[int]]:
-    """Write tensors by name into a folder that is there; the size and checksum of every file, on the first rank.
+    """Write tensors by name into an existing folder, and return size and checksum of every file by name.
 
-    All ranks take part: a tensor that several hold is written once, and of a sharded one every rank writes its part.
+    All ranks take part: a tensor that several ranks hold is written once, and of a sharded tensor every rank writes its
+    part.
 
     Raises:
-        CheckpointException: a rank could not write, said on all ranks.
+        CheckpointException: a rank could not write; raised on all ranks.
     """
-    with _alone():
-        save(tensors, storage_writer=_Writer(folder), no_dist=_ranks() == 1)
+    with _without_single_process_warning():
+        save(tensors, storage_writer=_Writer(folder))
     own = {path.name: _size_and_checksum(path) for path in sorted(folder.glob(f"__{_rank()}_*.distcp"))}
     if _rank() == 0:
         own[_INDEX] = _size_and_checksum(folder / _INDEX)
-    found = _gathered(own)
+    found = _gather_objects(own)
     return {name: numbers for of_rank in found for name, numbers in of_rank.items()}
 
 
-def whole_tensors(folder: Path, files: Mapping[str, list[int]], /, *, leave_out: str) -> dict[str, Tensor]:
-    """Every tensor that was written, empty, by name, but those whose names begin with ``leave_out``.
+def empty_tensors(folder: Path, files: Mapping[str, list[int]], /, *, leave_out: str) -> dict[str, Tensor]:
+    """Check every file, and return uninitialized tensors for :func:`read_tensors` to fill, by name.
 
-    Looks at every file first, each rank at some of them.
+    Tensors whose names begin with ``leave_out`` are left out. Each rank checks some of the files.
 
     Raises:
-        DamagedError: a file is missing or is not what was written.
+        DamagedError: a file is missing or is not the one that was written.
     """
     names = sorted(files)
+    if unknown := sorted({_INDEX, *(path.name for path in folder.glob("*.distcp"))} - set(names)):
+        raise DamagedError(f"{unknown[0]} is not one of its files")
     wrong = [name for name in names[_rank() :: _ranks()] if _size_and_checksum(folder / name) != list(files[name])]
-    if found := [name for of_rank in _gathered(wrong) for name in of_rank]:
+    if found := [name for of_rank in _gather_objects(wrong) for name in of_rank]:
         raise DamagedError(f"{found[0]} is missing or has been changed")
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -78,17 +82,17 @@ def whole_tensors(folder: Path, files: Mapping[str, list[int]], /, *, leave_out:
 
 
 def read_tensors(folder: Path, tensors: dict[str, Tensor], /) -> None:
-    """Load tensors by name in place, of sharded ones this rank's parts.
+    """Load tensors by name in place; of a sharded tensor this rank loads its parts.
 
     Raises:
-        CheckpointException: a tensor is missing or has another shape, said on all ranks.
+        CheckpointException: a tensor is missing or has another shape; raised on all ranks.
     """
-    with _alone():
-        load(tensors, storage_reader=_Reader(folder), no_dist=_ranks() == 1)
+    with _without_single_process_warning():
+        load(tensors, storage_reader=_Reader(folder))
 
 
 def write_text(path: Path, text: str, /) -> None:
-    """A text that is on the disk when this returns."""
+    """Write a text, which is on the disk when this returns."""
     with path.open("w") as file:
         file.write(text)
         file.flush()
@@ -98,14 +102,18 @@ def write_text(path: Path, text: str, /) -> None:
 class _Writer(FileSystemWriter):
     """Writes the index as JSON too."""
 
-    def finish(self, metadata: Metadata, results: Any) -> None:
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
+        # Not metadata.storage_data, which some versions of PyTorch fill in a copy.
+        places = {result.index: result.storage_data for of_rank in results for result in of_rank}
         index = {
             name: {
                 "dtype": str(entry.properties.dtype).removeprefix("torch."),
                 "size": list(entry.size),
                 "parts": [
-                    [list(part.offsets), list(part.sizes), *_place(metadata, name, part)] for part in entry.chunks
+                    [list(part.offsets), list(part.sizes), place.relative_path, place.offset, place.length]
+                    for part in entry.chunks
+                    for place in (places[MetadataIndex(name, part.offsets)],)
                 ],
             }
             for name, entry in metadata.state_dict_metadata.items()
@@ -115,7 +123,7 @@ class _Writer(FileSystemWriter):
 
 
 class _Reader(FileSystemReader):
-    """Reads the index in JSON, and so nothing but tensors."""
+    """Reads the index in JSON, and so no code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         del args, kwargs
@@ -139,13 +147,8 @@ class _Reader(FileSystemReader):
         return Metadata(entries, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
 
 
-def _place(metadata: Metadata, name: str, part: ChunkStorageMetadata) -> tuple[str, int, int]:
-    found: _StorageInfo = metadata.storage_data[MetadataIndex(name, part.offsets)]
-    return found.relative_path, found.offset, found.length
-
-
 def _size_and_checksum(path: Path) -> list[int] | None:
-    """CRC-32: against accidents, not against people."""
+    """Return size and CRC-32, which guards against accidents, not against people; None if there is no such file."""
     if not path.is_file():
         return None
     checksum = 0
@@ -155,8 +158,8 @@ def _size_and_checksum(path: Path) -> list[int] | None:
     return [path.stat().st_size, checksum]
 
 
-def _gathered(own: Any) -> list[Any]:
-    """Every rank's."""
+def _gather_objects(own: Any) -> list[Any]:
+    """Return the object of each rank."""
     if _ranks() == 1:
         return [own]
     found: list[Any] = [None] * _ranks()
@@ -165,8 +168,7 @@ def _gathered(own: Any) -> list[Any]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Without DCP's warning that there is a single process."""
+def _without_single_process_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

@@ -1,4 +1,4 @@
-"""A training that is told to end, as a pre-empted machine is: after the step under way, with a checkpoint."""
+"""Requests to end a training early, such as SIGTERM: it ends after the step under way, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch.distributed as dist
 
 from equipoise.training.ranks.world import World
 
-__all__ = ["StopRequest", "StoppedError", "Stopping", "TerminatedError", "interrupted_by_sigterm", "listening"]
+__all__ = ["StopPoll", "StopRequest", "StoppedError", "TerminatedError", "interrupted_by_sigterm", "listening"]
 
-_SECONDS: Final = 1.0  # between two questions to all ranks, which wait for the device and for each other
+_SECONDS: Final = 1.0  # between two polls of all ranks, in which they wait for the device and for each other
 
 
 class StoppedError(Exception):
-    """Training has ended early because it was asked to.
+    """Training has ended early because it was told to.
 
     Attributes:
         step: the last step that was made.
@@ -35,59 +35,60 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """Whether somebody has asked for the end.
+    """A request to end the training, which the training polls.
 
     Attributes:
-        heeded: whether anybody looks: from the first call on.
+        made: the request was made.
+        polled: the training has polled it at least once.
     """
 
     def __init__(self) -> None:
-        self.made = self.heeded = False
+        self.made = self.polled = False
 
     def __call__(self) -> bool:
-        """Asked after every step."""
-        self.heeded = True
+        """Return whether the request was made."""
+        self.polled = True
         return self.made
 
 
-class Stopping:
-    """Asks a training's ranks whether one of them has been told to end: each step of a single process, else by time.
+class StopPoll:
+    """Polls the ranks of a training for a request to end it: a single process after each step, several once a second.
 
     Args:
-        told: whether this process has been told; None: nobody ever is.
-        world: the ranks, which must all ask after every step.
+        requested: returns whether this process was told to end; None if it never is.
+        world: the ranks, all of which must poll after every step.
     """
 
-    def __init__(self, told: Callable[[], bool] | None, world: World) -> None:
-        self._told = told
+    def __init__(self, requested: Callable[[], bool] | None, world: World) -> None:
+        self._requested = requested
         self._world = world
-        self._asked, self._moment = 0, time.monotonic()
-        self._apart = 1
+        self._last_step, self._last_time = 0, time.monotonic()
+        self._interval = 1  # steps
 
-    def asked(self, step: int) -> bool:
-        """Whether to end after this step; all ranks get the same answer."""
-        if self._told is None or self._world.size == 1:
-            return self._told is not None and self._told()
-        if step < self._asked + self._apart:
+    def should_stop(self, step: int) -> bool:
+        """Return whether to end after this step; the same on all ranks."""
+        if self._requested is None or self._world.size == 1:
+            return self._requested is not None and self._requested()
+        if step < self._last_step + self._interval:
             return False
-        seconds = time.monotonic() - self._moment
-        found = torch.tensor([float(self._told()), seconds], dtype=torch.float64, device=self._world.device)
+        seconds = time.monotonic() - self._last_time
+        found = torch.tensor([float(self._requested()), seconds], dtype=torch.float64, device=self._world.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        told, slowest = found.tolist()
-        # Twice as far at most: what the first steps took may say little of those to come.
-        fitting = int(_SECONDS * (step - self._asked) / max(slowest, 1e-6))
-        self._asked, self._moment = step, time.monotonic()
-        self._apart = min(max(1, fitting), 2 * self._apart)
-        return bool(told)
+        requested, slowest = found.tolist()
+        # At most twice the interval before: the first steps may take much longer than those to come.
+        steps_per_poll = int(_SECONDS * (step - self._last_step) / max(slowest, 1e-6))
+        self._last_step, self._last_time = step, time.monotonic()
+        self._interval = min(max(1, steps_per_poll), 2 * self._interval)
+        return bool(requested)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, where it is taken like Ctrl-C."""
+    """SIGTERM, raised where it is treated as Ctrl-C."""
 
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Within the block the first SIGTERM ends it as Ctrl-C does; a second one ends the process at once.
+    """Treat the first SIGTERM within the block as Ctrl-C; a second one ends the process at once.
 
     Raises:
         TerminatedError: on SIGTERM.
@@ -103,25 +104,25 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Within the block SIGTERM makes the request, instead of ending the process at once.
+    """Turn SIGTERM within the block into a request, which a training polls after each step.
 
-    Until the request is looked at for the first time, when there is nothing to keep yet, it does end the process: one
-    of several that torchrun has started at once, since others may wait for it.
+    Before the first poll there is nothing to keep, so SIGTERM ends the block. A process that torchrun has started is
+    ended at once then, since other ranks may be waiting for it.
 
     Raises:
-        TerminatedError: on SIGTERM before that, in a process that trains alone.
+        TerminatedError: on SIGTERM before the first poll, in a process that trains alone.
     """
     request = StopRequest()
 
-    def make(number: int, _: FrameType | None) -> None:
+    def make_request(number: int, _: FrameType | None) -> None:
         request.made = True
-        if not request.heeded:
+        if not request.polled:
             signal.signal(number, signal.SIG_DFL)
             if "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise TerminatedError
             signal.raise_signal(number)
 
-    with _on_sigterm(make):
+    with _on_sigterm(make_request):
         yield request
 
 

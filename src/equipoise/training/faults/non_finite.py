@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: who, when, how often, and whether training goes on."""
+"""Losses and gradients that are not finite: find them, count them by task, leave them out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = [
     "all_finite",
     "finite_losses",
     "leave_out_non_finite",
-    "look_at_gradients",
-    "watch",
+    "mark_non_finite_gradient",
+    "mark_non_finite_own_gradients",
 ]
 
-_STEPS_APART: Final = 100
+_STEPS_PER_COUNT: Final = 100
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, or a prediction, was not finite: the message names the tasks and the step.
+    """A loss or a prediction was not finite: the message names the tasks and the step.
 
     Attributes:
         run: the record up to there, with the status "diverged".
@@ -44,8 +44,8 @@ class NonFiniteError(RuntimeError):
 class NonFiniteLosses:
     """Counts the steps in which a task's loss is not finite (or NaN because its gradient is not), on the device.
 
-    Of several ranks a step counts for a task if it does on any of them. They tell each other when it is read, and every
-    100 steps, so that no step waits for it.
+    A step counts for a task if it counts on any rank. The ranks exchange their counts when they are read and every 100
+    steps, so that no other step waits for it.
     """
 
     def __init__(self, world: World, tasks: Sequence[str]) -> None:
@@ -53,46 +53,54 @@ class NonFiniteLosses:
         self.tasks = tasks
         self._steps = torch.zeros(len(tasks), dtype=torch.int64, device=world.device)
         self._first = torch.zeros_like(self._steps)
-        self._bad = torch.zeros(_STEPS_APART, len(tasks), dtype=torch.int32, device=world.device)
-        self._seen: list[int] = []
+        self._bad = torch.zeros(_STEPS_PER_COUNT, len(tasks), dtype=torch.int32, device=world.device)
+        self._step_of = torch.zeros(_STEPS_PER_COUNT, dtype=torch.int64, device=world.device)
+        self._uncounted = 0  # rows of _bad
 
-    def see(self, losses: Tensor, step: int) -> None:
-        """The losses of a step, shape [M]."""
-        self._bad[len(self._seen)] = losses.isfinite().logical_not_()
-        self._seen.append(step)
-        if len(self._seen) == len(self._bad):
+    def add(self, losses: Tensor, step: int) -> None:
+        """Count the losses of a step, shape [M]."""
+        self._bad[self._uncounted] = losses.isfinite().logical_not_()
+        self._step_of[self._uncounted].fill_(step)  # on the device, without a copy from the host
+        self._uncounted += 1
+        if self._uncounted == len(self._bad):
             self._count()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The counts so far, of all ranks."""
+        """Return the counts of all ranks so far; all ranks must ask."""
         self._count()
         return {"steps": self._steps.cpu(), "first": self._first.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on counting from there."""
+        """Go on counting from a state that :meth:`state_dict` gave."""
         self._steps, self._first = state["steps"].to(self.world.device), state["first"].to(self.world.device)
 
     def read(self) -> dict[str, tuple[int, int]]:
-        """Task -> in how many steps, and the first of them; of all ranks, which must all ask. Waits for the device."""
+        """Return, for each task that has any, the number of steps and the first of them.
+
+        All ranks must ask. Waits for the device.
+        """
         found = self.state_dict()
         steps, first = found["steps"].tolist(), found["first"].tolist()
         return {task: (steps[m], first[m]) for m, task in enumerate(self.tasks) if steps[m]}
 
     def _count(self) -> None:
-        if not self._seen:
+        if not self._uncounted:
             return
-        bad = self._bad[: len(self._seen)]
+        bad = self._bad[: self._uncounted]
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        numbers = torch.tensor(self._seen, device=bad.device)
-        first = numbers[bad.argmax(0)]  # of equal ones the first; 0 everywhere where there is none
+        first = self._step_of[bad.argmax(0)]  # argmax gives the first of equal maxima
         self._first = torch.where((self._steps == 0) & bad.any(0), first, self._first)
         self._steps += bad.sum(0)
-        self._seen = []
+        self._uncounted = 0
 
 
 def finite_losses(losses: Sequence[Tensor], world: World, /, *, together: bool) -> Tensor:
-    """Which tasks' losses are finite, bool, shape [M], on the device; ``together``: on all ranks, which all ask."""
+    """Return which tasks' losses are finite, bool, shape [M], on the device.
+
+    Args:
+        together: a loss must be finite on all ranks, all of which must ask.
+    """
     finite = torch.stack([loss.detach() for loss in losses]).isfinite()
     if together and world.size > 1:
         on_all = finite.to(torch.int32)
@@ -101,29 +109,30 @@ def finite_losses(losses: Sequence[Tensor], world: World, /, *, together: bool) 
     return finite
 
 
-def watch(logits: Tensor, finite: Tensor, /, *, spare: bool) -> None:
-    """Look at a task's gradient at its logits, too, in the backward pass; of several ranks each looks at its own.
+def mark_non_finite_gradient(logits: Tensor, finite: Tensor, /, *, skip: bool) -> None:
+    """Mark a task in the backward pass if its gradient at its logits is not finite; each rank marks for itself.
 
     Args:
-        finite: whether the task's loss is finite, a boolean scalar on the device, which the backward pass changes.
-        spare: let the task send back a gradient of 0 if not, with which it is absent at a fork.
+        finite: whether the task's loss is finite, a boolean scalar on the device; the backward pass changes it.
+        skip: replace the gradient of a marked task by 0, which makes the task absent at a fork.
     """
 
-    def look(gradient: Tensor) -> Tensor | None:
+    def mark(gradient: Tensor) -> Tensor | None:
         finite.logical_and_(gradient.isfinite().all())
-        return torch.where(finite, gradient, 0.0) if spare else None
+        return torch.where(finite, gradient, 0.0) if skip else None
 
     if logits.requires_grad:
-        logits.register_hook(look)  # type: ignore[no-untyped-call]
+        logits.register_hook(mark)  # type: ignore[no-untyped-call]
 
 
-def look_at_gradients(own: Sequence[Iterable[Parameter]], finite: Sequence[Tensor], /) -> None:
-    """Look at the gradients of the tasks' own parameters, too: they may overflow where those at the logits did not.
+def mark_non_finite_own_gradients(own: Sequence[Iterable[Parameter]], finite: Sequence[Tensor], /) -> None:
+    """Mark tasks whose own parameters have a gradient that is not finite: it may overflow behind finite logits.
 
     Args:
-        finite: see :func:`watch`, one for each of ``own``; changed in place.
+        own: the parameters of each task that no other task uses.
+        finite: see :func:`mark_non_finite_gradient`, one for each of ``own``; changed in place.
     """
-    by_task = [[_numbers(p.grad) for p in parameters if p.grad is not None] for parameters in own]
+    by_task = [[_local_values(p.grad) for p in parameters if p.grad is not None] for parameters in own]
     if gradients := list(chain.from_iterable(by_task)):
         # A sum is finite only if all its terms are, and the sum of absolute values takes one pass.
         found = torch.stack(torch._foreach_norm(gradients, 1)).isfinite()
@@ -132,23 +141,25 @@ def look_at_gradients(own: Sequence[Iterable[Parameter]], finite: Sequence[Tenso
 
 
 def leave_out_non_finite(parameters: Sequence[Parameter]) -> None:
-    """Entries of gradients that are not finite become 0.
+    """Replace entries of gradients that are not finite by 0.
 
-    A task that sends back 0 has gradients of 0 · ∞ behind a feature or an activation that is infinite.
+    A task that sends back 0 still has gradients of 0 · ∞ where a feature or an activation is infinite.
     """
     for gradient in (p.grad for p in parameters if p.grad is not None):
         (gradient._values() if gradient.is_sparse else gradient).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _numbers(gradient: Tensor) -> Tensor:
-    """What this rank holds of it."""
+def _local_values(gradient: Tensor) -> Tensor:
+    """Return the part of a sharded gradient that this rank holds, and the values of a sparse one."""
     local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
     return local._values() if local.is_sparse else local
 
 
 def all_finite(parameters: Sequence[Parameter], losses: Sequence[Tensor], world: World) -> bool:
-    """Whether all losses and gradients of all ranks are finite; waits for the device."""
-    values = [loss.detach() for loss in losses] + [_numbers(p.grad).sum() for p in parameters if p.grad is not None]
+    """Return whether all losses and gradients of all ranks are finite. Waits for the device."""
+    values = [loss.detach() for loss in losses] + [
+        _local_values(p.grad).sum() for p in parameters if p.grad is not None
+    ]
     bad = torch.stack(values).isfinite().logical_not().any().to(torch.int32)
     if world.size > 1:
         dist.all_reduce(bad, dist.ReduceOp.MAX)

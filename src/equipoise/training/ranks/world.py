@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and what it says when it loses another one."""
+"""The processes that train together, and the message of one that loses contact with another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["LostRanksError", "World", "launched", "usable_device"]
 
 _VARIABLES: Final = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT: Final = timedelta(minutes=10)
-# How gloo's errors tell that another rank is gone, or silent; NCCL has an error type for it.
+# Words in gloo's errors when another rank is gone or silent; NCCL has an error type for it.
 _GONE: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _SILENT: Final = ("Timed out waiting", "Application timeout")
 
@@ -36,10 +36,10 @@ class World:
     """The processes that train together.
 
     Attributes:
-        rank: this process's number, from 0.
-        size: how many there are.
-        device: where this process trains.
-        restarted: whether torchrun has started them anew, after one of them had died.
+        rank: the number of this process, from 0.
+        size: the number of processes.
+        device: the device that this process trains on.
+        restarted: torchrun has started the processes anew after one of them had died.
     """
 
     rank: int = 0
@@ -48,11 +48,11 @@ class World:
     restarted: bool = False
 
     def share(self, rows: int) -> slice:
-        """This rank's part of a batch of so many rows."""
+        """Return this rank's part of a batch of ``rows`` rows."""
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, all of one shape, on the CPU; all ranks must ask."""
+        """Return the tensor of each rank, on the CPU. All ranks must ask, with tensors of one shape."""
         if self.size == 1:
             return [tensor.cpu()]
         of_ranks = [torch.empty_like(tensor, device=self.device) for _ in range(self.size)]
@@ -62,19 +62,18 @@ class World:
 
 @contextmanager
 def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[World]:
-    """The world that ``torchrun`` has started this process in, or what else sets its variables; else a world of one.
+    """Join the processes that ``torchrun`` has started, or a launcher that sets the same variables; else train alone.
 
-    Gloo connects CPUs, NCCL GPUs, of which every process takes the one of its local rank.
+    Processes on CPUs are connected by gloo, those on GPUs by NCCL; each takes the GPU of its local rank.
 
     Args:
-        device: "cpu", "cuda", or what else PyTorch knows.
+        device: "cpu", "cuda", or another device that PyTorch knows.
         timeout: how long a rank waits for another one in a collective.
 
     Raises:
-        SettingError: the device cannot be used, or of torchrun's variables some are missing.
-        LostRanksError: a rank has not started within ``timeout``; within the block one has died, or has not answered
-            within ``timeout``. With NCCL, whose own watchdog ends the process with its own message, only where NCCL
-            raises instead.
+        SettingError: the device cannot be used, or some of torchrun's variables are missing.
+        LostRanksError: a rank has not started within ``timeout``; or one has died or not answered within ``timeout``
+            in the block. NCCL's watchdog may end the process with its own message instead.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(device=usable_device(device))
@@ -91,8 +90,8 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
     try:
         store = next(rendezvous("env://", timeout=timeout))[0]
     except dist.DistStoreError as error:
-        raise LostRanksError(_waited(rank, timeout, f"the others of {size}")) from error
-    # Of its own for each restart of the group: in the store are still the addresses of the processes before.
+        raise LostRanksError(_not_started_message(rank, timeout, f"the others of {size}")) from error
+    # A prefix for each restart of the group: the store still holds the addresses of the processes before.
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store = PrefixStore(f"restart{restarts}", store)
     _wait_for_all(store, rank, size, timeout)
@@ -108,19 +107,19 @@ def launched(device: str = "cpu", *, timeout: timedelta = _TIMEOUT) -> Iterator[
         gone, silent = (any(words in str(error) for words in signs) for signs in (_GONE, _SILENT))
         if not gone and not silent and not isinstance(error, dist.DistError):
             raise
-        # All that wait notice: at once when a connection breaks, else as far apart as they began to wait.
-        moment = 3.0 if gone else max(3.0, timeout.total_seconds() / 20)
+        # All waiting ranks notice: at once when a connection breaks, else as far apart as they began to wait.
+        seconds_to_report = 3.0 if gone else max(3.0, timeout.total_seconds() / 20)
         how = "dead, or given up by the others" if gone else f"without an answer for {timeout.total_seconds():g} s"
-        raise LostRanksError(_whom(store, rank, size, how, moment)) from error
+        raise LostRanksError(_lost_ranks_message(store, rank, size, how, seconds_to_report)) from error
     finally:
         dist.destroy_process_group()
 
 
 def usable_device(name: torch.device | str, /) -> torch.device:
-    """The device of this name, if PyTorch can use it here.
+    """Return the device of this name.
 
     Raises:
-        SettingError: it is not known, not built in, or not there.
+        SettingError: PyTorch cannot use it here.
     """
     try:
         found = torch.ones(1, device=name)
@@ -139,25 +138,25 @@ def _wait_for_all(store: PrefixStore, rank: int, size: int, timeout: timedelta) 
         store.wait(names, timeout)
     except RuntimeError as error:
         absent = [other for other in range(size) if not store.check([names[other]])]
-        raise LostRanksError(_waited(rank, timeout, f"{_named(absent)} of {size}")) from error
+        raise LostRanksError(_not_started_message(rank, timeout, f"{_list_ranks(absent)} of {size}")) from error
 
 
-def _waited(rank: int, timeout: timedelta, whom: str) -> str:
+def _not_started_message(rank: int, timeout: timedelta, others: str) -> str:
     seconds = f"{timeout.total_seconds():g} s"
-    return f"Rank {rank} has waited {seconds} for {whom} to start. See what that process said last."
+    return f"Rank {rank} has waited {seconds} for {others} to start. See what that process said last."
 
 
-def _named(ranks: list[int]) -> str:
+def _list_ranks(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _whom(store: PrefixStore, rank: int, size: int, how: str, moment: float) -> str:
-    """Who has died or hangs: whoever does not say within so many seconds that it has lost contact, too."""
+def _lost_ranks_message(store: PrefixStore, rank: int, size: int, how: str, seconds_to_report: float) -> str:
+    """Name the ranks that have not reported a lost contact themselves within ``seconds_to_report``."""
     names = [f"lost-contact/{other}" for other in range(size)]
     store.set(names[rank], "")
-    deadline = time.monotonic() + moment
+    deadline = time.monotonic() + seconds_to_report
     while (silent := [r for r in range(size) if not store.check([names[r]])]) and time.monotonic() < deadline:
         time.sleep(0.05)
     if not silent:
         return f"A connection between the {size} ranks broke; none of them has died."
-    return f"Rank {rank} has lost contact with {_named(silent)} of {size}: {how}. See what that process said last."
+    return f"Rank {rank} has lost contact with {_list_ranks(silent)} of {size}: {how}. See what that process said last."
