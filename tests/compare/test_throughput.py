@@ -51,6 +51,14 @@ def test_the_ratio_is_the_median_of_interleaved_pairs(monkeypatch: pytest.Monkey
     assert order == ["slow", "fast"] + ["fast", "slow", "slow", "fast"] * 2 + ["fast", "slow"]
 
 
+def test_pairs_end_with_the_time_but_there_are_enough_for_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput_module, "_seconds", lambda *_: 2.0)
+    one, other = learner(), learner()
+    assert throughput_ratio(one, other, [batch()], seconds=1.0).pairs == 6
+    assert throughput_ratio(one, other, [batch()], seconds=30.0).pairs == 8
+    assert throughput_ratio(one, other, [batch()], seconds=1e9).pairs == 15
+
+
 def test_blocks_take_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(Learner, "step", lambda timed, _: taken.append(timed))

@@ -18,11 +18,18 @@ from equipoise.training import Learner
 
 __all__ = ["median_interval", "peak_memory", "throughput_ratio"]
 
+_LEAST_PAIRS = 6
 _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradients
 
 
 def throughput_ratio(
-    learner: Learner, reference: Learner, batches: Sequence[Batch], *, pairs: int = 6, steps: int = 10
+    learner: Learner,
+    reference: Learner,
+    batches: Sequence[Batch],
+    *,
+    pairs: int = 15,
+    steps: int = 10,
+    seconds: float = 10.0,
 ) -> Throughput:
     """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
     process.
@@ -31,8 +38,12 @@ def throughput_ratio(
     machine cancel; a block covers whole periods of methods that do more in every tenth step. The first block
     of both warms up and is not counted.
 
+    Args:
+        pairs: at most so many.
+        seconds: no more pairs are begun after that time, once there are six, the least that give a 95 % interval.
+
     Returns:
-        the median over pairs, and its interval by order statistics, of at least 95 % where ``pairs`` is at least 6.
+        the median over pairs, and its interval by order statistics, of at least 95 % where there are six pairs.
 
     Raises:
         ValueError: there are fewer than one pair or step, or no batch.
@@ -42,17 +53,19 @@ def throughput_ratio(
     stream = cycle(batches)
     _seconds(learner, stream, steps)
     _seconds(reference, stream, steps)
-    ratios = []
-    for pair in range(pairs):
-        if pair % 2:
+    ratios: list[float] = []
+    spent = 0.0
+    while len(ratios) < pairs and (spent < seconds or len(ratios) < _LEAST_PAIRS):
+        if len(ratios) % 2:
             own = _seconds(learner, stream, steps)
             other = _seconds(reference, stream, steps)
         else:
             other = _seconds(reference, stream, steps)
             own = _seconds(learner, stream, steps)
         ratios.append(other / own)
+        spent += own + other
     low, high = median_interval(ratios)
-    return Throughput(ratio=statistics.median(ratios), low=low, high=high, pairs=pairs)
+    return Throughput(ratio=statistics.median(ratios), low=low, high=high, pairs=len(ratios))
 
 
 def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:
