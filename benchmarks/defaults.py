@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from equipoise import data
-from equipoise.compare.jobs import Job, Watch, cores, run_jobs
+from equipoise.compare.jobs import Job, cores, run_jobs
 from equipoise.settings import Settings
 
 SEEDS = (1000, 1001)
@@ -67,7 +67,7 @@ def main() -> None:
         if (method, seed, lr) not in done
     ]
     with path.open("a") as file:
-        for job, run in run_jobs(plan, data.load(chosen.data), jobs, cores(), Watch()):
+        for job, run in run_jobs(plan, data.load(chosen.data), jobs, cores(), lambda *_: None):
             row = {
                 "method": job.method, "seed": job.seed, "lr": job.lr, "status": run.status,
                 "mean_ne": run.mean_validation_ne, "validation": run.validation,

@@ -1,8 +1,6 @@
-import gzip
 import json
 import math
 import multiprocessing
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +9,11 @@ import torch
 
 from equipoise import data
 from equipoise.compare import runner as runner_module
-from equipoise.compare.jobs import Job, Watch
+from equipoise.compare.jobs import Job, RunListener
 from equipoise.compare.result_folder import FolderError, ResultFolder
 from equipoise.compare.results import Throughput
-from equipoise.compare.runner import compare, train_into
-from equipoise.compare.tuned_rates import GRID
-from equipoise.data import DataError
-from equipoise.data.sets.census_income import COLUMNS, NUMERIC
+from equipoise.compare.runner import run_comparison, starting_rate, train_into
+from equipoise.compare.tuned_rates import Choice, ChosenRate, Rate, rate_of
 from equipoise.settings import Settings
 from equipoise.training import METHODS, FolderInUseError, Run, SettingError, own_folder
 
@@ -44,29 +40,29 @@ def results(file: Path) -> dict[tuple[str, int], dict]:
     return {(run["method"], run["seed"]): run | timing for run in runs}
 
 
-class Recorder(Watch):
+class Recorder(RunListener):
     def __init__(self) -> None:
         self.phases: list[tuple[str, int, int]] = []
         self.trained: list[Job] = []
 
-    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
+    def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
         self.phases.append((title, parts, done))
 
-    def finish(self, job: Job, _: Run, /) -> None:
+    def run_done(self, job: Job, _run: Run, _left: float | None, /) -> None:
         self.trained.append(job)
 
 
 class Interrupting(Recorder):
     """Presses Ctrl-C in the middle of the second run."""
 
-    def step(self, _job: Job, _done: int, _total: int, /) -> None:
+    def steps_done(self, _job: Job, _done: int, _total: int, _left: float | None, /) -> None:
         if self.trained:
             raise KeyboardInterrupt
 
 
 def test_a_comparison_leaves_plan_runs_and_throughput(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    compare(plan(rates={"equal": 0.01}), folder, jobs=1)
+    run_comparison(plan(rates={"equal": 0.01}), folder, jobs=1)
     written = json.loads((folder / "plan.json").read_text())
     assert written["tasks"] == ["click", "like", "long_view", "conversion"]
     assert written["seeds"] == [0, 1]
@@ -88,21 +84,24 @@ def test_a_comparison_leaves_plan_runs_and_throughput(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"plan.json", "runs.jsonl", "throughput.json"}
 
 
-def test_the_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+def test_the_results_do_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = data.load("funnel", rows=1500)
     threads = torch.get_num_threads()
-    compare(plan(), tmp_path / "one", jobs=1)
-    compare(plan(), tmp_path / "two", jobs=2)
+    run_comparison(plan(), tmp_path / "one", jobs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module.data, "load", lambda *_, **__: made)  # the workers get it, and load nothing
+        run_comparison(plan(), tmp_path / "two", jobs=2)
     assert results(tmp_path / "one" / "runs.jsonl") == results(tmp_path / "two" / "runs.jsonl")
     assert torch.get_num_threads() == threads
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
-    compare(plan(), tmp_path / "whole", jobs=1)
+    run_comparison(plan(), tmp_path / "whole", jobs=1)
     with pytest.raises(KeyboardInterrupt):
-        compare(plan(), tmp_path / "parts", jobs=1, watch=Interrupting())
+        run_comparison(plan(), tmp_path / "parts", jobs=1, listener=Interrupting())
     assert len(ResultFolder(tmp_path / "parts").runs()) == 1
     recorder = Recorder()
-    compare(plan(), tmp_path / "parts", jobs=1, watch=recorder)
+    run_comparison(plan(), tmp_path / "parts", jobs=1, listener=recorder)
     assert [(job.method, job.seed) for job in recorder.trained] == [
         ("multibalance", 0), ("equal", 1), ("multibalance", 1),
     ]  # fmt: skip
@@ -113,64 +112,32 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_an_interrupted_comparison_in_processes_ends_soon_and_keeps_what_is_done(tmp_path: Path) -> None:
     long = plan(seeds=3, epochs=300)  # far longer than the test may take, if the workers did not stop
 
-    class AfterFirstStep(Watch):
-        def step(self, _job: Job, _done: int, _total: int, /) -> None:
+    class AfterFirstStep(RunListener):
+        def steps_done(self, _job: Job, _done: int, _total: int, _left: float | None, /) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(long, tmp_path, jobs=2, watch=AfterFirstStep())
+        run_comparison(long, tmp_path, jobs=2, listener=AfterFirstStep())
     assert ResultFolder(tmp_path).runs() == []
     assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 300
 
 
 def test_a_worker_that_dies_is_explained_and_what_is_done_is_kept(tmp_path: Path) -> None:
-    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+    run_comparison(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
 
-    class Killing(Watch):
-        def step(self, _job: Job, _done: int, _total: int, /) -> None:
+    class Killing(RunListener):
+        def steps_done(self, _job: Job, _done: int, _total: int, _left: float | None, /) -> None:
             multiprocessing.active_children()[0].kill()
 
     with pytest.raises(SettingError, match="fewer jobs than 2"):
-        compare(plan(seeds=40), tmp_path, jobs=2, watch=Killing())
+        run_comparison(plan(seeds=40), tmp_path, jobs=2, listener=Killing())
     assert len(ResultFolder(tmp_path).runs()) >= 1
 
 
-def test_a_data_file_that_vanishes_before_the_workers_read_it_is_named_and_what_is_done_is_kept(
-    tmp_path: Path,
-) -> None:
-    source = tmp_path / "census-income"
-    source.mkdir()
-    rows = [[*("ab"[i % 2] for _ in COLUMNS)] for i in range(200)]
-    for row, entry in enumerate(rows):
-        values = {"marital_stat": ["Never married", "Widowed"][row % 2], "income_50k": ["- 50000.", "50000+."][row % 2]}
-        values |= {"education": ["Bachelors degree(BA AB BS)", "Children"][row % 2], "instance_weight": "1.0"}
-        values |= dict.fromkeys(NUMERIC, "1")
-        for name, value in values.items():
-            entry[COLUMNS.index(name)] = value
-    text = gzip.compress("".join(", ".join(row) + "\n" for row in rows).encode())
-    for name in ("census-income.data.gz", "census-income.test.gz"):
-        (source / name).write_bytes(text)
-    settings = plan(
-        data="census-income-full", data_options={"folder": str(source)}, batch_size=32, methods=["equal", "clippy"]
-    )
-
-    class Vanishing(Recorder):
-        def phase(self, title: str, parts: int, done: int = 0, /) -> None:
-            super().phase(title, parts, done)
-            if title == "Training":
-                shutil.rmtree(source)
-
-    compare(settings.model_copy(update={"methods": ["equal"]}), tmp_path / "out", jobs=1)
-    done = results(tmp_path / "out" / "runs.jsonl")
-    with pytest.raises(DataError, match=str(source)):
-        compare(settings, tmp_path / "out", jobs=2, watch=Vanishing())
-    assert results(tmp_path / "out" / "runs.jsonl") == done
-
-
 def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:
-    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+    run_comparison(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
     recorder = Recorder()
-    compare(plan(), tmp_path, jobs=1, watch=recorder)
+    run_comparison(plan(), tmp_path, jobs=1, listener=recorder)
     assert len(recorder.trained) == 3
     assert set(json.loads((tmp_path / "throughput.json").read_text())) == set(METHODS_SHORT)
 
@@ -185,18 +152,18 @@ def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:
     ],
 )
 def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, change: dict, message: str) -> None:
-    compare(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
+    run_comparison(plan(methods=["equal"], seeds=1), tmp_path, jobs=1)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(FolderError, match=message):
-        compare(plan(**change), tmp_path, jobs=1)
+        run_comparison(plan(**change), tmp_path, jobs=1)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
+    run_comparison(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
     monkeypatch.setitem(METHODS._own, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
     with pytest.raises(FolderError, match=r"method multibalance: .* there, .*beta=0\.9.* here"):
-        compare(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
+        run_comparison(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
 
 
 def test_validation_rows_of_one_class_are_refused_before_anything_is_trained(
@@ -206,38 +173,55 @@ def test_validation_rows_of_one_class_are_refused_before_anything_is_trained(
     validation = replace(made.validation, labels=torch.zeros_like(made.validation.labels))
     monkeypatch.setattr(runner_module.data, "load", lambda *_, **__: replace(made, validation=validation))
     with pytest.raises(SettingError, match=r"labels of one class only there \(positives: click: 0 of 150, like: 0 of"):
-        compare(plan(tune=True), tmp_path / "out", jobs=1)
+        run_comparison(plan(tune=True), tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("[]")
     with pytest.raises(FolderError, match="found something else"):
-        compare(plan(), tmp_path, jobs=1)
+        run_comparison(plan(), tmp_path, jobs=1)
 
 
-def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
+def test_tuning_gives_every_method_the_rate_and_decay_with_the_lowest_mean_validation_ne(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = {"equal": 1e-2, "multibalance": 1e-3}
+    best = {"equal": Rate(1e-2, 0.3), "multibalance": Rate(1e-3, 1.0)}
 
-    def trained(_plan, _dataset, jobs, *_):
+    def trained(_settings, _dataset, jobs, *_):
         for job in jobs:
-            ne = abs(math.log10(job.lr / best[job.method])) + 0.1 * (job.seed % 2)
+            ne = abs(math.log10(job.lr / best[job.method].lr)) + abs(job.table_decay - best[job.method].table_decay)
             status = "diverged" if job.lr == 1e-2 and job.method == "multibalance" else "ok"
-            yield job, Run(job.method, job.seed, job.lr, status=status, validation={"click": {"ne": ne}})
+            validation = {"click": {"ne": ne + 0.1 * (job.seed % 2)}}
+            yield job, Run(job.method, job.seed, job.lr, job.table_decay, status, validation=validation)
 
     monkeypatch.setattr(runner_module, "run_jobs", trained)
     recorder = Recorder()
-    compare(plan(tune=True, tune_seeds=2), tmp_path, jobs=1, watch=recorder)
+    settings = plan(tune=True, tune_seeds=2, decay_grid=[0.0, 0.3, 1.0])
+    run_comparison(settings, tmp_path, jobs=1, listener=recorder)
     tuned = [job for job in recorder.trained if job.seed >= 1000]
-    assert len(tuned) == 2 * len(GRID) * 2  # methods × rates × seeds: the same budget for each
+    assert len(tuned) == 2 * len(settings.grid) * 3 * 2  # methods, rates, decays, seeds: the same budget for each
     assert {job.seed for job in tuned}.isdisjoint(job.seed for job in recorder.trained if job.seed < 1000)
     written = json.loads((tmp_path / "plan.json").read_text())
-    assert written["rates"] == best
-    assert written["grid"] == list(GRID)
-    assert {(run.method, run.lr) for run in ResultFolder(tmp_path).runs()} == set(best.items())
+    assert written["rates"] == {name: rate.lr for name, rate in best.items()}
+    assert written["table_decays"] == {name: rate.table_decay for name, rate in best.items()}
+    assert written["grid"] == settings.grid
+    assert {(run.method, rate_of(run)) for run in ResultFolder(tmp_path).runs()} == set(best.items())
     assert len(ResultFolder(tmp_path).tuning_runs()) == len(tuned)
+    choice = Choice.model_validate_json((tmp_path / "tuned.json").read_bytes())
+    assert choice.chosen == best
+    assert json.loads((tmp_path / "tuned.json").read_text())["chosen"]["equal"] == {"lr": 0.01, "table_decay": 0.3}
+    assert (choice.grid, choice.decay_grid, choice.seeds) == (settings.grid, [0.0, 0.3, 1.0], [1000, 1001])
+    assert choice.recipe["data_options"] == {"rows": 1500}
+    assert choice.command.startswith("equipoise compare --epochs 1 --batch-size 256 --data funnel")
+    assert "--tune" in choice.command
+
+
+def test_stated_rates_and_decays_win_over_tuned_ones() -> None:
+    journey = {"data": "complete-journey", "epochs": 2, "batch_size": 2048}
+    assert starting_rate(Settings.of(**journey), "equal").rate.lr == 0.03
+    stated = Settings.of(**journey, rates={"equal": 0.5}, decays={"equal": 2.0})
+    assert starting_rate(stated, "equal") == ChosenRate(Rate(0.5, 2.0), "")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +237,7 @@ def test_tuning_gives_every_method_the_rate_with_the_lowest_mean_validation_ne(
 )
 def test_what_cannot_be_run_writes_nothing(tmp_path: Path, change: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        compare(plan(**change), tmp_path / "out", jobs=1)
+        run_comparison(plan(**change), tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -270,7 +254,7 @@ def test_a_comparison_and_a_training_are_refused_in_a_folder_where_another_write
     once = plan(methods=["equal"])
     with own_folder(tmp_path):
         with pytest.raises(FolderInUseError, match="Another process writes to"):
-            compare(once, tmp_path, jobs=1)
+            run_comparison(once, tmp_path, jobs=1)
         for resume in (False, True):
             with pytest.raises(FolderInUseError, match="Another process writes to"):
                 train_into(tmp_path, once, resume=resume)

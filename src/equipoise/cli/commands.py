@@ -23,8 +23,7 @@ from equipoise import MisplacedForkWarning, data
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
-from equipoise.compare.runner import compare as run_comparison
-from equipoise.compare.runner import train_into
+from equipoise.compare.runner import run_comparison, train_into
 from equipoise.errors import SettingError
 from equipoise.report.page import write_report
 from equipoise.settings import Settings
@@ -91,7 +90,7 @@ def train(
             instead = ", in place of older ones" if aside.exists() else ""
             _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
         with Display(console) as display:
-            run = train_into(out, settings, world=world, resume=resume, watch=display, stop=stop)
+            run = train_into(out, settings, world=world, resume=resume, listener=display, stop=stop)
     console.print(run_table(run))
     _say(f"Run and checkpoint: {out}")
 
@@ -115,7 +114,7 @@ def compare(
         _check_comparable(settings)
         _check_writable(out)
         with Display(console) as display:
-            run_comparison(settings, out, jobs=jobs, watch=display)
+            run_comparison(settings, out, jobs=jobs, listener=display)
         report_file = write_report(out)
         console.print(summary_table(out))
     _say(f"Report: {report_file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from equipoise.compare.jobs import Job, Watch
+from equipoise.compare.jobs import Job, RunListener
+from equipoise.compare.time_left import in_words
+from equipoise.compare.tuned_rates import Rate
 from equipoise.training import Run
 
 __all__ = ["DataBar", "Display"]
@@ -44,43 +47,57 @@ class _Bars:
         self._progress.stop()
 
 
-class Display(_Bars, Watch):
+class Display(_Bars, RunListener):
     """One bar for the phase, one for every run in progress, gone when the block ends; lines in a log."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, MofNCompleteColumn())
+        self._title = ""
         self._phase: TaskID | None = None
         self._bars: dict[Job, TaskID] = {}
 
-    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
-        """A bar for a new phase, in place of the one before."""
+    def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
+        """Show a bar for the phase, in place of the one before."""
         if self._phase is not None:
             self._progress.remove_task(self._phase)
+        self._title = title
         self._phase = self._progress.add_task(f"[bold]{title}", total=parts, completed=done)
 
-    def step(self, job: Job, done: int, total: int, /) -> None:
+    def part_done(self) -> None:
+        """Move the bar of the phase by one part."""
+        if self._phase is not None:
+            self._progress.advance(self._phase)
+
+    def steps_done(self, job: Job, done: int, total: int, seconds_left: float | None, /) -> None:
         """Move a run's bar, which appears with its first step."""
         if job not in self._bars:
             name = job.method if len(job.method) <= _NAME_WIDTH else f"{job.method[: _NAME_WIDTH - 1]}…"
             self._bars[job] = self._progress.add_task(f"{name} {job.lr:g} #{job.seed}", total=total)
         self._progress.update(self._bars[job], completed=done)
+        self._show_time_left(seconds_left)
 
-    def finish(self, job: Job, run: Run, /) -> None:
+    def run_done(self, job: Job, run: Run, seconds_left: float | None, /) -> None:
         """Take a run's bar away; say so if the run diverged."""
         if job in self._bars:
             self._progress.remove_task(self._bars.pop(job))
         console = self._progress.console
-        name = f"{job.method}, seed {job.seed}, rate {job.lr:g}"
+        name = f"{job.method}, seed {job.seed}, rate {Rate(job.lr, job.table_decay)}"
+        left = "" if seconds_left is None else f"; {in_words(seconds_left)} left"
         if run.status == "diverged":
             console.print(f"{name}: diverged at step {run.steps}", style="yellow", soft_wrap=True)
         elif not console.is_terminal:  # a log shows lines instead of bars
-            console.print(f"{name}: mean validation NE {run.mean_validation_ne:.4f}, {run.seconds:.0f} s")
-        self.advance()
+            console.print(f"{name}: {_validation_ne(run)}, {run.seconds:.0f} s{left}", highlight=False)
+        self.part_done()
+        self._show_time_left(seconds_left)
 
-    def advance(self) -> None:
-        """One more part of the phase is done."""
-        if self._phase is not None:
-            self._progress.advance(self._phase)
+    def _show_time_left(self, seconds_left: float | None) -> None:
+        if self._phase is not None and seconds_left is not None:
+            self._progress.update(self._phase, description=f"[bold]{self._title}[/], {in_words(seconds_left)} left")
+
+
+def _validation_ne(run: Run) -> str:
+    mean = run.mean_validation_ne
+    return f"mean validation NE {mean:.4f}" if math.isfinite(mean) else "validation NE not defined"
 
 
 class DataBar(_Bars):

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from equipoise.compare.result_folder import FolderError, ResultFolder
+from equipoise.compare.results import LabelCount
 from equipoise.data import Dataset
 from equipoise.settings import Settings
 from equipoise.training import Method, SettingError
@@ -42,6 +44,7 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         "batch_size": settings.batch_size,
         "schedule": settings.schedule,
         "grid": list(settings.grid) if settings.tune else None,
+        "decay_grid": list(settings.decay_grid) if settings.tune else None,
         "rows": {name: len(split) for name, split in splits.items()},
         "label_rates": _label_rates(dataset),
         "label_counts": label_counts(dataset),
@@ -65,6 +68,7 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
     before = folder.plan()
     missing = Settings.of().of_comparison()  # a setting that is newer than the folder had its default
     now = Settings.of(**description["options"]).of_comparison()
+    now_counts = TypeAdapter(dict[str, dict[str, LabelCount]]).validate_python(description["label_counts"])
     differing = [
         f"{name}: {before.options.get(name, missing[name])} there, {now[name]} here"
         for name in now
@@ -72,6 +76,8 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
     ]
     if before.rows != description["rows"]:
         differing.append(f"rows: {before.rows} there, {description['rows']} here")
+    elif before.label_counts and before.label_counts != now_counts:
+        differing.append("labels: as many rows there as here, but other labels")
     settings = {method.name: method.settings for method in before.methods}
     for entry in description["methods"]:
         there = settings.get(entry["name"], entry["settings"])

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import torch
 
-from equipoise import data
 from equipoise.data import Dataset
 from equipoise.methods import parse_method
 from equipoise.registry import registered, restore
 from equipoise.settings import Settings
 from equipoise.training import NonFiniteError, Run, SettingError, train
 
-__all__ = ["Job", "Watch", "cores", "run_jobs"]
+__all__ = ["Job", "OnSteps", "RunListener", "cores", "run_jobs"]
 
 _POLL_SECONDS = 0.1
 _REPORT_EVERY = 10  # steps between two messages of a worker
@@ -43,23 +44,27 @@ class Job:
     @classmethod
     def of(cls, run: Run) -> Self:
         """Return the job that gives this run."""
-        return cls(run.method, run.seed, run.lr)
+        return cls(run.method, run.seed, run.lr, run.table_decay)
 
 
-class Watch:
-    """Is told how far jobs are; this one does nothing."""
+class RunListener:
+    """Is told how far a comparison is; this one does nothing."""
 
-    def phase(self, title: str, parts: int, done: int = 0, /) -> None:
-        """A new phase begins, of that many parts, some of which were done before."""
+    def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
+        """A phase of that many parts begins, some of which were done before."""
 
-    def advance(self) -> None:
-        """One more part of a phase that has no jobs is done."""
+    def part_done(self) -> None:
+        """One more part of a phase that has no runs is done."""
 
-    def step(self, job: Job, done: int, total: int, /) -> None:
-        """A job has done that many of its steps."""
+    def steps_done(self, job: Job, done: int, total: int, seconds_left: float | None, /) -> None:
+        """A run has made that many of its steps; all runs will take so many more seconds, None while unknown."""
 
-    def finish(self, job: Job, run: Run, /) -> None:
-        """A job is done and its result is on disk."""
+    def run_done(self, job: Job, run: Run, seconds_left: float | None, /) -> None:
+        """A run is done and its result is on disk; those to come will take so many seconds."""
+
+
+OnSteps = Callable[[Job, int, int], None]
+"""Called with a job, how many of its steps are done, and how many it has."""
 
 
 def cores() -> int:
@@ -68,9 +73,11 @@ def cores() -> int:
 
 
 def run_jobs(
-    settings: Settings, dataset: Dataset, jobs: Sequence[Job], workers: int, watch: Watch
+    settings: Settings, dataset: Dataset, jobs: Sequence[Job], workers: int, on_steps: OnSteps
 ) -> Generator[tuple[Job, Run], None, None]:
     """Results as they come, from this process or from ``workers`` others.
+
+    The workers read the data set from a temporary file that they map into memory, so that all share one copy.
 
     Every run uses one thread wherever it runs, since the order in which threads add up changes the last bits.
     """
@@ -78,9 +85,9 @@ def run_jobs(
     if workers <= 1:
         with _one_thread():
             for job in jobs:
-                yield job, _run(settings, dataset, job, partial(watch.step, job))
+                yield job, _run(settings, dataset, job, partial(on_steps, job))
     else:
-        yield from _in_processes(settings, jobs, workers, watch)
+        yield from _in_processes(settings, dataset, jobs, workers, on_steps)
 
 
 def _run(settings: Settings, dataset: Dataset, job: Job, on_step: Callable[[int, int], None]) -> Run:
@@ -109,12 +116,24 @@ class _StoppedError(Exception):
     """The main process wants its workers to end."""
 
 
-def _in_processes(settings: Settings, jobs: Sequence[Job], workers: int, watch: Watch) -> Iterator[tuple[Job, Run]]:
+def _in_processes(
+    settings: Settings, dataset: Dataset, jobs: Sequence[Job], workers: int, on_steps: OnSteps
+) -> Iterator[tuple[Job, Run]]:
+    with TemporaryDirectory(prefix="equipoise-") as folder:
+        file = Path(folder) / "dataset.pt"
+        torch.save(dataset, file)
+        yield from _in_pool(settings, file, jobs, workers, on_steps)
+
+
+def _in_pool(
+    settings: Settings, dataset: Path, jobs: Sequence[Job], workers: int, on_steps: OnSteps
+) -> Iterator[tuple[Job, Run]]:
     context = multiprocessing.get_context("spawn")
-    stop, messages = context.Event(), context.Queue()
+    begun, stop, messages = context.Event(), context.Event(), context.Queue()
     waiting = list(reversed(jobs))
     running: dict[Future[Run], Job] = {}
-    with ProcessPoolExecutor(workers, context, _start_worker, (settings, stop, messages, registered())) as pool:
+    initial = (_Worker(settings, dataset, stop, messages), begun, registered())
+    with ProcessPoolExecutor(workers, context, _start_worker, initial) as pool:
         try:
             while waiting or running:
                 # no more than the workers can do, so that nothing is left in the queue when the user stops
@@ -125,10 +144,15 @@ def _in_processes(settings: Settings, jobs: Sequence[Job], workers: int, watch: 
                 while not messages.empty():
                     job, done, total = messages.get()
                     if job in running.values():  # a message may come after the result
-                        watch.step(job, done, total)
+                        on_steps(job, done, total)
                 for future in finished:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
+            if not begun.is_set():
+                raise SettingError(
+                    "The worker processes ended before they began. In a script, put the call under "
+                    '`if __name__ == "__main__":`, since each worker imports the script. Or use jobs=1.'
+                ) from error
             raise SettingError(
                 "A worker process ended unexpectedly, most often for want of memory; what is done is kept. "
                 f"Run the same command again with fewer jobs than {workers}."
@@ -140,27 +164,28 @@ def _in_processes(settings: Settings, jobs: Sequence[Job], workers: int, watch: 
 @dataclass
 class _Worker:
     settings: Settings
+    file: Path
     stop: Event
     messages: Queue[tuple[Job, int, int]]
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Loaded with the first job, whose result an error is then: one in the worker's start would break the pool."""
-        return data.load(self.settings.data, **self.settings.data_options)
+        """Read with the first job, whose result an error is then: one in the worker's start would break the pool."""
+        dataset: Dataset = torch.load(self.file, mmap=True, weights_only=False)  # the main process wrote it just now
+        return dataset
 
 
 _worker: _Worker  # what this worker process needs for every job
 
 
-def _start_worker(
-    settings: Settings, stop: Event, messages: Queue[tuple[Job, int, int]], entries: dict[str, dict[str, bytes]]
-) -> None:
+def _start_worker(worker: _Worker, begun: Event, entries: dict[str, dict[str, bytes]]) -> None:
     global _worker  # noqa: PLW0603 - a process pool hands its workers nothing else
+    begun.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     restore(entries)
-    _worker = _Worker(settings, stop, messages)
+    _worker = worker
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from equipoise.compare.results import PlannedRuns, Results, Throughput
+from equipoise.compare.tuned_rates import Choice
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
@@ -50,6 +51,7 @@ class ResultFolder:
         self.path = path
         self._plan, self._throughput = path / "plan.json", path / "throughput.json"
         self._runs, self._tuning = path / "runs.jsonl", path / "tuning.jsonl"
+        self._tuned = path / "tuned.json"
 
     def __repr__(self) -> str:
         return f"ResultFolder({self.path})"
@@ -66,6 +68,11 @@ class ResultFolder:
     def write_throughput(self, content: Mapping[str, Throughput], /) -> None:
         """Write ``throughput.json``: the speed and memory of each method measured so far."""
         write_json(self._throughput, {name: entry.model_dump(mode="json") for name, entry in content.items()})
+
+    def write_tuned(self, choice: Choice, /) -> None:
+        """Write ``tuned.json``: the rates that tuning chose, and the recipe they belong to."""
+        chosen = {name: rate._asdict() for name, rate in choice.chosen.items()}
+        write_json(self._tuned, choice.model_dump(mode="json") | {"chosen": chosen})
 
     def add_run(self, run: Run, /) -> None:
         """Add a run of the comparison; it is on disk when this returns."""

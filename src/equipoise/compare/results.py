@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from equipoise.compare.tuned_rates import Rate, rate_of
 from equipoise.training import Run
 
 __all__ = [
@@ -71,7 +72,10 @@ class PlannedRuns(BaseModel):
     batch_size: int
     schedule: str
     rates: dict[str, float] = Field(default_factory=dict)
+    table_decays: dict[str, float] = Field(default_factory=dict)
+    rate_doubts: dict[str, str] = Field(default_factory=dict)
     grid: list[float] | None = None
+    decay_grid: list[float] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     label_rates: dict[str, LabelRate] = Field(default_factory=dict)
     label_counts: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)
@@ -79,10 +83,15 @@ class PlannedRuns(BaseModel):
     machine: dict[str, Any] = Field(default_factory=dict)
     generated: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
+    from_python: list[str] = Field(default_factory=list)
+
+    def rate(self, method: str) -> Rate | None:
+        """Return the rate that a method is trained with; None where the plan names none."""
+        return Rate(self.rates[method], self.table_decays.get(method, 0.0)) if method in self.rates else None
 
     def uses(self, run: Run) -> bool:
         """Return whether a run was made at the rate that the plan has for its method."""
-        return run.lr == self.rates.get(run.method, run.lr)
+        return self.rate(run.method) in {None, rate_of(run)}
 
 
 class Throughput(BaseModel):
@@ -120,3 +129,15 @@ class Results:
         """One method's finished runs, diverged ones included, in the order of the plan's seeds."""
         found = {run.seed: run for run in self.runs if run.method == method}
         return [found[seed] for seed in self.plan.seeds if seed in found]
+
+    def at_edge(self, method: str) -> bool:
+        """Return whether a method's tuned rate, or its table decay, lies at an end of its grid; 0 is no end."""
+        chosen = self.plan.rate(method)
+        own = [rate_of(run) for run in self.tuning if run.method == method]
+        if chosen is None or chosen not in own:
+            return False
+        rates, decays = sorted({rate.lr for rate in own}), sorted({rate.table_decay for rate in own})
+        low_decay = decays[:1] if decays[0] > 0 else []
+        return (len(rates) > 1 and chosen.lr in {rates[0], rates[-1]}) or (
+            len(decays) > 1 and chosen.table_decay in {*low_decay, decays[-1]}
+        )

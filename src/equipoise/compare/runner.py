@@ -1,9 +1,12 @@
-"""A comparison from plan to records: tune, train every method with every seed, measure speed."""
+"""A comparison from settings to records: tune, train every method with every seed, measure speed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import multiprocessing
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +16,15 @@ from typing import Any
 
 from equipoise import data
 from equipoise.compare.describe import check_same_comparison, check_tunable, describe
-from equipoise.compare.jobs import Job, Watch, cores, run_jobs
+from equipoise.compare.jobs import Job, RunListener, cores, run_jobs
 from equipoise.compare.result_folder import ResultFolder, write_json
 from equipoise.compare.results import EQUAL_WEIGHTS
 from equipoise.compare.throughput import peak_memory, throughput_ratio
-from equipoise.compare.tuned_rates import rate
+from equipoise.compare.time_left import TimeLeft
+from equipoise.compare.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
 from equipoise.compare.tuning import choose_rates
 from equipoise.data import Dataset
-from equipoise.settings import Settings
+from equipoise.settings import Settings, command_words
 from equipoise.training import (
     METHODS,
     Learner,
@@ -35,22 +39,37 @@ from equipoise.training import (
     train,
 )
 
-__all__ = ["compare", "train_into"]
+__all__ = ["run_comparison", "train_into"]
 
 _TUNING_SEED = 1000  # the first seed of tuning, so that no seed both chooses a rate and reports a result
 _THROUGHPUT_BATCHES = 20
+_NO_GUARD = (
+    "A worker process has come to the call that starts worker processes: put the call under "
+    '`if __name__ == "__main__":` in your script, or use jobs=1.'
+)
 
 
-def compare(settings: Settings, folder: Path, /, *, jobs: int | None = None, watch: Watch | None = None) -> None:
+def run_comparison(
+    settings: Settings,
+    folder: Path,
+    /,
+    *,
+    dataset: Dataset | None = None,
+    from_python: Sequence[str] = (),
+    jobs: int | None = None,
+    listener: RunListener | None = None,
+) -> None:
     """Train every method with every seed, and leave plan, runs and throughput as JSON in ``folder``.
 
     Runs that the folder already holds are kept; more methods or seeds can be added to it. Whatever ends this
     early leaves every finished run there.
 
     Args:
+        dataset: taken in place of the one that the settings name.
+        from_python: names of settings whose values a caller gave as Python objects, for the report.
         jobs: how many worker processes train, as many as there are cores if None; the results do not depend
             on it.
-        watch: is told how far it is.
+        listener: is told how far it is.
 
     Raises:
         DataError: the data set is not known or cannot be had.
@@ -58,24 +77,27 @@ def compare(settings: Settings, folder: Path, /, *, jobs: int | None = None, wat
         FolderError: the folder holds a comparison with other settings.
         FolderInUseError: another process writes to the folder.
     """
-    watch = watch or Watch()
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker that imports the caller's script
+        raise SystemExit(_NO_GUARD)
+    listener = listener or RunListener()
     methods = [parse_method(name) for name in (METHODS.usable() if settings.methods == ["all"] else settings.methods)]
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise SettingError(f"Every method should be named once, found {', '.join(names)}.")
-    dataset = _load(settings, watch)
+    if dataset is None:
+        dataset = _load(settings, listener)
     settings = settings.suited_to(dataset)
+    comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener)
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
-        _learner(settings, dataset, method)
+        comparison.learner(method)
     epochs, batch_size = settings.steps_per
     count_steps(dataset, epochs=epochs, batch_size=batch_size)
     if settings.tune:
         check_tunable(dataset)
-    description = describe(settings, dataset, methods)
+    description = describe(settings, dataset, methods) | {"from_python": list(from_python)}
     with own_folder(folder):
-        results = ResultFolder(folder)
-        check_same_comparison(results, description)
-        _Comparison(settings, dataset, methods, results, jobs or cores(), watch).run(description)
+        check_same_comparison(comparison.folder, description)
+        comparison.run(description)
 
 
 @dataclass(frozen=True)
@@ -85,66 +107,123 @@ class _Comparison:
     methods: Sequence[Method]
     folder: ResultFolder
     workers: int
-    watch: Watch
+    listener: RunListener
 
     def run(self, description: dict[str, Any]) -> None:
-        rates = {method.name: rate_of(self.settings, method.name) for method in self.methods}
-        self.folder.write_plan(description | {"rates": rates})
+        rates = {method.name: starting_rate(self.settings, method.name) for method in self.methods}
+        doubts = {name: found.doubt for name, found in rates.items() if found.doubt}
+        chosen = {name: found.rate for name, found in rates.items()}
+        tuning = self._tuning_jobs()
+        runs = Counter(job.method for job in tuning) + Counter(dict.fromkeys(chosen, self.settings.seeds))
+        time_left = TimeLeft(runs, workers=self.workers)
+        self.folder.write_plan(description | _as_planned(chosen, {} if self.settings.tune else doubts))
         if self.settings.tune:
-            rates = choose_rates(self._tuning_runs())
-            self.folder.write_plan(description | {"rates": rates})
-        todo = [Job(name, seed, lr) for seed in range(self.settings.seeds) for name, lr in rates.items()]
-        self._do("Training", todo, self.folder.runs(), self.folder.add_run)
-        self._measure_throughput()
+            finished = self.folder.tuning_runs()
+            chosen = choose_rates(self._do("Tuning", tuning, finished, self.folder.add_tuning_run, time_left))
+            self.folder.write_plan(description | _as_planned(chosen, {}))
+            self.folder.write_tuned(self._choice(chosen))
+        todo = [Job(name, seed, *rate) for seed in range(self.settings.seeds) for name, rate in chosen.items()]
+        self._do("Training", todo, self.folder.runs(), self.folder.add_run, time_left)
+        self._measure_throughput(chosen)
 
-    def _tuning_runs(self) -> list[Run]:
-        """Train every method at every rate of the grid with the tuning seeds."""
-        seeds = range(_TUNING_SEED, _TUNING_SEED + self.settings.tune_seeds)
-        todo = [Job(method.name, seed, lr) for seed in seeds for method in self.methods for lr in self.settings.grid]
-        return self._do("Tuning", todo, self.folder.tuning_runs(), self.folder.add_tuning_run)
+    def learner(self, method: Method, rate: Rate | None = None) -> Learner:
+        """Return a learner of a method, at the rate it starts with unless another is given."""
+        lr, table_decay = rate or starting_rate(self.settings, method.name).rate
+        return Learner(self.dataset.schema, method, self.settings.training(lr=lr, table_decay=table_decay, seed=0))
 
-    def _do(self, title: str, todo: Sequence[Job], finished: Sequence[Run], add: Callable[[Run], None]) -> list[Run]:
+    @property
+    def _tuning_seeds(self) -> range:
+        return range(_TUNING_SEED, _TUNING_SEED + self.settings.tune_seeds)
+
+    def _tuning_jobs(self) -> list[Job]:
+        """Every method at every rate and table decay of the grids, with the tuning seeds: the same budget for each."""
+        if not self.settings.tune:
+            return []
+        return [
+            Job(method.name, seed, lr, table_decay)
+            for seed in self._tuning_seeds
+            for method in self.methods
+            for lr in self.settings.grid
+            for table_decay in self.settings.decay_grid
+        ]
+
+    def _choice(self, chosen: Mapping[str, Rate]) -> Choice:
+        settings = self.settings.model_dump(mode="json")
+        stated = {name: settings[name] for name in self.settings.model_fields_set}
+        command = shlex.join(["equipoise", "compare", *command_words("compare", stated)])
+        return Choice.of(settings, chosen, seeds=self._tuning_seeds, command=command)
+
+    def _do(
+        self,
+        title: str,
+        todo: Sequence[Job],
+        finished: Sequence[Run],
+        add: Callable[[Run], None],
+        time_left: TimeLeft,
+    ) -> list[Run]:
         """Return the run of each job: out of ``finished`` where it is there, else trained now and added."""
         known = {Job.of(run): run for run in finished}
         done = {job: known[job] for job in todo if job in known}
         left = [job for job in todo if job not in done]
-        self.watch.phase(title, len(todo), len(done))
-        with closing(run_jobs(self.settings, self.dataset, left, self.workers, self.watch)) as results:
+        for job in done:
+            time_left.leave_out(job)
+        self.listener.phase_started(title, len(todo), len(done))
+
+        def on_steps(job: Job, steps: int, total: int) -> None:
+            time_left.step(job, steps, total)
+            self.listener.steps_done(job, steps, total, time_left.seconds())
+
+        with closing(run_jobs(self.settings, self.dataset, left, self.workers, on_steps)) as results:
             for job, run in results:
                 add(run)
                 done[job] = run
-                self.watch.finish(job, run)
+                time_left.finish(job)
+                self.listener.run_done(job, run, time_left.seconds())
         return [done[job] for job in todo]
 
-    def _measure_throughput(self) -> None:
-        """Measure the throughput against equal weights and the memory of each method not measured before."""
+    def _measure_throughput(self, rates: Mapping[str, Rate]) -> None:
+        """Measure the throughput against equal weights and the memory of each method not measured before.
+
+        Equal weights are measured against themselves, too, whether they are compared or not: how far two identical
+        learners seem to differ says how busy the machine is.
+        """
+        equal = METHODS[EQUAL_WEIGHTS]
         measured = self.folder.throughput()
-        left = [method for method in self.methods if method.name not in measured]
-        self.watch.phase("Measuring throughput", len(self.methods), len(self.methods) - len(left))
+        wanted = {method.name: method for method in (equal, *self.methods)}
+        left = [method for name, method in wanted.items() if name not in measured]
+        self.listener.phase_started("Measuring throughput", len(wanted), len(wanted) - len(left))
         batches = list(islice(self.dataset.train.batches(self.settings.steps_per[1]), _THROUGHPUT_BATCHES))
-        reference = _learner(self.settings, self.dataset, METHODS[EQUAL_WEIGHTS])
+        reference = self.learner(equal, rates.get(EQUAL_WEIGHTS))
         for method in left:
-            build = partial(_learner, self.settings, self.dataset, method)
+            build = partial(self.learner, method, rates.get(method.name))
             speed = throughput_ratio(build(), reference, batches)
             measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
             self.folder.write_throughput(measured)
-            self.watch.advance()
+            self.listener.part_done()
 
 
-def _load(settings: Settings, watch: Watch) -> Dataset:
-    watch.phase(f"Loading {settings.data}", 1)
+def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
+    """Return the rate of a method where it is not tuned now: the stated one, else the tuned one."""
+    found = chosen_rate(settings.model_dump(mode="json"), method)
+    lr = settings.rates.get(method, found.rate.lr)
+    table_decay = settings.decays.get(method, found.rate.table_decay)
+    return ChosenRate(Rate(lr, table_decay), "" if method in settings.rates else found.doubt)
+
+
+def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[str, Any]:
+    """The part of the plan that says the rates."""
+    return {
+        "rates": {name: rate.lr for name, rate in rates.items()},
+        "table_decays": {name: rate.table_decay for name, rate in rates.items()},
+        "rate_doubts": dict(doubts),
+    }
+
+
+def _load(settings: Settings, listener: RunListener) -> Dataset:
+    listener.phase_started(f"Loading {settings.data}", 1)
     dataset = data.load(settings.data, **settings.data_options)
-    watch.advance()
+    listener.part_done()
     return dataset
-
-
-def _learner(settings: Settings, dataset: Dataset, method: Method) -> Learner:
-    return Learner(dataset.schema, method, settings.training(lr=rate_of(settings, method.name), seed=0))
-
-
-def rate_of(settings: Settings, method: str) -> float:
-    """The learning rate of a method where it is not tuned now."""
-    return settings.rates.get(method, rate(settings.data, settings.model, method))
 
 
 def train_into(
@@ -154,7 +233,7 @@ def train_into(
     *,
     world: World | None = None,
     resume: bool = False,
-    watch: Watch | None = None,
+    listener: RunListener | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train the settings' method once; leave ``checkpoint`` and ``run.json`` in ``folder``, also if it diverged.
@@ -171,19 +250,22 @@ def train_into(
         StoppedError: ``stop`` has said so.
         NonFiniteError: see :func:`equipoise.training.train`.
     """
-    watch = watch or Watch()
+    listener = listener or RunListener()
     method = parse_method(settings.method)
     with own_folder(folder, world):
-        dataset = _load(settings, watch)
-        lr = settings.lr if "lr" in settings.model_fields_set else rate_of(settings, method.name)
-        settings = settings.suited_to(dataset).model_copy(update={"lr": lr})
-        job = Job(method.name, settings.seed, lr, settings.table_decay)
+        dataset = _load(settings, listener)
+        settings = settings.suited_to(dataset)
+        tuned = starting_rate(settings, method.name).rate._asdict()
+        settings = settings.model_copy(
+            update={name: value for name, value in tuned.items() if name not in settings.model_fields_set}
+        )
+        job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
 
         def progress(done: int, total: int) -> None:
             if done == 1 and writes and (folder / "run.json").exists():  # of an earlier training, which this one is not
                 (folder / "run.json").replace(folder / "run.before.json")
-            watch.step(job, done, total)
+            listener.steps_done(job, done, total, None)
 
         try:
             run = train(

@@ -53,6 +53,10 @@ class TimeLeft:
         if share < 1:
             self._took.setdefault(job.method, []).append((self._clock() - began) / (1 - share))
 
+    def leave_out(self, job: Job, /) -> None:
+        """Note that a run was done before."""
+        self._left[job.method] -= 1
+
     def seconds(self) -> float | None:
         """Return the seconds that are left; None before anything can be said."""
         known = {method: _mean(took) for method, took in self._took.items()}

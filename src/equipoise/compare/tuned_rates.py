@@ -1,67 +1,140 @@
-"""Learning rates that tuning on validation data chose, for comparisons that do not tune."""
+"""Learning rates and table decays that tuning chose, for comparisons that do not tune.
+
+They lie in ``tuned/``, one file for each recipe. ``equipoise compare --tune`` leaves such a file in its folder:
+copy it there to make its choice the default.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-__all__ = ["DEFAULT_RATE", "GRID", "rate"]
+from pydantic import BaseModel, ConfigDict
 
-GRID: Final = (1e-3, 3e-3, 1e-2, 3e-2)
-"""The rates that ``compare --tune`` tries for every method."""
+from equipoise.training import Run
 
-DEFAULT_RATE: Final = 3e-3
-"""The rate of a method that was never tuned on that data set and model: inside the grid."""
+__all__ = ["DEFAULT_RATE", "Choice", "ChosenRate", "Rate", "chosen_rate", "rate_of", "source_commit", "tuned_choices"]
 
-# (data set, model) -> method -> rate, as `equipoise compare --tune` chose it at that data set's defaults
-_TUNED: Final[dict[tuple[str, str], dict[str, float]]] = {
-    ("complete-journey", "shared-bottom"): {
-        "single-task": 3e-3,
-        "equal": 3e-2,
-        "multibalance": 3e-2,
-        "multibalance-own-gram": 3e-2,
-        "multibalance-no-magnitude": 3e-2,
-        "multibalance-no-direction": 1e-2,
-        "pub": 3e-2,
-        "pub-authors": 1e-2,
-        "pub-adatask": 1e-2,
-        "adatask": 1e-2,
-        "clippy": 3e-2,
-    },
-    ("complete-journey", "mmoe"): {
-        "single-task": 3e-3,
-        "equal": 3e-2,
-        "multibalance": 3e-2,
-        "multibalance-own-gram": 3e-2,
-        "multibalance-no-magnitude": 3e-2,
-        "multibalance-no-direction": 3e-2,
-        "pub": 3e-2,
-        "pub-authors": 1e-2,
-        "pub-adatask": 3e-3,
-        "adatask": 3e-2,
-        "clippy": 3e-2,
-    },
-    ("census-income", "shared-bottom"): {
-        "single-task": 3e-2,
-        "equal": 3e-2,
-        "multibalance": 3e-2,
-        "multibalance-own-gram": 3e-2,
-        "multibalance-no-magnitude": 3e-2,
-        "multibalance-no-direction": 3e-2,
-        "pub": 3e-2,
-        "pub-authors": 3e-3,
-        "pub-adatask": 1e-2,
-        "adatask": 1e-2,
-        "clippy": 3e-2,
-    },
-}
+_RECIPE: Final = (
+    "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale",
+)  # fmt: skip
+"""The settings that a tuned rate belongs to."""
 
 
-def rate(dataset: str, model: str, method: str) -> float:
-    """The tuned rate of a method, else of the method without its options, else :data:`DEFAULT_RATE`.
+class Rate(NamedTuple):
+    """A learning rate, and the decoupled weight decay of the embedding tables."""
+
+    lr: float
+    table_decay: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.lr:g}, decay {self.table_decay:g}" if self.table_decay else f"{self.lr:g}"
+
+
+def rate_of(run: Run, /) -> Rate:
+    """Return the rate that a run was made with."""
+    return Rate(run.lr, run.table_decay)
+
+
+DEFAULT_RATE: Final = Rate(3e-3)
+"""The rate of a method that was never tuned on that data set and model."""
+
+
+class ChosenRate(NamedTuple):
+    """A rate, and why it may not suit: empty where it was tuned under the same recipe."""
+
+    rate: Rate
+    doubt: str
+
+
+class Choice(BaseModel):
+    """What a tuning chose: the content of ``tuned.json``.
+
+    Attributes:
+        recipe: the settings that the rates were chosen under.
+        grid: the learning rates that were tried.
+        decay_grid: the table decays that were tried with each.
+        seeds: the seeds that each was tried with.
+        chosen: method to its rate.
+        command: the command that chose them.
+        commit: the commit of equipoise that ran it; empty where it was not run from a checkout.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: dict[str, Any]
+    grid: list[float]
+    decay_grid: list[float]
+    seeds: list[int]
+    chosen: dict[str, Rate]
+    command: str
+    commit: str = ""
+
+    @classmethod
+    def of(
+        cls, settings: Mapping[str, Any], chosen: Mapping[str, Rate], *, seeds: Sequence[int], command: str
+    ) -> Choice:
+        """Return the choice of a tuning under these settings."""
+        return cls(
+            recipe=_recipe(settings), grid=settings["grid"], decay_grid=settings["decay_grid"], seeds=list(seeds),
+            chosen=dict(chosen), command=command, commit=source_commit(),
+        )  # fmt: skip
+
+
+def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
+    """Return the rate that tuning chose for a method, and a sentence where it was chosen under another recipe.
+
+    A method with options takes the rate of the method without them unless it was tuned itself. A method that was never
+    tuned on this data set and model takes :data:`DEFAULT_RATE`.
+
+    Args:
+        settings: those of the comparison, by name: data, data_options, model, model_options, schedule, epochs,
+            batch_size and loss_scale.
 
     Example:
-        >>> rate("my-data", "shared-bottom", "equal")
-        0.003
+        >>> chosen_rate({"data": "my-data", "model": "shared-bottom"}, "equal")
+        ChosenRate(rate=Rate(lr=0.003, table_decay=0.0), doubt='never tuned on this data set and model')
     """
-    tuned = _TUNED.get((dataset, model), {})
-    return tuned.get(method, tuned.get(method.partition(":")[0], DEFAULT_RATE))
+    recipe = _recipe(settings)
+    for name in dict.fromkeys([method, method.partition(":")[0]]):
+        known = [
+            choice
+            for choice in tuned_choices()
+            if name in choice.chosen and all(choice.recipe[key] == recipe[key] for key in ("data", "model"))
+        ]
+        if known:
+            nearest = min(known, key=lambda choice: len(_differences(choice.recipe, recipe)))
+            differing = _differences(nearest.recipe, recipe)
+            return ChosenRate(nearest.chosen[name], f"tuned with {', '.join(differing)}" if differing else "")
+    return ChosenRate(DEFAULT_RATE, "never tuned on this data set and model")
+
+
+@cache
+def tuned_choices() -> tuple[Choice, ...]:
+    """Return the choices that come with equipoise."""
+    folder = files("equipoise.compare").joinpath("tuned")
+    found = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
+    return tuple(Choice.model_validate_json(file.read_bytes()) for file in found)
+
+
+def source_commit() -> str:
+    """Return the commit of the checkout that equipoise runs from; empty where it does not run from one."""
+    here = Path(__file__)
+    try:
+        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings.get(name) for name in _RECIPE}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {there[name]} (here {here[name]})" for name in _RECIPE if there[name] != here[name]]

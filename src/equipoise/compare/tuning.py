@@ -1,10 +1,11 @@
-"""Choosing each method's learning rate on validation data: from the runs of tuning to the chosen rates."""
+"""Choosing each method's learning rate and table decay on validation data, from the runs of tuning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
+from equipoise.compare.tuned_rates import Rate, rate_of
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
@@ -43,7 +44,7 @@ def mean_ne(runs: Sequence[Run], tasks: Sequence[str], /) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def choose_rates(runs: Sequence[Run], /) -> dict[str, float]:
+def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
     """Return each method's rate: that with the lowest mean validation NE, the lowest rate where all diverged.
 
     Raises:
@@ -52,7 +53,7 @@ def choose_rates(runs: Sequence[Run], /) -> dict[str, float]:
     Example:
         >>> good, bad = {"click": {"ne": 0.7}}, {"click": {"ne": 0.8}}
         >>> choose_rates([Run("equal", 0, 1e-3, validation=bad), Run("equal", 0, 1e-2, validation=good)])
-        {'equal': 0.01}
+        {'equal': Rate(lr=0.01, table_decay=0.0)}
     """
     tasks = tasks_with_ne(runs)
     if not tasks and any(run.status == "ok" for run in runs):
@@ -63,9 +64,10 @@ def choose_rates(runs: Sequence[Run], /) -> dict[str, float]:
         )
     chosen = {}
     for method in dict.fromkeys(run.method for run in runs):
-        scores = {}
-        for rate in sorted({run.lr for run in runs if run.method == method}):
-            score = mean_ne([run for run in runs if (run.method, run.lr) == (method, rate)], tasks)
-            scores[rate] = math.inf if score is None else score
-        chosen[method] = min(scores, key=scores.__getitem__)
+        tried: dict[Rate, list[Run]] = {}
+        for run in runs:
+            if run.method == method:
+                tried.setdefault(rate_of(run), []).append(run)
+        scores = {rate: mean_ne(of_rate, tasks) for rate, of_rate in sorted(tried.items())}
+        chosen[method] = min(scores, key=lambda rate: math.inf if (score := scores[rate]) is None else score)
     return chosen

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, PlannedMethod, Results, Throughput
+from equipoise.compare.tuned_rates import Rate, rate_of
 from equipoise.report.statistics import (
     PairedComparison,
     delta_m,
@@ -119,7 +120,7 @@ class MethodResult:
 
     Attributes:
         method: as planned.
-        rates: the learning rates its runs used, nearly always one.
+        rates: the rates its runs used, nearly always one.
         ok: seeds that ended well.
         diverged: seeds that did not.
         missing: seeds that have not run yet.
@@ -135,7 +136,7 @@ class MethodResult:
     """
 
     method: PlannedMethod
-    rates: tuple[float, ...]
+    rates: tuple[Rate, ...]
     ok: int
     diverged: int
     missing: int
@@ -252,7 +253,7 @@ def analyse(results: Results, view: View = "test") -> Analysis:
         methods.append(
             MethodResult(
                 method=method,
-                rates=tuple(sorted({run.lr for run in ended})) or _planned_rate(results, method.name),
+                rates=tuple(sorted({rate_of(run) for run in ended})) or _planned_rate(results, method.name),
                 ok=len(runs),
                 diverged=len(ended) - len(runs),
                 missing=len(results.plan.seeds) - len(ended),
@@ -300,8 +301,9 @@ def _ok_runs(results: Results, method: str) -> list[Run]:
     return [run for run in results.of(method) if run.status == "ok"]
 
 
-def _planned_rate(results: Results, method: str) -> tuple[float, ...]:
-    return (results.plan.rates[method],) if method in results.plan.rates else ()
+def _planned_rate(results: Results, method: str) -> tuple[Rate, ...]:
+    planned = results.plan.rate(method)
+    return () if planned is None else (planned,)
 
 
 def _value(run: Run, view: View, task: str, metric: str) -> float:

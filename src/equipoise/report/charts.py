@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, Literal
 
 from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.compare.tuned_rates import rate_of
 from equipoise.compare.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, MethodResult
 from equipoise.training import Run
@@ -102,22 +103,27 @@ def curve_chart(results: Results) -> Chart | None:
 
 
 def tuning_chart(results: Results) -> Chart | None:
-    """Mean validation NE over the grid of learning rates per method; a large marker is the chosen rate."""
+    """Mean validation NE over the grid of learning rates per method; a large marker is the chosen rate.
+
+    Each rate is shown with the table decay that suits it best.
+    """
     rates = sorted({run.lr for run in results.tuning})
     tasks = tasks_with_ne(results.tuning)
     data = []
     for method in results.plan.methods:
-        points = {
-            lr: mean_ne([run for run in results.tuning if (run.method, run.lr) == (method.name, lr)], tasks)
-            for lr in rates
-        }
-        known = {lr: mean for lr, mean in points.items() if mean is not None and math.isfinite(mean)}
-        if known:
+        best: dict[float, tuple[float, float]] = {}  # rate -> mean NE, table decay
+        for tried in {rate_of(run) for run in results.tuning if run.method == method.name}:
+            mean = mean_ne([r for r in results.tuning if (r.method, rate_of(r)) == (method.name, tried)], tasks)
+            if mean is not None and math.isfinite(mean):
+                best[tried.lr] = min(best.get(tried.lr, (math.inf, 0.0)), (mean, tried.table_decay))
+        if best:
             style = _style(results, method.name)
             chosen = results.plan.rates.get(method.name)
-            style["marker"]["size"] = [14 if lr == chosen else 6 for lr in known]
-            hover = "validation NE %{y:.4f} at rate %{x}<extra>%{fullData.name}</extra>"
-            data.append(_line(method.label, list(known), list(known.values()), hover, style))
+            tried_rates = sorted(best)
+            style["marker"]["size"] = [14 if lr == chosen else 6 for lr in tried_rates]
+            style["customdata"] = [best[lr][1] for lr in tried_rates]
+            hover = "validation NE %{y:.4f} at rate %{x}, table decay %{customdata:g}<extra>%{fullData.name}</extra>"
+            data.append(_line(method.label, tried_rates, [best[lr][0] for lr in tried_rates], hover, style))
     if not data:
         return None
     layout = axes(height=440, x="Learning rate (log scale)", y="Validation mean NE (lower is better)")

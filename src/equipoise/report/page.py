@@ -196,22 +196,13 @@ def _speed_in_short(entry: MethodResult, analysis: Analysis) -> tuple[str, str]:
 def _procedure(results: Results) -> list[tuple[str, str]]:
     plan = results.plan
     rows = ", ".join(f"{count:,} {name}" for name, count in plan.rows.items())
-    if results.tuning:
-        grid = ", ".join(map(tables.rate, plan.grid or sorted({run.lr for run in results.tuning})))
-        seeds = counted(len({run.seed for run in results.tuning}), "tuning seed")
-        rates = (
-            f"each method's own, the one out of {grid} with the lowest mean validation NE over {seeds} "
-            "that the comparison does not use"
-        )
-    else:
-        rates = "each method's own, given beforehand (see the table); not tuned in this comparison"
     decay = "learning rate falling linearly to 0" if plan.schedule == "linear" else "constant learning rate"
     return [
         ("Data set", f"{plan.dataset}; rows: {rows}" if rows else plan.dataset),
         ("Model", plan.model),
         ("Training", f"Adam, {counted(plan.epochs, 'epoch')}, batches of {plan.batch_size:,} rows, {decay}"),
         ("Seeds", _seeds(plan.seeds)),
-        ("Learning rates", rates),
+        ("Learning rates", _how_rates_were_chosen(results)),
         (
             "Statistics",
             "differences between methods are paired by seed; 95 % Student-t intervals of their mean; p from "
@@ -223,6 +214,22 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
         ("Versions", _pairs(plan.versions)),
         ("Machine", _machine(plan.machine)),
     ]  # fmt: skip
+
+
+def _how_rates_were_chosen(results: Results) -> str:
+    plan = results.plan
+    if not results.tuning:
+        return "each method's own, given beforehand (see the table); not tuned in this comparison"
+    rates = plan.grid or sorted({run.lr for run in results.tuning})
+    decays = plan.decay_grid or sorted({run.table_decay for run in results.tuning})
+    seeds = counted(len({run.seed for run in results.tuning}), "tuning seed")
+    tried = f"rates {', '.join(f'{lr:g}' for lr in rates)}"
+    if len(decays) > 1:
+        tried += f", each with decays of the embedding tables of {', '.join(f'{decay:g}' for decay in decays)}"
+    return (
+        f"each method's own, out of the same grid for all ({tried}), by the lowest mean validation NE over {seeds} "
+        "that the comparison does not use"
+    )
 
 
 def _determinism(results: Results) -> str:

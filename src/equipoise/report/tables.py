@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from equipoise.compare.results import Results
+from equipoise.compare.tuned_rates import Rate, rate_of
 from equipoise.compare.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, Gain, MethodResult, TaskResult
 from equipoise.report.statistics import PairedComparison
@@ -24,7 +25,6 @@ __all__ = [
     "number",
     "p_value",
     "percent",
-    "rate",
     "signed",
     "task_table",
     "transfer_table",
@@ -111,11 +111,6 @@ def p_value(p: float | None) -> str:
     return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def rate(value: float) -> str:
-    """A learning rate as people write it."""
-    return f"{value:g}"
-
-
 def mark(gain: Gain | None) -> str:
     """Direction of a clear change: filled after Holm's adjustment, hollow without, nothing if unclear."""
     if gain is None or not gain.significant:
@@ -173,6 +168,12 @@ def _overall_gain(entry: MethodResult) -> Cell:
     )
 
 
+def _rates(entry: MethodResult) -> Cell:
+    decays = [f"{rate.table_decay:g}" for rate in entry.rates]
+    below = f"table decay {' / '.join(decays)}" if any(rate.table_decay for rate in entry.rates) else ""
+    return Cell(" / ".join(f"{rate.lr:g}" for rate in entry.rates) or NONE, below)
+
+
 def _speed(entry: MethodResult) -> Cell:
     """The ratio where its interval says something, else the interval alone."""
     speed = entry.speed
@@ -189,7 +190,7 @@ def main_table(analysis: Analysis) -> Table:
     """One row per method, best mean NE first: quality, gain with interval and test, cost, seeds."""
     columns = [
         Column("Method", numeric=False),
-        Column("Learning rate", "The rate this method was trained with."),
+        Column("Learning rate", "The rate this method was trained with. Below: the decay of its embedding tables."),
         Column("Mean AUC", "Mean over tasks, then over seeds. Higher is better; 0.5 is guessing."),
         Column("Mean NE", "Normalized entropy, mean over tasks and seeds. Lower is better; 1 is no skill."),
         Column(
@@ -217,7 +218,7 @@ def main_table(analysis: Analysis) -> Table:
             Row(
                 [
                     _name(entry),
-                    Cell(" / ".join(map(rate, entry.rates)) or NONE),
+                    _rates(entry),
                     Cell(number(entry.auc, 4), tone="best" if entry.auc == best_auc and best_auc else ""),
                     Cell(number(entry.ne, 4), tone="best" if entry is best else ""),
                     _overall_gain(entry),
@@ -291,24 +292,29 @@ def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
 
 
 def tuning_table(results: Results) -> Table:
-    """Validation mean NE of every method at every rate of the grid; the chosen rate is marked."""
-    grid = sorted({run.lr for run in results.tuning})
+    """Validation mean NE of every method at every rate and table decay that was tried; the chosen one is marked."""
+    rates = sorted({run.lr for run in results.tuning})
+    decays = sorted({run.table_decay for run in results.tuning})
     tasks = tasks_with_ne(results.tuning)
-    columns = [Column("Method", numeric=False), *(Column(rate(lr)) for lr in grid), Column("Chosen")]
+    columns = [Column("Method", numeric=False), *(Column(f"{lr:g}") for lr in rates), Column("Chosen")]
+    if len(decays) > 1:
+        columns.insert(1, Column("Table decay", "Decoupled weight decay of the embedding tables, times the rate."))
     rows = []
     for method in results.plan.methods:
+        chosen = results.plan.rate(method.name)
         own = [run for run in results.tuning if run.method == method.name]
-        if not own:
-            continue
-        chosen = results.plan.rates.get(method.name)
-        cells = [Cell(method.label)]
-        for lr in grid:
-            mean = mean_ne([run for run in own if run.lr == lr], tasks)
-            text = "diverged" if mean is not None and math.isinf(mean) else number(mean, 4)
-            cells.append(Cell(text, tone="best" if lr == chosen else ""))
-        at_edge = len(grid) > 1 and chosen in {grid[0], grid[-1]}
-        cells.append(Cell(rate(chosen) if chosen is not None else NONE, "edge of the grid" if at_edge else ""))
-        rows.append(Row(cells))
+        for decay in sorted({run.table_decay for run in own}):
+            cells = [Cell(method.label)]
+            if len(decays) > 1:
+                cells.append(Cell(f"{decay:g}"))
+            for lr in rates:
+                mean = mean_ne([run for run in own if rate_of(run) == Rate(lr, decay)], tasks)
+                text = "diverged" if mean is not None and math.isinf(mean) else number(mean, 4)
+                cells.append(Cell(text, tone="best" if chosen == Rate(lr, decay) else ""))
+            is_chosen = chosen is not None and chosen.table_decay == decay
+            edge = "edge of the grid" if is_chosen and results.at_edge(method.name) else ""
+            cells.append(Cell(f"{chosen.lr:g}" if chosen and is_chosen else "", edge))
+            rows.append(Row(cells))
     return Table(columns, rows)
 
 

@@ -88,19 +88,12 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
     reasons = sorted({run.irreproducible for run in results.runs} - {""})
     found += [f"A second run may differ in the last digits: {reason}." for reason in reasons]
     found += _tuning_gaps(results)
-    rates = sorted({run.lr for run in results.tuning})
-    edge = [
-        method.label
-        for method in plan.methods
-        if len(rates) > 1 and plan.rates.get(method.name) in {rates[0], rates[-1]}
-    ]
+    edge = [method.label for method in plan.methods if results.at_edge(method.name)]
     if edge:
-        found.append(f"Learning rate at the edge of the grid: {listed(edge)}. A better rate may lie outside the grid.")
-    if plan.grid is None and len(set(plan.rates.values())) == 1 and len(plan.methods) > 1:
         found.append(
-            "Every method ran at the same learning rate. Methods differ in the step size that suits them: "
-            "add --tune for a fair comparison."
+            f"Learning rate or table decay at the edge of the grid: {listed(edge)}. A better one may lie outside."
         )
+    found += _doubtful_rates(results)
     return found
 
 
@@ -143,6 +136,22 @@ def _few_positives(results: Results, analysis: Analysis) -> list[str]:
 def _rarer(count: LabelCount) -> str:
     kind = "positive" if count.positives <= count.labelled - count.positives else "negative"
     return f"{counted(count.of_rarer_class, kind)} of {count.labelled:,}"
+
+
+def _doubtful_rates(results: Results) -> list[str]:
+    """Rates that were not tuned under the recipe of this comparison."""
+    plan = results.plan
+    by_doubt: dict[str, list[str]] = {}
+    for method in plan.methods:
+        if method.name in plan.rate_doubts:
+            by_doubt.setdefault(plan.rate_doubts[method.name], []).append(method.label)
+    advice = "Methods differ in the rate that suits them: add --tune for a fair comparison."
+    if by_doubt:
+        said = "; ".join(f"{listed(labels)} ({doubt})" for doubt, labels in by_doubt.items())
+        return [f"Learning rates that were not tuned for this recipe: {said}. {advice}"]
+    if plan.grid is None and len({plan.rate(method.name) for method in plan.methods}) == 1 and len(plan.methods) > 1:
+        return [f"Every method ran at the same learning rate. {advice}"]
+    return []
 
 
 def _tuning_gaps(results: Results) -> list[str]:

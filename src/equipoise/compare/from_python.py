@@ -1,0 +1,106 @@
+"""Comparisons from Python: of a data set in memory, of methods and models that no registry knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise.compare.jobs import RunListener
+from equipoise.compare.result_folder import ResultFolder
+from equipoise.compare.results import Results
+from equipoise.compare.runner import run_comparison
+from equipoise.data import Dataset
+from equipoise.errors import SettingError
+from equipoise.methods import METHODS, Method
+from equipoise.ranking.models import MODELS, ModelBuilder
+from equipoise.settings import Settings
+
+__all__ = ["compare"]
+
+
+def compare(
+    dataset: str | Dataset,
+    *,
+    methods: Sequence[str | Method] | None = None,
+    model: str | ModelBuilder | None = None,
+    out: Path | str = "equipoise-compare",
+    jobs: int | None = None,
+    listener: RunListener | None = None,
+    **settings: Any,
+) -> Results:
+    """Train every method with every seed on one data set; leave the results in ``out`` and return them.
+
+    ``equipoise report OUT`` writes the report of the folder, :func:`equipoise.report.write_report` does so from Python.
+    With more than one job, call this under ``if __name__ == "__main__":``: worker processes import the script. A
+    method or model that is given as an object is registered under its name for this process and its workers.
+
+    Args:
+        dataset: a name that `equipoise data list` knows, or a data set in memory.
+        methods: names, import paths or objects; by default single-task, equal, multibalance and pub.
+        model: a name, an import path, or a function or class that takes ``schema`` and ``fork`` and returns a module.
+        out: a folder; runs that it already holds are kept.
+        jobs: how many worker processes train; one per core if None, none at all if 1.
+        listener: is told how far it is.
+        settings: any setting of ``equipoise compare``, such as ``seeds``, ``epochs`` or ``tune``.
+
+    Raises:
+        DataError: the data set is not known or cannot be had.
+        SettingError: a setting, method or model is not known or cannot be used; what holds an object cannot be handed
+            to worker processes; the folder holds another comparison.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from equipoise.data import load
+        >>> with TemporaryDirectory() as folder:
+        ...     results = compare(
+        ...         load("funnel", rows=1500), methods=["equal"], seeds=1, epochs=1, batch_size=512, jobs=1, out=folder
+        ...     )
+        >>> [run.method for run in results.runs]
+        ['equal']
+    """
+    given: list[str] = []
+    stated = dict(settings)
+    if isinstance(dataset, Dataset):
+        given.append("data")
+        stated["data"] = dataset.name
+    else:
+        stated["data"] = dataset
+    if model is not None:
+        stated["model"] = model if isinstance(model, str) else _registered_model(model, given)
+    if methods is not None:
+        stated["methods"] = [entry if isinstance(entry, str) else _registered_method(entry, given) for entry in methods]
+    folder = Path(out)
+    run_comparison(
+        Settings.of(**stated),
+        folder,
+        dataset=dataset if isinstance(dataset, Dataset) else None,
+        from_python=given,
+        jobs=jobs,
+        listener=listener,
+    )
+    return ResultFolder(folder).results()
+
+
+def _registered_method(method: Method, given: list[str]) -> str:
+    """Return the name under which workers, checkpoints and the report find a method."""
+    if method.name in METHODS and METHODS[method.name] == method:
+        return method.name
+    METHODS.register(method.name, method, replace=True)
+    given.append("methods")
+    return method.name
+
+
+def _registered_model(model: ModelBuilder, given: list[str]) -> str:
+    """Return the import path of a model that has one, else a name to register it under."""
+    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
+    if module and name and module != "__main__" and "<" not in name:
+        return f"{module}:{name}"
+    if not name or "<" in name:
+        raise SettingError(
+            f"model: expected a name, an import path, or a class or function at the top level of a module, found "
+            f"{model!r}: worker processes could not find it."
+        )
+    MODELS.register(name, model, replace=True)
+    given.append("model")
+    return name

@@ -1,0 +1,78 @@
+"""Tuned rates come from files that tuning wrote, and are not taken for another recipe without a word."""
+
+from collections import Counter
+
+import pytest
+
+from equipoise.compare import tuned_rates
+from equipoise.compare.tuned_rates import DEFAULT_RATE, Choice, Rate, chosen_rate, source_commit, tuned_choices
+
+JOURNEY = {
+    "data": "complete-journey", "data_options": {}, "model": "shared-bottom", "model_options": {},
+    "schedule": "linear", "epochs": 2, "batch_size": 2048, "loss_scale": {},
+}  # fmt: skip
+
+
+def choice(method: str, lr: float, **recipe: object) -> Choice:
+    chosen = {method: Rate(lr, 1.0)}
+    return Choice(recipe=JOURNEY | recipe, grid=[lr], decay_grid=[1.0], seeds=[1000], chosen=chosen, command="")
+
+
+def test_the_files_that_come_with_equipoise_can_be_read_and_say_what_chose_them() -> None:
+    assert tuned_choices()
+    for found in tuned_choices():
+        assert found.recipe.keys() == JOURNEY.keys()
+        assert found.command.startswith("equipoise compare")
+        assert found.commit
+        assert {rate.lr for rate in found.chosen.values()} <= set(found.grid)
+        assert {rate.table_decay for rate in found.chosen.values()} <= set(found.decay_grid)
+
+
+def test_no_recipe_is_tuned_twice_for_a_method() -> None:
+    recipes = Counter((str(found.recipe), method) for found in tuned_choices() for method in found.chosen)
+    assert not [recipe for recipe, times in recipes.items() if times > 1]
+
+
+def test_a_rate_of_the_same_recipe_is_taken_without_doubt() -> None:
+    found = chosen_rate(JOURNEY | {"seeds": 3, "methods": ["equal"]}, "equal")
+    assert found.rate.lr == 3e-2
+    assert found.doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        ({"epochs": 1}, "tuned with epochs 2 (here 1)"),
+        ({"batch_size": 4096, "schedule": "constant"}, "schedule linear (here constant), batch_size 2048 (here 4096)"),
+        ({"data_options": {"rows": 3000}}, "data_options {} (here {'rows': 3000})"),
+        ({"loss_scale": {"coupon": 23.0}}, "loss_scale"),
+    ],
+)
+def test_a_rate_of_another_recipe_is_taken_with_a_word(change: dict, doubt: str) -> None:
+    found = chosen_rate(JOURNEY | change, "equal")
+    assert found.rate.lr == 3e-2
+    assert doubt in found.doubt
+
+
+def test_the_nearest_recipe_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = (choice("equal", 0.1, epochs=1, batch_size=64), choice("equal", 0.2, epochs=1), choice("pub", 0.3))
+    monkeypatch.setattr(tuned_rates, "tuned_choices", lambda: known)
+    assert chosen_rate(JOURNEY, "equal").rate == Rate(0.2, 1.0)
+    assert chosen_rate(JOURNEY, "pub:form=literal").rate == Rate(0.3, 1.0)
+
+
+@pytest.mark.parametrize("change", [{"data": "own"}, {"model": "ple"}])
+def test_a_method_that_was_never_tuned_takes_the_default_with_a_word(change: dict) -> None:
+    assert chosen_rate(JOURNEY | change, "equal") == (DEFAULT_RATE, "never tuned on this data set and model")
+    assert chosen_rate(JOURNEY, "no-such-method").doubt
+
+
+def test_a_choice_comes_back_from_its_file() -> None:
+    settings = JOURNEY | {"grid": [0.1], "decay_grid": [0.0, 1.0]}
+    found = Choice.of(settings, {"equal": Rate(0.1, 1.0)}, seeds=[1000], command="equipoise compare --tune")
+    assert Choice.model_validate_json(found.model_dump_json()) == found
+    assert found.recipe == JOURNEY
+
+
+def test_the_commit_is_that_of_the_checkout() -> None:
+    assert len(source_commit()) in {0, 40}
