@@ -275,12 +275,12 @@ def test_a_settings_file_cannot_make_a_run_write_elsewhere(tmp_path: Path) -> No
 def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def told(display: cli.Display, job: object, done: int, total: int) -> None:
-        del display, job, total
+    def told(display: cli.Display, job: object, done: int, total: int, left: float | None) -> None:
+        del display, job, total, left
         if done == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(cli.Display, "step", told)
+    monkeypatch.setattr(cli.Display, "steps_done", told)
     words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / "a folder")]
     monkeypatch.setattr(sys, "argv", ["equipoise", *words])
     code, output = run(*words)
@@ -312,7 +312,7 @@ def test_square_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli.Display, "step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(cli.Display, "steps_done", lambda *_: pytest.fail("a step was made"))
     (tmp_path / "file").write_text("")
     for command, out in (("train", "file"), ("train", "file/deeper"), ("compare", "file")):
         code, output = run(command, *FUNNEL, "--out", str(tmp_path / out))
