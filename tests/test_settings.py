@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.errors import SettingError
-from equipoise.settings import Settings, TrainingSettings, about, command_words, parse_pairs, split_methods
+from equipoise.settings import (
+    Settings,
+    TrainingSettings,
+    about,
+    command_words,
+    parse_pairs,
+    settings_table,
+    split_methods,
+)
 from equipoise.training import METHODS
 
 
@@ -34,6 +42,11 @@ def test_every_setting_is_described_and_belongs_to_a_command() -> None:
         assert field.description, name
         assert field.description.endswith("."), name
         assert about(name).commands, name
+
+
+def test_the_page_of_settings_is_the_table_that_the_settings_make() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    assert settings_table() in page, "write the table of equipoise.settings.settings_table() into docs/settings.md"
 
 
 def test_the_words_of_a_command_state_the_settings_that_they_were_made_of() -> None:

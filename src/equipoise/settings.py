@@ -33,6 +33,7 @@ __all__ = [
     "command_words",
     "parse_pairs",
     "parse_scalar",
+    "settings_table",
     "split_methods",
 ]
 
@@ -299,6 +300,23 @@ def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
         elif value is not None:
             words += [option, str(value)]
     return words
+
+
+def settings_table() -> str:
+    """Every setting as a table in Markdown, as ``docs/settings.md`` shows it.
+
+    Example:
+        >>> settings_table().splitlines()[0]
+        '| setting | option | of | default | meaning |'
+    """
+    lines = ["| setting | option | of | default | meaning |", "|---|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, False, {}) else f"`{json.dumps(default)}`"
+        option = about(name).option or f"--{name.replace('_', '-')}"
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{name}` | `{option}` | {', '.join(about(name).commands)} | {shown} | {meaning} |")
+    return "\n".join(lines) + "\n"
 
 
 _WIDTHS = re.compile(r"\d+(-\d+)+")
