@@ -1,11 +1,20 @@
 """Fixtures that several rooms' tests use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from equipoise.methods import METHODS
 from tests.made_up_comparison import Comparison
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Forget afterwards which methods a test has registered."""
+    before = METHODS.registered()
+    yield
+    METHODS.restore(before)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import nn
 from equipoise import Fork, MultiBalance
 from equipoise.cli import app
 from equipoise.data import NAMES
+from equipoise.methods import parse_method
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +32,7 @@ class Ranker(nn.Module):
         return [tower(branch) for tower, branch in zip(self.towers, self.fork(self.bottom(batch)), strict=True)]
 
 
+@pytest.mark.usefixtures("own_methods")
 def test_the_python_examples_run_one_after_the_other() -> None:
     written: list[str] = []
     names = {
@@ -55,6 +57,15 @@ def test_the_python_examples_run_one_after_the_other() -> None:
     assert "pub/weight/0" in written
 
 
+@pytest.mark.usefixtures("own_methods")
+def test_the_page_of_methods_registers_a_method_as_it_says() -> None:
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    exec(compile(block, "docs/methods.md", "exec"), {"__name__": "page"})
+    assert parse_method("norms:power=0.5").options == {"power": 0.5}
+
+
 def test_the_table_lists_every_data_set() -> None:
     for name in NAMES:
         assert f"`{name}`" in README, f"{name} is not in README.md"
@@ -73,6 +84,11 @@ def test_the_commands_that_the_readme_names_exist() -> None:
     assert named <= known
 
 
-def test_links_to_files_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}, which does not exist"
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.split()) <= 1200

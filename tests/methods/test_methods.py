@@ -27,14 +27,6 @@ def fork(name: str) -> MultiBalance:
     return found
 
 
-@pytest.fixture
-def own_methods():
-    """Forgets afterwards what a test has registered."""
-    before = METHODS.registered()
-    yield
-    METHODS.restore(before)
-
-
 class Halving(Fork):
     """A fork of somebody else's, with an option that its repr does not show."""
 
