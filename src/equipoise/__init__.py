@@ -5,7 +5,7 @@ Put :class:`MultiBalance` between the shared layers and the tasks' towers and tr
 """
 
 from equipoise.checking import MisplacedForkWarning, check
-from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted
+from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted, paused
 from equipoise.monitor import Monitor
 from equipoise.optim import PUB, AdaTask, Clippy
 
@@ -21,5 +21,6 @@ __all__ = [
     "MultiBalance",
     "Weighted",
     "check",
+    "paused",
 ]
 __version__ = "0.1.0"

@@ -260,7 +260,7 @@ class _Walk:
 
 def _source(node: Any, kind: str) -> Callable[[int], int] | None:
     """Which input each output of a custom function copies; None if any output may depend on any input."""
-    if kind == "_Meeting":  # a fork: one copy of every piece per task
+    if kind == "Meeting":  # a fork: one copy of every piece per task
         return lambda output: output % int(node.pieces)
     return (lambda output: output) if kind in _COPYING else None
 

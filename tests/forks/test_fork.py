@@ -108,7 +108,7 @@ def test_tensors_that_need_no_gradient_pass_through_as_they_are():
         ("z", "str"),
         ([], "nothing"),
         ({}, "nothing"),
-        ((torch.ones(1), 2), "int"),
+        ((1, "z", None), "NoneType, int, str"),
     ],
 )
 def test_anything_but_tensors_is_refused(shared, found):
@@ -320,4 +320,3 @@ def test_a_model_cast_to_another_precision_trains_with_statistics_no_coarser_tha
     sum(model(random(3, 8, 6, dtype=dtype))).backward()
     assert torch.isfinite(model.bottom.weight.grad).all()
     assert torch.finfo(model.fork.last_gram.dtype).eps <= torch.finfo(torch.float32).eps
-    assert torch.finfo(model.fork.loss_scale.dtype).max > 2.0**40

@@ -95,7 +95,7 @@ def record(model: nn.Module, weights: list[Tensor]) -> dict:
     return {
         "weights": torch.stack(weights),
         "parameters": {name: value.detach() for name, value in model.named_parameters()},
-        "buffers": dict(model.named_buffers()),
+        "buffers": dict(model.named_buffers()) | {"fork.last_present": model.fork.last_present},
     }
 
 

@@ -3,6 +3,7 @@
 from equipoise.forks.elementwise import Elementwise, GradDrop
 from equipoise.forks.fork import Fork
 from equipoise.forks.multibalance import MultiBalance
+from equipoise.forks.pause import paused
 from equipoise.forks.weighted import Weighted
 
-__all__ = ["Elementwise", "Fork", "GradDrop", "MultiBalance", "Weighted"]
+__all__ = ["Elementwise", "Fork", "GradDrop", "MultiBalance", "Weighted", "paused"]

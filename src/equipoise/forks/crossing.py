@@ -8,6 +8,7 @@ from typing import Any
 from torch.autograd.graph import Node
 
 from equipoise.forks.fork import Fork
+from equipoise.forks.meeting import Meeting
 
 __all__ = ["Crossing", "crossing_of"]
 
@@ -39,4 +40,4 @@ def crossing_of(node: Node, /) -> Crossing | None:
         1
     """
     context: Any = node
-    return Crossing(context.fork, context.pieces) if node.name() == "_MeetingBackward" else None
+    return Crossing(context.fork, context.pieces) if node.name() == f"{Meeting.__name__}Backward" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -45,10 +46,12 @@ class Elementwise(Fork):
         """
         raise NotImplementedError(f"{type(self).__name__} must define combine(gradients, present).")
 
-    def _merge(
+    def merge(
         self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
     ) -> list[Tensor | None]:
-        likes = [next((gradient for gradient in piece if gradient is not None), None) for piece in by_piece]
+        """The gradient that flows on for each piece, by :meth:`combine`; None where none arrived."""
+        arrived = [[gradient for gradient in piece if gradient is not None] for piece in by_piece]
+        likes = [gradients[0] if gradients else None for gradients in arrived]
         columns = [
             torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in piece]).flatten(1)
             for piece, like in zip(by_piece, likes, strict=True)
@@ -100,6 +103,8 @@ class GradDrop(Elementwise):
         >>> sorted(set(shared.grad.tolist())), bool(700 < (shared.grad > 0).sum() < 800)  # 3 with P = ¾, else −1
         ([-1.0, 3.0], True)
     """
+
+    task_dims: ClassVar = {**Fork.task_dims, "draws": ()}
 
     draws: Tensor
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from equipoise.forks.grad_scaler import follow, scaled_backward
-from equipoise.forks.gram import gram_matrix, weighted_sum
+from equipoise.forks.grad_scaler import enclosing_backward, note_grad_scalers
+from equipoise.forks.gram import gram_matrix
+from equipoise.forks.meeting import Meeting, balanced
+from equipoise.forks.names import by_name, encode_names, names_key, task_names
+from equipoise.forks.ranks import group_of_several
+from equipoise.forks.structure import differentiable_parts
 
 if dist.is_available():
     from torch.distributed._functional_collectives import all_reduce
@@ -27,6 +29,9 @@ if dist.is_available():
 __all__ = ["Fork"]
 
 Structure = TypeVar("Structure")
+
+# A fork with overlap has these beside the state of one without.
+_STATE_OF_OVERLAP = ("arriving", "known_weights")
 
 
 class Fork(nn.Module):
@@ -38,6 +43,8 @@ class Fork(nn.Module):
     which is ordinary training with its gradients on view; a subclass overrides :meth:`weigh` and nothing else.
 
     In eval mode, under ``torch.no_grad`` and where no gradient is needed the shared tensors are handed on as they are.
+    So a model in eval mode can be traced by ``torch.fx``, exported by ``torch.export`` and traced or scripted by
+    ``torch.jit``. :func:`equipoise.paused` does the same for a while, for diagnostics that look at gradients.
 
     Data parallel training: once ``torch.distributed`` is initialised, the Gram matrix is summed over the ranks of
     ``process_group`` (one all-reduce of M² numbers) and divided by their number squared, so that W ranks with batches
@@ -48,30 +55,40 @@ class Fork(nn.Module):
     step before, which has had a whole step to arrive, and the first step by weights of 1; a task that the step before
     lacked has the weight it last had.
 
-    Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses.
+    Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses. For that the
+    first fork made wraps ``GradScaler.scale``, for the whole process: the loss that it returns gets a hook, which notes
+    the factor for the one backward that starts from this loss. Other backwards, in other threads or nested, do not see
+    it; only a forward pass within that backward, such as a reentrant checkpoint's, counts as a part of it.
 
     A task whose gradient is missing, all zeros or not finite in a step is not *present*: ``weigh`` must not let it
     count, and its gradient is passed on with the weight 1, so that a ``GradScaler`` still sees an overflow.
 
     A second backward over the same graph (``retain_graph=True``) reuses the first one's weights and moves no state.
     Under ``create_graph=True`` the weights are constants of the graph, and what a penalty on the balanced gradient
-    sends back crosses the fork as every gradient does. A compiled model keeps no record of its backwards: there a
-    second one counts as a new step, and losses that come one by one are not noticed.
+    sends back crosses the fork as every gradient does; so it is under ``torch.func.grad`` and ``vjp``. A compiled model
+    keeps no record of its backwards: there a second one counts as a new step, and losses that come one by one are not
+    noticed.
 
-    The fork's state stays in float32 (or wider), also in a model that is brought to half precision.
+    The fork's state stays in float32 (or wider), also in a model that is brought to half precision. It is saved with
+    the tasks' names and loaded by them: the order may differ, a task that was not saved starts afresh, and one that
+    was saved and is no longer there is an unexpected key, named in the error. A state dict without the fork, such as
+    that of a model before it had one, loads too and leaves it in its reset state. A subclass lists its buffers in
+    ``task_dims``. Tensors that it keeps as plain attributes move with the module as buffers do, and are not saved.
 
     Args:
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
-        process_group: the ranks that share a global batch; the default group if None.
+        process_group: the ranks that share a global batch. If None all ranks do, in a group that is made for the forks
+            in the first backward; ``dist.group.WORLD`` saves that group's memory.
         overlap: weigh by the step before's Gram matrix and presence, whatever the number of ranks; under
-            ``torch.compile`` the result is the same, but the all-reduce is waited for.
+            ``torch.compile`` the result is the same, but the all-reduce is waited for. Not while a CUDA graph is
+            captured with several ranks.
 
     Attributes:
         tasks: the tasks' names.
         last_gram: Gram matrix of the last step in unscaled units, shape [M, M]; 0 for tasks not present.
         last_weights: the weights of the last step, shape [M].
         last_present: which tasks were present, bool, shape [M].
-        loss_scale: the factor of the ``GradScaler`` whose backward is under way, else 1; no shape.
+        task_dims: of each persistent buffer the dimensions that run over tasks; a subclass with state extends it.
 
     Raises:
         ValueError: there is no task, or a name is empty or occurs twice.
@@ -85,11 +102,13 @@ class Fork(nn.Module):
         tensor([1., 1.])
     """
 
+    task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {"arriving": (0, 1), "known_weights": (0,)}
+
     last_gram: Tensor
     last_weights: Tensor
     last_present: Tensor
-    loss_scale: Tensor
     arriving: Tensor | None
+    known_weights: Tensor | None
 
     def __init__(
         self,
@@ -99,19 +118,21 @@ class Fork(nn.Module):
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        self.tasks = _task_names(tasks)
+        self.tasks = task_names(tasks)
         self.process_group = process_group
         self.overlap = overlap
+        self.pauses = 0  # of equipoise.paused, how many are under way
         self._under_way: tuple[dist.Work, Tensor] | None = None
         count = len(self.tasks)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.register_buffer("last_gram", torch.empty(count, count, dtype=wide), persistent=False)
-        self.register_buffer("last_weights", torch.empty(count, dtype=wide), persistent=overlap)
-        self.register_buffer("last_present", torch.empty(count, dtype=torch.bool), persistent=False)
-        self.register_buffer("loss_scale", torch.empty((), dtype=wide), persistent=False)
+        # No buffers: nobody should average, broadcast or save them.
+        self.last_gram = torch.empty(count, count, dtype=wide)
+        self.last_weights = torch.empty(count, dtype=wide)
+        self.last_present = torch.empty(count, dtype=torch.bool)
         self.register_buffer("arriving", torch.empty(count, count, dtype=wide) if overlap else None)
+        self.register_buffer("known_weights", torch.empty(count, dtype=wide) if overlap else None)
         Fork.reset_parameters(self)
-        follow(self)
+        note_grad_scalers()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self.process_group)] = self.process_group  # ranks are not copied
@@ -125,28 +146,71 @@ class Fork(nn.Module):
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return state
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._wait()
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._wait()
-        super()._load_from_state_dict(*args, **kwargs)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        follow(self)
+        note_grad_scalers()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` puts in the fork's place."""
+        if self.training:
+            raise RuntimeError("torch.jit.script takes a fork in eval mode only: call model.eval() before.")
+        return _Copies(len(self.tasks))
 
     def reset_parameters(self) -> None:
         """Back to the state before the first step, as a module made on the meta device needs it after ``to_empty``."""
         self.last_gram.zero_()
         self.last_weights.fill_(1.0)
         self.last_present.zero_()
-        self.loss_scale.fill_(1.0)
-        if self.arriving is not None:
+        if self.arriving is not None and self.known_weights is not None:
             self._wait()
             self.arriving.zero_()
+            self.known_weights.fill_(1.0)
+
+    def get_extra_state(self) -> Tensor:
+        """The tasks' names as bytes."""
+        return encode_names(self.tasks)
+
+    def set_extra_state(self, state: object) -> None:
+        """Do nothing: the names have been compared while the rest of the state was loaded."""
+
+    def tasks_changed(self) -> None:
+        """After a state was loaded that was saved with other tasks: what a subclass must mend between them."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._wait()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self._modules and not any(name.startswith(prefix) for name in destination.keys() - {names_key(prefix)}):
+            del destination[names_key(prefix)]  # a fork without state saves nothing
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        _, strict, _, unexpected_keys, error_msgs = rest
+        self._wait()
+        self.reset_parameters()  # what was not saved starts afresh
+        own = {
+            name: value
+            for name, value in self._buffers.items()
+            if value is not None and name not in self._non_persistent_buffers_set
+        }
+        try:
+            saved, tasks = by_name(state_dict, prefix, own, self.tasks, self.task_dims, modules=list(self._modules))
+        except ValueError as error:
+            error_msgs.append(f"Fork {prefix.removesuffix('.')!r}: {error}.")
+            return
+        # The entries of a fork with overlap are none of this one's if it goes without.
+        others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE_OF_OVERLAP}
+        super()._load_from_state_dict(
+            others | {prefix + name: saved.get(name, value) for name, value in own.items()} | {names_key(prefix): None},
+            prefix, *rest,
+        )  # fmt: skip
+        if strict:
+            unexpected_keys += [
+                f"{prefix}tasks: the saved task {task!r} is none of {', '.join(self.tasks)}"
+                for task in tasks
+                if task not in self.tasks
+            ]
+        if set(tasks) != set(self.tasks):
+            self.tasks_changed()
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
@@ -166,42 +230,43 @@ class Fork(nn.Module):
         return {}
 
     def forward(self, shared: Structure, /) -> tuple[Structure, ...]:
-        """One copy of ``shared`` (a tensor, or a tuple, list or dict of tensors) per task, in the order of ``tasks``.
+        """One copy of ``shared`` per task, in the order of ``tasks``.
+
+        Args:
+            shared: a tensor, a ``PackedSequence``, or a tuple, list or dict of those, nested as you like. Tensors that
+                need no gradient, None and other plain values in it are handed on as they are.
 
         Raises:
-            TypeError: ``shared`` holds something else than real tensors, or no tensor at all.
+            TypeError: there is no tensor, a complex one that needs a gradient, or an object that might hide tensors.
         """
-        # A lone tensor is the common case, and needs no look at a structure.
-        leaves, form = ([shared], None) if isinstance(shared, Tensor) else pytree.tree_flatten(shared)
-        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-            found = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
-            raise TypeError(f"A fork takes a tensor, or a tuple, list or dict of tensors; found {found}.")
-        if any(leaf.is_complex() for leaf in leaves):
-            raise TypeError("A fork takes real tensors, found a complex one; fork torch.view_as_real of it.")
-        places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
-        if not self.training or not torch.is_grad_enabled() or not places:
+        if not self.training or self.pauses:
             return (shared,) * len(self.tasks)
-        copies: Any = _Meeting.apply(self, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
-        if form is None:
-            return tuple(copies)
-        branches = []
-        for task in range(len(self.tasks)):
-            branch = list(leaves)
-            for offset, place in enumerate(places):
-                branch[place] = copies[task * len(places) + offset]
-            branches.append(pytree.tree_unflatten(branch, form))
-        return tuple(branches)
+        # A reentrant checkpoint calls forward within the backward whose losses have been scaled.
+        enclosing = None if torch.compiler.is_compiling() else enclosing_backward(self)
+        if not torch.is_grad_enabled():
+            return (shared,) * len(self.tasks)
+        parts, rebuilt = differentiable_parts(shared)
+        if not parts:
+            return (shared,) * len(self.tasks)
+        if self.last_gram.device != parts[0].device:  # engines that move parameters and buffers only
+            self._apply_to_attributes(lambda tensor: tensor.to(parts[0].device))
+        copies: Any = Meeting.apply(self, enclosing, *parts)  # type: ignore[no-untyped-call]
+        return tuple(rebuilt(copies[task * len(parts) : (task + 1) * len(parts)]) for task in range(len(self.tasks)))
 
     @torch.no_grad()
-    def _weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
-        """The step's weights and the tasks present; ``by_piece[p][m]`` is task m's gradient of piece p, None for 0."""
-        factor = self._factor()
+    def weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]], factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The step's weights and the tasks present.
+
+        Args:
+            by_piece: ``by_piece[p][m]`` is task m's gradient of piece p, None for 0.
+            factor: what the losses have been multiplied by; None for 1.
+        """
         grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
         # Without any gradient here other ranks may have some, and wait for this one's.
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
         gram = self._over_ranks(gram.to(self.last_gram.dtype))
         diagonal = gram.diagonal()
-        if gram.is_cpu and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and gram.is_cpu:
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
             flags = [0 < square < math.inf for square in diagonal.tolist()]
             present, all_present = torch.tensor(flags, device=gram.device), all(flags)
@@ -215,21 +280,23 @@ class Fork(nn.Module):
             weights = weights.clone()
         else:
             # A task that the step before lacked may be here in this one: its last weight is the best there is.
-            weights = torch.where(present, weights, self.last_weights if self.overlap else 1.0)
+            weights = torch.where(present, weights, 1.0 if self.known_weights is None else self.known_weights)
+        if self.known_weights is not None:
+            self.known_weights.copy_(weights)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
         return weights, present
 
-    def _merge(
+    def merge(
         self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
     ) -> list[Tensor | None]:
         """The gradient that flows on for each piece; None where none arrived."""
-        return [_balanced(piece, weights) for piece in by_piece]
+        return [balanced(piece, weights) for piece in by_piece]
 
     def _over_ranks(self, gram: Tensor) -> Tensor:
         """The Gram matrix of the global batch; with ``overlap`` that of the step before."""
-        group = _group(self.process_group)
+        group = group_of_several(self.process_group)
         if group is not None:
             gram = gram / dist.get_world_size(group) ** 2
         if self.arriving is None:
@@ -242,6 +309,11 @@ class Fork(nn.Module):
             self.arriving.copy_(gram if group is None else all_reduce(gram, "sum", group))
         else:
             # Not into the buffer itself, which a DistributedDataParallel broadcasts before the next forward pass.
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "A fork with overlap=True cannot be captured in a CUDA graph with several ranks: every replay "
+                    "would weigh by the matrix of the capture. Make the fork without overlap."
+                )
             work = dist.all_reduce(gram, group=group, async_op=True)
             assert work is not None
             self._under_way = work, gram
@@ -255,109 +327,54 @@ class Fork(nn.Module):
             self.arriving.copy_(gram)
             self._under_way = None
 
-    def _factor(self) -> Tensor | None:
-        """What the losses of the backward under way were multiplied by; None where that is 1 for sure."""
-        return self.loss_scale if torch.compiler.is_compiling() or scaled_backward() else None
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._wait()
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
             after = self._buffers[name]
-            if buffer is not None and after is not None and after.dtype.itemsize < buffer.dtype.itemsize:
-                self._buffers[name] = buffer.to(after.device)
+            if buffer is not None and after is not None:
+                self._buffers[name] = _no_narrower(after, buffer)
+        self._apply_to_attributes(fn)
         return self
+
+    def _apply_to_attributes(self, fn: Callable[[Tensor], Tensor]) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, _no_narrower(fn(value), value))
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
         return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}"
 
 
-class _Meeting(torch.autograd.Function):
-    """Identity copies forward; the weighted sum of their gradients backward."""
+class _Copies(nn.Module):
+    """A fork in eval mode, for TorchScript."""
 
-    @staticmethod
-    def forward(ctx: Any, fork: Fork, *shared: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.fork = fork
-        ctx.device = shared[0].device.type
-        ctx.pieces = len(shared)
-        ctx.weighed = None
-        return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.training = False
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        mixed = torch.amp.is_autocast_available(ctx.device) and torch.is_autocast_enabled(ctx.device)
-        # A backward inside an autocast region must not multiply norms in half precision.
-        with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
-            by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-            return None, *ctx.fork._merge(by_piece, *_weights(ctx, by_piece))
+    def forward(self, shared: Tensor) -> list[Tensor]:
+        return [shared] * self.tasks
 
-
-def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
-    """The weights of the graph's first backward and the tasks present in it; a second one over it reuses them."""
-    fork: Fork = ctx.fork
-    if torch.compiler.is_compiling():
-        return fork._weigh_step(by_piece)
-    arrived = {task for piece in by_piece for task, gradient in enumerate(piece) if gradient is not None}
-    if ctx.weighed is None:
-        ctx.weighed = (arrived, fork._weigh_step(by_piece))
-    first: set[int] = ctx.weighed[0]
-    if not arrived <= first:
-        raise RuntimeError(_one_by_one(fork.tasks, sorted(first), sorted(arrived)))
-    weighed: tuple[Tensor, Tensor] = ctx.weighed[1]
-    return weighed
+    @torch.jit.unused
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise RuntimeError(
+                "torch.jit.script has put a stand-in for serving into the place of this model's fork, so it cannot be "
+                "trained any more. Script a copy: torch.jit.script(copy.deepcopy(model).eval())."
+            )
+        return super().train(mode)
 
 
-def _balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    gradients = [gradient for gradient in piece if gradient is not None]
-    if not gradients:
-        return None
-    if len(gradients) < len(piece):
-        weights = torch.stack([weights[task] for task, gradient in enumerate(piece) if gradient is not None])
-    return weighted_sum(gradients, weights)
-
-
-def _group(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group if it has several ranks."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1:
-        return None
-    return process_group or dist.distributed_c10d._get_default_group()
+def _no_narrower(tensor: Tensor, before: Tensor) -> Tensor:
+    """On the new device, in the dtype of before where the new one has fewer bits."""
+    return tensor if tensor.dtype.itemsize >= before.dtype.itemsize else before.to(tensor.device)
 
 
 def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:
     """One task's gradient of a piece after the other, zeros for those that did not arrive; nothing if none did."""
-    like = next((gradient for gradient in piece if gradient is not None), None)
-    if like is None:
-        return []
-    return [torch.zeros_like(like) if gradient is None else gradient for gradient in piece]
-
-
-def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) -> str:
-    def names(places: Sequence[int]) -> str:
-        return ", ".join(tasks[place] for place in places)
-
-    return (
-        "A fork weighs all tasks' gradients against each other, so it must see them in one backward. It has seen "
-        f"{names(first)} in a first backward over this graph, and now {names(now)}. Sum the losses and call backward "
-        "once: sum(losses).backward()."
-    )
-
-
-def _task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
-    """Names of tasks from their number or from themselves."""
-    if isinstance(tasks, int) and not isinstance(tasks, bool):
-        names: tuple[str, ...] = tuple(str(task) for task in range(tasks))
-    elif isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes):
-        names = tuple(tasks)
-    else:
-        hint = f": write [{tasks!r}]" if isinstance(tasks, str) else ""
-        raise ValueError(f"tasks must be a whole number or a list of names, found {tasks!r}{hint}.")
-    if not names:
-        raise ValueError(f"A fork needs at least one task, found tasks={tasks!r}.")
-    if not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"Tasks' names must be non-empty strings, found {names!r}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Tasks' names must differ, found {names!r}.")
-    return names
+    arrived = [gradient for gradient in piece if gradient is not None]
+    return [torch.zeros_like(arrived[0]) if gradient is None else gradient for gradient in piece] if arrived else []

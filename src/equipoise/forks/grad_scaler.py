@@ -1,55 +1,95 @@
-"""Tells forks by which factor a ``torch.amp.GradScaler`` has multiplied the losses of the backward under way.
+"""Tells a fork, in its backward, by which factor a ``torch.amp.GradScaler`` has multiplied that backward's losses.
 
-A fork's averages outlive changes of that factor, so they are kept in unscaled units; but the gradients that arrive do
-not say what they were multiplied by, and the training loop should stay as it is. So ``GradScaler.scale`` is watched
-from the first fork on: what it returns carries a hook that runs when a backward starts from it, and writes the factor
-into a buffer of every fork (a copy on the device, no sync). When that backward ends, the factor is 1 again.
+A fork's averages outlive changes of the factor, so they are kept in unscaled units; but the gradients that arrive do
+not say what they were multiplied by, and the training loop should stay as it is. So what ``GradScaler.scale`` returns
+carries a hook: when a backward starts from it, the hook notes the factor under the engine's number of that backward,
+which no other one shares, neither in another thread nor nested in this one. The note lives as long as the engine holds
+it, which is until that backward ends, well or badly.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, Protocol
-from weakref import WeakSet
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
 
-__all__ = ["follow", "scaled_backward"]
+__all__ = [
+    "ScaledBackward",
+    "enclosing_backward",
+    "factor_in_compiled_graph",
+    "factor_of_backward",
+    "note_grad_scalers",
+]
 
 
-class _Follower(Protocol):
-    loss_scale: Tensor
+class ScaledBackward:
+    """A backward under way that started from scaled losses; the engine holds it as a callback for the end."""
+
+    def __init__(self, factor: Tensor) -> None:
+        self.factor = factor
+
+    def __call__(self) -> None:
+        """Do nothing: the end of the backward is seen by this object's being freed."""
 
 
-_followers: WeakSet[_Follower] = WeakSet()
-_no_backward = -1  # the engine's own number for "none"
-_scaled = _no_backward  # the engine's number of the scaled backward that was announced last
+_NO_BACKWARD = -1  # the engine's own number for "none"
+_under_way: WeakValueDictionary[int, ScaledBackward] = WeakValueDictionary()
+_seen_by: WeakKeyDictionary[object, ReferenceType[ScaledBackward]] = WeakKeyDictionary()
 
 
-def follow(follower: _Follower) -> None:
-    """From now on ``follower.loss_scale`` holds the factor of the backward under way, 1 where there is none."""
-    _watch_grad_scalers()
-    _followers.add(follower)
+def enclosing_backward(owner: object) -> ReferenceType[ScaledBackward] | None:
+    """The scaled backward in which a forward pass of ``owner`` runs; None outside of one.
+
+    A reentrant checkpoint calls forward in a backward, and starts another one over its graph. If it holds a second
+    checkpoint, forward runs once more, now in that other backward, of which nothing says that it is part of the first:
+    but ``owner`` has been there before.
+    """
+    task = torch._C._current_graph_task_id()
+    if task == _NO_BACKWARD:
+        return None
+    found = _under_way.get(task)
+    if found is not None:
+        _seen_by[owner] = ref(found)
+    return _seen_by.get(owner)
 
 
-def scaled_backward() -> bool:
-    """Whether the backward under way started from scaled losses; one that broke off leaves nothing behind."""
-    return _scaled != _no_backward and _scaled == torch._C._current_graph_task_id()
+def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -> Tensor | None:
+    """The factor on the losses of the backward under way; None where there is none.
+
+    Args:
+        enclosing: what :func:`enclosing_backward` returned in the forward pass, for a backward within a backward.
+    """
+    found = _under_way.get(torch._C._current_graph_task_id())
+    if found is None and enclosing is not None:
+        found = enclosing()
+    return None if found is None else found.factor
 
 
-def _announce(scale: Tensor | float) -> None:
-    # Through ``.data``: a compiled graph may have saved the buffer; this must not count as an in-place change.
-    for follower in _followers:
-        if isinstance(scale, Tensor):
-            follower.loss_scale.data.copy_(scale, non_blocking=True)
-        else:
-            follower.loss_scale.data.fill_(scale)
+@torch.library.custom_op("equipoise::loss_scale", mutates_args=())
+def factor_in_compiled_graph(gradient: Tensor) -> Tensor:
+    """The factor on the losses of the backward under way, 1 where there is none; float32, no dimensions.
+
+    A compiled graph calls it in every backward. That it takes a gradient, of which it needs the device alone, keeps the
+    compiler from moving it into the forward pass.
+    """
+    factor = factor_of_backward()
+    if factor is None:
+        return torch.ones((), device=gradient.device)
+    return factor.to(gradient.device, torch.float32, copy=True).view(())
+
+
+@factor_in_compiled_graph.register_fake
+def _(gradient: Tensor) -> Tensor:
+    return torch.empty((), device=gradient.device)
 
 
 @functools.cache
-def _watch_grad_scalers() -> None:
+def note_grad_scalers() -> None:
+    """From now on every ``torch.amp.GradScaler`` leaves a note in the backwards that start from its losses."""
     plain_scale = torch.amp.GradScaler.scale
 
     @functools.wraps(plain_scale)
@@ -71,9 +111,8 @@ def _mark(loss: Tensor | Iterable[Any], factor: Tensor | None) -> None:
     elif loss.requires_grad and factor is not None:
 
         def at_start_of_backward(_: Tensor) -> None:
-            global _scaled  # noqa: PLW0603 - a thread runs one backward at a time
-            _scaled = torch._C._current_graph_task_id()
-            _announce(factor)
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: _announce(1.0))
+            note = ScaledBackward(factor)
+            torch.autograd.Variable._execution_engine.queue_callback(note)
+            _under_way[torch._C._current_graph_task_id()] = note
 
         loss.register_hook(at_start_of_backward)  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -91,6 +91,8 @@ class MultiBalance(Fork):
         True
     """
 
+    task_dims: ClassVar = {**Fork.task_dims, "averages": (1,), "balance": (0,)}
+
     averages: Tensor
     balance: Tensor
     preferences: Tensor
@@ -141,7 +143,7 @@ class MultiBalance(Fork):
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
-        self.register_buffer("preferences", torch.empty_like(self.last_weights), persistent=False)
+        self.preferences = torch.empty_like(self.last_weights)
         self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
@@ -153,6 +155,11 @@ class MultiBalance(Fork):
         self.preferences.copy_(torch.tensor(self._factors, dtype=self.preferences.dtype))
         self.balance.fill_(self._even)
         self.averages.zero_()
+
+    def tasks_changed(self) -> None:
+        """Scale λ to sum 1 again; see :meth:`Fork.tasks_changed`."""
+        total = self.balance.sum()
+        self.balance.copy_(torch.where(total > 0, self.balance / total, self._even))
 
     @property
     def magnitudes(self) -> Tensor:

@@ -54,13 +54,13 @@ class Weighted(Fork):
         super().__init__(tasks, process_group=process_group)
         if not callable(weighting):
             weighting = _fixed(weighting, self.tasks)
+            self.fixed = torch.tensor(weighting, dtype=self.last_weights.dtype)
         self.weighting = weighting
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """What ``weighting`` gives the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
         if not callable(self.weighting):
-            # By multiplication: a tensor made of Python's numbers would wait for the device.
-            return torch.stack([gram.new_full((), weight) for weight in self.weighting])
+            return self.fixed.to(gram.dtype)
         here = present.nonzero().squeeze(1)
         weights = torch.zeros_like(gram[0])
         if not len(here):

@@ -54,7 +54,7 @@ def test_what_ends_a_forward_pass_leaves_the_step_before(tiny: Dataset, tmp_path
 
 @pytest.mark.parametrize("done", [False, True])
 def test_what_ends_a_backward_pass_does_before_and_behind_the_fork(tiny: Dataset, tmp_path, monkeypatch, done) -> None:
-    where = (Fork, "_weigh_step", failing(Fork._weigh_step, LAST + 1, done=done))
+    where = (Fork, "weigh_step", failing(Fork.weigh_step, LAST + 1, done=done))
     assert_rescued(tiny, "multibalance", tmp_path, monkeypatch, LAST, *where)
 
 

@@ -1,0 +1,130 @@
+"""The tasks' copies of a shared representation in autograd: identity forward, one weighed sum backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from equipoise.forks.grad_scaler import factor_in_compiled_graph, factor_of_backward
+from equipoise.forks.gram import weighted_sum
+
+if TYPE_CHECKING:
+    from equipoise.forks.fork import Fork
+
+__all__ = ["Meeting", "balanced"]
+
+# Read once: a compiled backward cannot ask it.
+_AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", torch._C._get_privateuse1_backend_name())
+    if torch.amp.is_autocast_available(device)
+)
+_NO_BATCH = (
+    "A fork weighs the gradients of a batch against each other; under torch.func.vmap (or is_grads_batched=True) there "
+    "is no batch. For the gradient of each example wrap the call: with equipoise.paused(model)."
+)
+
+
+class Meeting(torch.autograd.Function):
+    """Identity copies forward; the weighted sum of their gradients backward."""
+
+    @staticmethod
+    def forward(fork: Fork, _enclosing: object, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Copy every tensor for every task: those of the first task first."""
+        return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
+        """Keep what the backward needs: no tensor."""
+        fork, enclosing, *shared = inputs
+        ctx.set_materialize_grads(False)
+        ctx.fork = fork
+        ctx.enclosing = enclosing
+        ctx.device = shared[0].device.type
+        ctx.pieces = len(shared)
+        ctx.weighed = None
+
+    @staticmethod
+    def vmap(_info: object, _in_dims: object, *_: object) -> Any:
+        """Refuse: raises ``RuntimeError``."""
+        raise RuntimeError(_NO_BATCH)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Weigh each tensor's gradients; nothing for ``fork`` and ``_enclosing``."""
+        fork: Fork = ctx.fork
+        by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+        if fork.pauses:
+            ones = fork.last_weights.new_ones(len(fork.tasks))
+            return None, None, *(balanced(piece, ones) for piece in by_piece)
+        mixed = ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device)
+        # A backward inside an autocast region must not multiply norms in half precision.
+        with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
+            return None, None, *fork.merge(by_piece, *_weights(ctx, by_piece))
+
+
+def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """The weights of the graph's first backward and the tasks present in it; a second one over it reuses them."""
+    fork: Fork = ctx.fork
+    if torch.compiler.is_compiling():
+        first = [gradient for piece in by_piece for gradient in piece if gradient is not None][:1]
+        return fork.weigh_step(by_piece, factor_in_compiled_graph(first[0]) if first else None)
+    there = [(task, gradient) for piece in by_piece for task, gradient in enumerate(piece) if gradient is not None]
+    if any(torch._C._functorch.is_legacy_batchedtensor(gradient) for _, gradient in there):
+        raise RuntimeError(_NO_BATCH)
+    arrived = {task for task, _ in there}
+    if ctx.weighed is None:
+        factor = factor_of_backward(ctx.enclosing)
+        ctx.weighed = (arrived, _outside_of_transforms(fork.weigh_step, by_piece, factor))
+    seen: set[int] = ctx.weighed[0]
+    if not arrived <= seen:
+        raise RuntimeError(_one_by_one(fork.tasks, sorted(seen), sorted(arrived)))
+    weighed: tuple[Tensor, Tensor] = ctx.weighed[1]
+    return weighed
+
+
+def _outside_of_transforms(
+    weigh_step: Callable[..., tuple[Tensor, Tensor]],
+    by_piece: Sequence[Sequence[Tensor | None]],
+    factor: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Weigh by the gradients' values: under ``torch.func.grad`` they are wrapped, and no state could be moved."""
+    if not torch._C._are_functorch_transforms_active():
+        return weigh_step(by_piece, factor)
+    plain = [[None if gradient is None else _unwrapped(gradient) for gradient in piece] for piece in by_piece]
+    with torch._C._DisableFuncTorch():
+        return weigh_step(plain, factor)
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise RuntimeError(_NO_BATCH)
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
+    """The weighted sum of the gradients of one tensor, ``None`` for a task without; None if none arrived."""
+    gradients = [gradient for gradient in piece if gradient is not None]
+    if not gradients:
+        return None
+    if len(gradients) < len(piece):
+        weights = torch.stack([weights[task] for task, gradient in enumerate(piece) if gradient is not None])
+    return weighted_sum(gradients, weights)
+
+
+def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) -> str:
+    def names(places: Sequence[int]) -> str:
+        return ", ".join(tasks[place] for place in places)
+
+    return (
+        "A fork weighs all tasks' gradients against each other, so it must see them in one backward. It has seen "
+        f"{names(first)} in a first backward over this graph, and now {names(now)}. Sum the losses and call backward "
+        "once: sum(losses).backward()."
+    )
