@@ -1,7 +1,10 @@
 """The report is one safe, self-contained page whose charts a browser draws; other forms say the same."""
 
+import ast
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html import unescape
@@ -144,7 +147,7 @@ def test_notes_best_reachable_ne_and_command_are_shown(comparison):
     assert "Not comparable with published numbers." in shown
     assert "Best reachable" in shown
     assert "0.7123" in shown
-    assert "equipoise compare --data complete-journey --model shared-bottom --seeds 1" in shown
+    assert "equipoise compare --model shared-bottom --epochs 2 --batch-size 2048 --data complete-journey" in shown
 
 
 def test_the_command_says_what_to_do_with_losses_that_are_not_finite_where_that_was_chosen(comparison):
@@ -273,3 +276,68 @@ def test_tiles_and_terminal_follow_the_same_rule_as_the_summary(comparison):
     assert result_rows(busy)[0]["Speed"] == "not clear (1.200 to 4.600)"
     few = visible(page_of(comparison(methods=SOME, seeds=2)))
     assert "NE gain over equal weights not clear too few seeds" in few
+
+
+def printed(folder):
+    """The command in the report, as a shell splits it."""
+    markdown = write_markdown(folder).read_text(encoding="utf-8")
+    return markdown.rsplit("```", 2)[1].strip()
+
+
+def test_the_printed_command_states_what_differs_from_the_defaults_and_can_be_read_back(comparison):
+    options = {
+        "data": "package.module:load", "data_options": {"rows": 3000}, "model": "own-model", "seeds": 3, "epochs": 2,
+        "methods": ["equal", "package.module:METHOD:beta=0.3"], "tune": True, "tune_seeds": 2, "evaluations": 8,
+        "model_options": {"bottom": [128, 64]}, "rates": {"equal": 0.01}, "grid": [0.01, 0.1],
+    }  # fmt: skip
+    words = shlex.split(printed(comparison(methods=SOME, seeds=1, plan={"options": options})))
+    assert words[:2] == ["equipoise", "compare"]
+    assert "--evaluations" not in words
+    for pair in (
+        ("--data", "package.module:load"), ("--data-option", "rows=3000"), ("--model", "own-model"),
+        ("--model-option", "bottom=128-64"), ("--methods", "equal,package.module:METHOD:beta=0.3"),
+        ("--rate", "equal=0.01"), ("--grid", "0.01,0.1"), ("--tune-seeds", "2"),
+    ):  # fmt: skip
+        assert pair in list(itertools.pairwise(words))
+
+
+@pytest.mark.parametrize("given", [["data"], ["data", "model", "methods"]])
+def test_what_was_given_from_python_is_printed_as_a_call(comparison, given):
+    options = {"data": "my logs", "model": "MyRanker", "methods": ["equal", "my-method"], "seeds": 3, "tune": True}
+    call = printed(comparison(methods=SOME, seeds=1, plan={"options": options, "from_python": given}))
+    assert "equipoise compare " not in call
+    assert call.startswith("# given from Python: dataset")
+    tree = ast.parse(call)
+    (positional,), keywords = tree.body[0].value.args, {k.arg: k.value for k in tree.body[0].value.keywords}
+    assert positional.id == "dataset"
+    assert ast.literal_eval(keywords["methods"]) == ["equal", "my-method"]
+    assert isinstance(keywords["model"], ast.Name) == ("model" in given)
+
+
+def test_the_report_says_what_its_intervals_do_not_cover(comparison):
+    shown = visible(page_of(comparison(seeds=1)))
+    assert "not the choice of rows: all seeds are tested on the same rows" in shown
+
+
+def test_rate_and_table_decay_are_shown_where_they_were_chosen(comparison):
+    folder = comparison(methods=("equal", "pub"), seeds=3)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan |= {"table_decays": {"equal": 0.3, "pub": 1.0}, "decay_grid": [0.0, 0.3, 1.0]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for name in ("runs.jsonl", "tuning.jsonl"):
+        runs = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        if name == "runs.jsonl":
+            runs = [run | {"table_decay": plan["table_decays"][run["method"]]} for run in runs]
+        else:
+            runs = [run | {"table_decay": decay} for run in runs for decay in (0.0, 0.3, 1.0)]
+        (folder / name).write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert {row["Method"]: row["Learning rate"] for row in result_rows(folder)} == {
+        "Equal weights (the reference)": "0.003 (table decay 0.3)", "PUB": "0.001 (table decay 1)",
+    }  # fmt: skip
+    tuning = write_markdown(folder).read_text(encoding="utf-8").split("validation mean NE")[1].split("##")[0]
+    assert len(re.findall(r"^\| (?:Equal weights|PUB) \|", tuning, re.MULTILINE)) == 2 * 3
+    assert re.search(r"\| Equal weights \| 0\.3 \|.*\| 0\.003 \|\n", tuning)
+    assert re.search(r"\| PUB \| 1 \|.*\| 0\.001 \(edge of the grid\) \|\n", tuning)
+    shown = visible(page_of(folder))
+    assert "Learning rate or table decay at the edge of the grid: PUB." in shown
+    assert "each with decays of the embedding tables of 0, 0.3, 1" in shown

@@ -25,7 +25,7 @@ from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
 from equipoise.compare.runner import run_comparison, train_into
 from equipoise.errors import SettingError
-from equipoise.report.page import write_report
+from equipoise.report.page import write_markdown, write_report
 from equipoise.settings import Settings
 from equipoise.training import (
     LostRanksError,
@@ -121,10 +121,16 @@ def compare(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")],
+    *,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write report.md, the words and tables without the charts.")
+    ] = False,
+) -> None:
     """Write the report of a comparison anew."""
     with _plainly():
-        _say(f"Report: {write_report(folder)}")
+        _say(f"Report: {write_markdown(folder) if markdown else write_report(folder)}")
 
 
 @app.command()

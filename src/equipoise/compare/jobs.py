@@ -200,7 +200,7 @@ def _work(job: Job) -> Run:
     def on_step(done: int, total: int) -> None:
         if _worker.stop.is_set():
             raise _StoppedError
-        if done % _REPORT_EVERY == 0 or done == total:
+        if done == 1 or done % _REPORT_EVERY == 0 or done == total:
             _worker.messages.put((job, done, total))
 
     return _run(_worker.settings, _worker.dataset, job, on_step)

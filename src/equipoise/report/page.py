@@ -13,16 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from equipoise.compare.result_folder import ResultFolder
-from equipoise.compare.results import Results
+from equipoise.compare.results import PlannedRuns, Results
 from equipoise.report import tables
 from equipoise.report import words as text
-from equipoise.report.analysis import Analysis, MethodResult, View, analyse, has_natural_view
+from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
 from equipoise.report.charts import Chart, curve_chart, gain_chart, tuning_chart
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
 from equipoise.report.phrases import counted
+from equipoise.settings import Settings, command_words
 
 __all__ = ["result_rows", "write_markdown", "write_report"]
+
+_ALWAYS_STATED = ("data", "model", "methods", "seeds", "epochs", "batch_size", "schedule")
 
 _VIEW_TITLES: dict[View, str] = {
     "test": "Test rows as sampled",
@@ -127,7 +130,7 @@ def _content(results: Results) -> dict[str, Any]:
         "tuning_chart": tuning_chart(results) if tuned else None,
         "methods": tables.methods_table(results),
         "procedure": _procedure(results),
-        "command": _command(plan.options),
+        "command": _command(plan),
         "chart_json": _chart_json,
         "style": files("equipoise.report").joinpath("templates/report.css").read_text(encoding="utf-8"),
         "script": files("equipoise.report").joinpath("templates/report.js").read_text(encoding="utf-8"),
@@ -207,10 +210,22 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
             "Statistics",
             "differences between methods are paired by seed; 95 % Student-t intervals of their mean; p from "
             "two-sided paired t-tests, adjusted with Holm's method within each table by task and each column "
-            "of the main table; seeds that diverged on either side are left out",
+            "of the main table; seeds that diverged on either side are left out. Gains are claimed from "
+            f"{MIN_PAIRS} paired seeds on",
+        ),
+        (
+            "What the intervals cover",
+            "the choice of initial weights and batches, which the seeds stand for; not the choice of rows: all seeds "
+            "are tested on the same rows, and other rows or users would give other numbers. Tasks with fewer than "
+            f"{FEW_POSITIVES} test rows of one class are therefore in no mean",
         ),
         ("Determinism", _determinism(results)),
-        ("Speed", "steps of each method and of equal weights in alternation, in one process; median ratio"),
+        (
+            "Speed",
+            "blocks of 10 steps of each method and of equal weights in turn, in one process; median ratio of their "
+            "times. Equal weights are measured against themselves, too: a difference counts where its interval "
+            "excludes 1 and it is larger than that between the two",
+        ),
         ("Versions", _pairs(plan.versions)),
         ("Machine", _machine(plan.machine)),
     ]  # fmt: skip
@@ -249,29 +264,34 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
 
 
-def _command(options: Mapping[str, Any]) -> str:
-    """The command that makes this comparison, from the settings the plan holds."""
-    words = ["equipoise", "compare"]
-    for name in ("data", "model", "seeds", "epochs", "batch_size", "schedule"):
-        if options.get(name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(options[name])]
-    for flag, name in [("--data-option", "data_options"), ("--model-option", "model_options"),
-                       ("--loss-scale", "loss_scale"), ("--rate", "rates")]:  # fmt: skip
-        for key, value in options.get(name, {}).items():
-            words += [flag, f"{key}={_as_typed(value)}"]
-    if options.get("non_finite", "raise") != "raise":
-        words += ["--non-finite", options["non_finite"]]
-    if options.get("methods"):
-        words += ["--methods", ",".join(options["methods"])]
-    if options.get("tune"):
-        words += ["--tune", "--tune-seeds", str(options.get("tune_seeds", 1))]
-    return shlex.join(words)
+def _command(plan: PlannedRuns) -> str:
+    """What makes this comparison again: a command, or a call where objects were given from Python.
+
+    Of a folder on this machine, which says nothing to another reader, the last part is shown.
+    """
+    defaults = Settings.of().model_dump(mode="json")
+    stated = {
+        name: value
+        for name, value in plan.options.items()
+        if name in _ALWAYS_STATED or (name in defaults and value != defaults[name])
+    }
+    stated = {
+        name: {key: _without_folder(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+        for name, value in stated.items()
+    }
+    if not plan.from_python:
+        return shlex.join(["equipoise", "compare", *command_words("compare", stated)])
+    objects = {"data": "dataset", "model": "model"}
+    given = {objects.get(name, name): name for name in plan.from_python}
+    arguments = [f"{'dataset' if 'data' in plan.from_python else repr(stated.pop('data', ''))},"]
+    stated.pop("data", None)
+    for name, value in stated.items():
+        arguments.append(f"{name}={'model' if name == 'model' and name in plan.from_python else repr(value)},")
+    comment = f"# given from Python: {', '.join(given)}"
+    return "\n".join([comment, "equipoise.compare.compare(", *(f"    {line}" for line in arguments), ")"])
 
 
-def _as_typed(value: Any) -> Any:
-    """A value as the command line takes it; of a path, which says nothing to another reader, the last part."""
-    if isinstance(value, list):
-        return "-".join(map(str, value))
+def _without_folder(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
