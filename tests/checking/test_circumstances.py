@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from equipoise import MultiBalance, check
+from equipoise import PUB, MultiBalance, check
 from tests.checking.rankers import TASKS, Ranker, losses_of
 
 torch_warns = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
@@ -156,6 +156,37 @@ def test_an_input_that_requires_a_gradient_is_nothing_to_balance():
     model = OfInputs()
     del model.table
     assert check(model, model(torch.ones(2, 4, requires_grad=True))).ok
+
+
+def test_frozen_shared_layers_leave_nothing_to_balance():
+    model = Ranker()
+    for layers in (model.table, model.bottom):
+        layers.requires_grad_(False)
+    report = check(model, losses_of(model))
+    assert report.ok
+    assert report.shared == []
+
+
+class Batched(Ranker):
+    """All towers in one batched product; each task's logits are a slice of its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.towers = nn.ParameterDict({"weight": torch.randn(3, 3, 1)})
+
+    def forward(self, ids):
+        return list(torch.bmm(torch.stack(self.fork(self.bottom(self.table(ids)))), self.towers["weight"]).squeeze(2))
+
+
+def test_towers_in_one_batched_product():
+    model = Batched()
+    optimizer = PUB(torch.optim.Adam(model.parameters()), shared=model.parameters())
+    report = check(model, losses_of(model), optimizer=optimizer)
+    assert report.sliced == ["towers.weight"]
+    assert report.own == {"click": [], "like": [], "buy": []}
+    (problem,) = report.problems
+    assert "Two methods balance" in problem
+    assert "Each task trains a slice: towers.weight." in str(report)
 
 
 def test_sparse_tables_are_parameters_like_others():

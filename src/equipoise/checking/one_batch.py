@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from equipoise.checking.placement import (
 from equipoise.checking.report import Report
 from equipoise.checking.steps import balanced_twice, mistaken_shares, steps_itself, unstepped
 from equipoise.forks.fork import Fork
+from equipoise.reachability import Leaf
 
 __all__ = ["Losses", "check"]
 
@@ -103,16 +105,25 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
 
 def _describe(report: Report, graph: LossGraph) -> None:
     """Say who reaches what."""
-    shared = (leaf.tensor for leaf in graph.leaves(graph.reach) if leaf.shared)
-    report.shared = list(map(graph.name_of, graph.in_order(shared)))
+    leaves = graph.leaves(graph.reach)
+
+    def names(wanted: Callable[[Leaf], bool]) -> list[str]:
+        return list(map(graph.name_of, graph.in_order(leaf.tensor for leaf in leaves if wanted(leaf))))
+
+    report.shared = names(lambda leaf: leaf.shared)
+    report.sliced = names(lambda leaf: not leaf.shared and leaf.tasks.bit_count() > 1)
     for task, name in enumerate(graph.tasks):
-        own = (leaf.tensor for leaf in graph.leaves(graph.reach) if not leaf.shared and leaf.tasks >> task & 1)
-        report.own[name] = list(map(graph.name_of, graph.in_order(own)))
-    reached = {id(leaf.tensor) for leaf in graph.leaves(graph.reach)}
+        report.own[name] = names(partial(_alone, task))
+    reached = {id(leaf.tensor) for leaf in leaves}
     report.unreached = [
         name for name, p in graph.named_parameters() if p.requires_grad and id(p) not in reached and not steps_itself(p)
     ]
     report.forks = list(describe_forks(graph))
+
+
+def _alone(task: int, leaf: Leaf) -> bool:
+    """True if the task alone reaches the leaf."""
+    return leaf.tasks == 1 << task
 
 
 def _unseen(graph: LossGraph) -> list[str]:

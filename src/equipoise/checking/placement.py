@@ -27,11 +27,15 @@ def describe_forks(graph: LossGraph) -> Iterator[str]:
 
 def forks_not_crossed(graph: LossGraph) -> Iterator[str]:
     """Forks that do nothing, that do it twice, or that the model does not own."""
+    # Where nothing is shared, as when the shared layers are frozen, there is nothing to balance.
+    needed = any(leaf.shared for leaf in graph.leaves(graph.reach))
     uses: dict[Fork, int] = dict.fromkeys(graph.forks, 0)
     for _, crossing in graph.crossings:
         uses[crossing.fork] = uses.get(crossing.fork, 0) + 1
     for fork, times in uses.items():
         name = graph.name_of_fork(fork)
+        if not times and not needed:
+            continue
         if not times and not fork.training:
             yield (
                 f"No loss crosses {name}, which is in eval mode and hands on the shared tensor itself. Call "
@@ -110,9 +114,9 @@ def forks_in_a_row(graph: LossGraph) -> Iterator[str]:
 
 def _misread(graph: LossGraph, node: Node, crossing: Crossing, places: list[int | None]) -> Iterator[str]:
     """The branches of one use of a fork; ``places``: the loss of each of the fork's tasks."""
-    name, tasks, pieces = graph.name_of_fork(crossing.fork), crossing.fork.tasks, crossing.pieces
+    name, tasks = graph.name_of_fork(crossing.fork), crossing.fork.tasks
     arrived = graph.reach.nodes[node]
-    branches = [range(place * pieces, (place + 1) * pieces) for place in range(len(tasks))]
+    branches = list(map(crossing.branch, range(len(tasks))))
     readers = [reduce(int.__or__, (arrived.get(output, 0) for output in branch), 0) for branch in branches]
     for place, task in enumerate(places):
         if task is None or not graph.present >> task & 1:

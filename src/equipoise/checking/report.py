@@ -22,6 +22,7 @@ class Report:
     Attributes:
         tasks: the names of the tasks.
         shared: the names of the parameters that at least two tasks' losses reach.
+        sliced: the names of the parameters of which each task's loss reaches a slice of its own.
         own: task -> the names of the parameters that its loss alone reaches.
         unreached: the names of the trainable parameters that no loss reaches.
         forks: one sentence per use of a fork.
@@ -31,6 +32,7 @@ class Report:
 
     tasks: list[str]
     shared: list[str] = field(default_factory=list)
+    sliced: list[str] = field(default_factory=list)
     own: dict[str, list[str]] = field(default_factory=dict)
     unreached: list[str] = field(default_factory=list)
     forks: list[str] = field(default_factory=list)
@@ -43,11 +45,13 @@ class Report:
         return not self.problems and not self.unseen
 
     def __str__(self) -> str:
-        known = [*self.shared, *(name for names in self.own.values() for name in names), *self.unreached]
+        known = [*self.shared, *self.sliced, *(name for names in self.own.values() for name in names), *self.unreached]
         lines = []
         if self.shared or self.own:
             lines.append(f"Shared: {some(by_module(self.shared, known))}.")
             lines += [f"Only {task!r} trains: {some(by_module(names, known))}." for task, names in self.own.items()]
+        if self.sliced:
+            lines.append(f"Each task trains a slice: {some(by_module(self.sliced, known))}.")
         if self.unreached:
             lines.append(f"Reached by no loss: {some(by_module(self.unreached, known))}.")
         lines += self.forks

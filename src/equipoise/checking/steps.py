@@ -33,7 +33,7 @@ def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterat
     """Parameters that ``shared`` holds and one task alone reaches, or that several tasks reach and it lacks."""
     tasks = {id(leaf.tensor): leaf.tasks for leaf in graph.leaves(graph.reach)}
     shared = [leaf.tensor for leaf in graph.leaves(graph.reach) if leaf.shared and graph.knows(leaf.tensor)]
-    own = {id(leaf.tensor) for leaf in graph.leaves(graph.reach) if not leaf.shared}
+    own = {id(leaf.tensor) for leaf in graph.leaves(graph.reach) if leaf.tasks.bit_count() == 1}
     complete = graph.present.bit_count() == len(graph.tasks)
     for optimizer in _task_optimizers(optimizers):
         kind, given = type(optimizer).__name__, list(optimizer.shared)

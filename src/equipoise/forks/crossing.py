@@ -25,9 +25,9 @@ class Crossing:
     fork: Fork
     pieces: int
 
-    def task_of(self, output: int, /) -> int:
-        """Return the position of the task whose branch holds this output of the node."""
-        return output // self.pieces
+    def branch(self, task: int, /) -> range:
+        """Return the numbers of the node's outputs that make up a task's branch."""
+        return range(task * self.pieces, (task + 1) * self.pieces)
 
 
 def crossing_of(node: Node, /) -> Crossing | None:
@@ -36,8 +36,8 @@ def crossing_of(node: Node, /) -> Crossing | None:
     Example:
         >>> import torch
         >>> for_click, for_like = Fork(["click", "like"])(torch.ones(2, requires_grad=True))
-        >>> crossing_of(for_like.grad_fn).task_of(for_like.output_nr)
-        1
+        >>> for_like.output_nr in crossing_of(for_like.grad_fn).branch(1)
+        True
     """
     context: Any = node
     return Crossing(context.fork, context.pieces) if node.name() == f"{Meeting.__name__}Backward" else None
