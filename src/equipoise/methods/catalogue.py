@@ -59,7 +59,7 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method(
         "multibalance-own-cosine", "MultiBalance, own lengths and cosines",
         "Gradients at the fork in their own averaged length, balanced by their cosines.",
-        **_MULTIBALANCE, options={"magnitude": "own", "beta": 1.0},
+        **_MULTIBALANCE, options={"magnitude": "own", "direction": "cosine", "beta": 1.0},
     ),
     Method(
         "multibalance-own-gram", "MultiBalance, own lengths and Gram matrix",

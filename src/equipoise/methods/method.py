@@ -110,6 +110,13 @@ class Method:
         every = (self.fork, self.loss_weighting, self.optimizer, self.jacobian)
         return [factory for factory in every if factory is not None]
 
+    @property
+    def spans_ranks(self) -> bool:
+        """Whether the optimizer is told of the ranks that train together, where it makes the backward passes itself."""
+        if "per-task backward" not in self.needs or self.optimizer is None:
+            return True
+        return "data_parallel" in inspect.signature(self.optimizer).parameters
+
     def known_options(self) -> dict[str, Any]:
         """The options of all factories, with their defaults."""
         known: dict[str, Any] = {}

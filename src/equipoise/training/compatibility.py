@@ -80,6 +80,15 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 
 
 @CHECKS.append
+def _averages_itself(given: Combination) -> Iterator[str]:
+    if given.world.size > 1 and not given.method.spans_ranks:
+        yield (
+            f"Method {given.method.name!r} makes one backward pass per task, but its optimizer does not take "
+            "data_parallel, so that it could not average the tasks' gradients over the ranks: train it in one process."
+        )
+
+
+@CHECKS.append
 def _whole_updates(given: Combination) -> Iterator[str]:
     if given.with_torchrec and "whole updates" in given.method.needs:
         yield (
