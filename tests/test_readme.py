@@ -10,7 +10,7 @@ from torch import nn
 
 from equipoise import Fork, MultiBalance
 from equipoise.cli import app
-from equipoise.data import NAMES
+from equipoise.data import DATASETS
 from equipoise.methods import parse_method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def test_the_page_of_methods_registers_a_method_as_it_says() -> None:
 
 
 def test_the_table_lists_every_data_set() -> None:
-    for name in NAMES:
+    for name in DATASETS:
         assert f"`{name}`" in README, f"{name} is not in README.md"
 
 

@@ -161,10 +161,10 @@ def build(
         if full:
             from equipoise.data.sets.complete_journey import stream_all
 
-            files = stream_all(out, progress=bar.advance, **options)
+            files = stream_all(out, on_stage=bar.advance, **options)
             _say(f"{len(files)} files in {out}")
         else:
-            built = data.load(name, progress=bar.advance, **options)
+            built = data.load(name, on_stage=bar.advance, **options)
             rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
             _say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 

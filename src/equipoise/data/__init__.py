@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
+from collections.abc import Mapping
+from typing import Any, Final
 
 from equipoise.data.dataset import Dataset, Split
+from equipoise.data.source import DataSource, StageListener
 from equipoise.errors import DataError
+from equipoise.registry import Registry
 
-__all__ = ["NAMES", "DataError", "Dataset", "Split", "load"]
+__all__ = ["DATASETS", "DataError", "DataSource", "Dataset", "Split", "StageListener", "load", "register"]
 
-# name -> the module and function that build it; imported only when asked for, since each needs other packages
-_LOADERS = {
-    "complete-journey": ("sets.complete_journey", "load"),
-    "census-income": ("sets.census_income", "load"),
-    "census-income-full": ("sets.census_income", "load_full"),
-    "funnel": ("sets.funnel", "load"),
+
+def _data_source(name: str, found: Any) -> DataSource:
+    if isinstance(found, DataSource):
+        return found
+    if not callable(found):
+        raise TypeError(f"expected a function that returns a Dataset, or a DataSource; found a {type(found).__name__}.")
+    return DataSource(name, found)
+
+
+# Import paths, followed when a set is asked for: each needs other packages.
+_OWN: Final[dict[str, DataSource | str]] = {
+    "complete-journey": "equipoise.data.sets.complete_journey:SOURCE",
+    "census-income": "equipoise.data.sets.census_income:NOMINAL",
+    "census-income-full": "equipoise.data.sets.census_income:FULL",
+    "funnel": "equipoise.data.sets.funnel:SOURCE",
 }
 
-NAMES = tuple(_LOADERS)
-"""The names that :func:`load` knows."""
+DATASETS: Final = Registry[DataSource]("data set", "equipoise.datasets", own=_OWN, adapt=_data_source, error=DataError)
+"""The data sets by name; iterating gives the names. Other packages add theirs by :func:`register`, or by an entry point
+in the group ``equipoise.datasets``."""
+
+register = DATASETS.register
 
 
-def load(name: str, **options: object) -> Dataset:
-    """The data set of that name, built from its published files or generated.
+def load(name: str, *, on_stage: StageListener | None = None, **options: object) -> Dataset:
+    """Load a data set, built from its published files or generated.
 
     Args:
-        name: one of :data:`NAMES`: ``"complete-journey"`` (real, comes with the ``data`` extra),
-            ``"census-income"`` (real, its nominal columns), ``"census-income-full"`` (real, with the numeric
-            columns and instance weights) or ``"funnel"`` (generated, the best reachable NE is known).
+        name: one of :data:`DATASETS`, which ``docs/data-sets.md`` describes, or an import path such as
+            ``"package.module:function"`` of a function that returns a :class:`Dataset`.
+        on_stage: called as the building goes on, by the sets that take long.
         options: what that data set's own loader takes by keyword, such as ``seed``.
 
     Raises:
@@ -44,26 +59,34 @@ def load(name: str, **options: object) -> Dataset:
         equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, \
 census-income-full, funnel; found 'funnels'.
     """
-    if name not in _LOADERS:
-        raise DataError(f"Expected a data set out of {', '.join(NAMES)}; found {name!r}.")
-    module_name, function_name = _LOADERS[name]
     try:
-        loader = getattr(import_module(f"equipoise.data.{module_name}"), function_name)
-        _check_options(name, inspect.signature(loader), options)
-        dataset: Dataset = loader(**options)
+        loader = DATASETS[name].load
+        parameters = inspect.signature(loader).parameters
+        if on_stage is not None and not callable(on_stage):  # a word from a settings file
+            options = {**options, "on_stage": on_stage}
+        _check_options(name, parameters, options)
+        if callable(on_stage) and "on_stage" in parameters:
+            options = {**options, "on_stage": on_stage}
+        found: object = loader(**options)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("equipoise"):
             raise
+        remedy = 'pip install "equipoise[data]"' if name in _OWN else "install it"
         raise DataError(
-            f"Data set {name!r} needs the package {error.name!r}, which is not installed: "
-            'pip install "equipoise[data]".'
+            f"Data set {name!r} needs the package {error.name!r}, which is not installed: {remedy}."
         ) from error
-    return dataset
+    if not isinstance(found, Dataset):
+        raise DataError(
+            f"Data set {name!r}: expected its loader to return an equipoise.data.Dataset, found a "
+            f"{type(found).__name__}."
+        )
+    return found
 
 
-def _check_options(name: str, signature: inspect.Signature, options: dict[str, object]) -> None:
-    known = [option for option in signature.parameters if option != "progress"]  # that is for programs alone
-    taken = set(signature.parameters) if callable(options.get("progress")) else set(known)
-    unknown = sorted(options.keys() - taken)
-    if unknown:
-        raise DataError(f"Data set {name!r} takes the options {', '.join(known)}; found {', '.join(unknown)}.")
+def _check_options(name: str, parameters: Mapping[str, inspect.Parameter], options: Mapping[str, object]) -> None:
+    known = [option for option in parameters if option != "on_stage"]  # that is for programs alone
+    takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
+    unknown = sorted(options.keys() - set(known))
+    if unknown and not takes_any:
+        takes = f"the options {', '.join(known)}" if known else "no options"
+        raise DataError(f"Data set {name!r} takes {takes}; found {', '.join(unknown)}.")

@@ -20,7 +20,7 @@ _FINGERPRINT_ROWS: Final = 10_000
 
 @dataclass(frozen=True)
 class Split:
-    """N examples, column-wise, on one device.
+    """N examples as whole columns on one device.
 
     Attributes:
         categorical: ids, int32, shape [N, number of categorical features].
@@ -69,7 +69,7 @@ class Split:
         return self.labels.shape[0]
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split on another device; the same generator shuffles it into the same batches there."""
+        """Return the same split on another device; the same generator shuffles it into the same batches there."""
         return Split(
             self.categorical.to(device),
             self.numeric.to(device),
@@ -78,7 +78,7 @@ class Split:
         )
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Batches of ``batch_size`` rows; a generator shuffles them and leaves out the last, short one.
+        """Yield batches of ``batch_size`` rows; a generator shuffles them and leaves out the last, short one.
 
         Raises:
             ValueError: ``batch_size`` is under 1, or a shuffled split holds fewer rows than one batch.
@@ -109,7 +109,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set with its splits and what a reader of its results has to know.
+    """A named data set: its splits, and what a reader of its results has to know.
 
     Attributes:
         name: the name that reports show, with what a reader must not miss (such as: generated).
@@ -159,7 +159,7 @@ class Dataset:
                 raise DataError(f"{self.name}, {name} split, {error}") from None
 
     def fingerprint(self) -> str:
-        """A few letters that tell this data from other data: from the schema and 10,000 rows of each split.
+        """Return a few letters that tell this data from other data, from the schema and 10,000 rows of each split.
 
         Example:
             >>> from equipoise.data import load
@@ -176,7 +176,7 @@ class Dataset:
         return digest.hexdigest()[:12]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set with all its splits on another device."""
+        """Return the same data set with all its splits on another device."""
         return replace(
             self,
             train=self.train.to(device),

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from equipoise.data.dataset import Dataset
-from equipoise.data.sets.complete_journey import load
+from equipoise.data.sets.complete_journey import SOURCE, load
 from equipoise.data.sets.complete_journey.encoding import FEWEST, Encoding
 from equipoise.data.sets.complete_journey.examples import TASKS, Examples
 from equipoise.data.sets.complete_journey.exposures import Exposures, Week
@@ -399,6 +399,7 @@ def test_the_data_set_is_what_its_schema_says(dataset: Dataset) -> None:
     assert not dataset.train.categorical[:, names.index("household")].eq(0).all()
     torch.testing.assert_close(dataset.train.numeric.mean(0), torch.zeros(12), atol=0.05, rtol=0)
     assert "weight" in " ".join(dataset.notes)
+    assert SOURCE.columns.startswith(f"{len(schema.categorical)} categorical, {len(schema.numeric)} numeric; tasks")
 
 
 def test_features_tell_purchases(dataset: Dataset) -> None:
@@ -416,7 +417,7 @@ def test_a_second_load_reads_the_cache(tables: Tables, tmp_path: Path, monkeypat
     monkeypatch.setattr(Tables, "read", staticmethod(lambda: tables))
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
     told: list[float] = []
-    first = load(rows=5_000, progress=lambda _, done: told.append(done))
+    first = load(rows=5_000, on_stage=lambda _, done: told.append(done))
     assert told[0] == 0
     assert told[-1] == 1
     assert told == sorted(told)

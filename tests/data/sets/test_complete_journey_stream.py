@@ -79,7 +79,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
     assert len(calls) == 2
     assert list(tmp_path.iterdir()) == [first]
     told: list[str] = []
-    parts = stream_all(tmp_path, weeks=[21, 20], rows=ROWS, progress=lambda what, _: told.append(what))
+    parts = stream_all(tmp_path, weeks=[21, 20], rows=ROWS, on_stage=lambda what, _: told.append(what))
     assert [part.name for part in parts] == ["week-20.parquet", "week-21.parquet"]
     assert first.stat().st_mtime_ns == written
     assert not any("week 20" in line for line in told)

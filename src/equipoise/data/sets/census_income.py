@@ -21,13 +21,14 @@ from torch import Tensor
 
 from equipoise.data.cache import cache_folder, replace_file
 from equipoise.data.dataset import Dataset, Split
+from equipoise.data.source import DataSource
 from equipoise.errors import DataError
 from equipoise.schema import Categorical, Numeric, Schema, Task
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["COLUMNS", "LEAKS", "NUMERIC", "TASKS", "URL", "fetch", "load", "load_full"]
+__all__ = ["COLUMNS", "FULL", "LEAKS", "NOMINAL", "NUMERIC", "TASKS", "URL", "fetch", "load", "load_full"]
 
 COLUMNS: Final = tuple(
     """
@@ -122,7 +123,7 @@ def load(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[st
     found = all((place / name).is_file() for name in _NOMINAL_FILES)
     table = _read_nominal(place) if found else _read_published(place)
     table = replace(table, numeric=table.numeric[:, :0], weight=torch.ones(len(table.codes)))
-    return _dataset("census-income", table, (), seed=seed, validation=validation, notes=[_NOMINAL_NOTE])
+    return _dataset(NOMINAL, table, (), seed=seed, validation=validation, notes=[_NOMINAL_NOTE])
 
 
 def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[str] | None = None) -> Dataset:
@@ -134,7 +135,7 @@ def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLi
     is split 60/20/20 by ``seed``, and ``validation`` does not apply. Arguments and errors as in :func:`load`.
     """
     table = _read_published(_folder(folder))
-    return _dataset("census-income-full", table, NUMERIC, seed=seed, validation=validation, notes=[])
+    return _dataset(FULL, table, NUMERIC, seed=seed, validation=validation, notes=[])
 
 
 def fetch(*, folder: str | os.PathLike[str] | None = None, url: str = URL) -> Path:
@@ -318,8 +319,9 @@ def _expect_all(path: Path, what: str, expected: Sequence[str], found: Mapping[s
 
 
 def _dataset(
-    name: str, table: _Table, numeric: Sequence[str], *, seed: int, validation: float, notes: Sequence[str]
+    source: DataSource, table: _Table, numeric: Sequence[str], *, seed: int, validation: float, notes: Sequence[str]
 ) -> Dataset:
+    name = source.name
     if not isinstance(validation, float) or not 0 < validation < 1:
         raise DataError(f"{name}: validation should be a share between 0 and 1, found {validation!r}.")
     if not isinstance(seed, int):
@@ -347,12 +349,7 @@ def _dataset(
         [Numeric(column) for column in numeric],
         TASKS,
     )
-    return Dataset(
-        name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE),
-        epochs=3, batch_size=1024,
-        licence="CC BY 4.0",
-        source="UCI Machine Learning Repository, https://doi.org/10.24432/C5N30T",
-    )  # fmt: skip
+    return Dataset(name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE), **source.for_dataset())
 
 
 def _ids(table: _Table, train: Tensor) -> tuple[Tensor, list[int]]:
@@ -415,3 +412,27 @@ def _verify(name: str, content: bytes, url: str) -> None:
         raise DataError(
             f"{url}: {name} should unpack to SHA-256 {_TEST_SHA256}, found {found}: not the published file."
         )
+
+
+NOMINAL: Final = DataSource(
+    "census-income",
+    load,
+    summary="Census-Income (KDD) without its numeric columns: 299,285 people of the census surveys of 1994 and 1995. "
+    "Columns that tell a label outright are left out for all tasks. Not comparable with published results.",
+    obtain="`equipoise data fetch census-income`, or prepared integer codes in `$EQUIPOISE_DATA/census-income`",
+    columns=f"{len(_CATEGORICAL)} categorical; tasks {', '.join(f'`{task.name}`' for task in TASKS)}",
+    splits="the published test rows; a tenth of the published training rows, drawn by seed, is the validation split",
+    epochs=3,
+    batch_size=1024,
+    licence="CC BY 4.0",
+    source="UCI Machine Learning Repository, https://doi.org/10.24432/C5N30T",
+)
+FULL: Final = replace(
+    NOMINAL,
+    name="census-income-full",
+    load=load_full,
+    summary="Census-Income (KDD) with its numeric columns and the instance weights of the survey.",
+    obtain="`equipoise data fetch census-income`",
+    columns=f"{len(_CATEGORICAL)} categorical, {len(NUMERIC)} numeric; tasks "
+    f"{', '.join(f'`{task.name}`' for task in TASKS)}",
+)

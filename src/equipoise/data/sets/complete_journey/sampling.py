@@ -25,11 +25,11 @@ _FEWEST, _MOST = 5_000, 10_000_000
 
 
 def check_options(rows: int, seed: int) -> None:
-    """Raises DataError unless ``rows`` can be sampled into memory and ``seed`` can be one."""
+    """Raise DataError unless ``rows`` can be sampled into memory and ``seed`` is a whole number from 0 up."""
     if isinstance(rows, bool) or not isinstance(rows, int) or not _FEWEST <= rows <= _MOST:
         raise DataError(
             f"Expected rows to be a whole number from {_FEWEST:,} to {_MOST:,}, found {rows!r}. "
-            "For all 319 million exposures there is complete_journey.stream_all."
+            "To get all 319 million exposures, call complete_journey.stream_all."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"Expected seed to be a whole number from 0 up, found {seed!r}.")

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from equipoise.data.cache import replace_file
-from equipoise.data.sets.complete_journey.build import VERSION, Progress, silent
+from equipoise.data.sets.complete_journey.build import VERSION, ignore_stage
 from equipoise.data.sets.complete_journey.encoding import Encoding
 from equipoise.data.sets.complete_journey.examples import TASKS, Examples
 from equipoise.data.sets.complete_journey.exposures import Week
 from equipoise.data.sets.complete_journey.sampling import ROWS, Sample, check_options
 from equipoise.data.sets.complete_journey.tables import LAST_WEEK, Tables
+from equipoise.data.source import StageListener
 from equipoise.errors import DataError
 
 __all__ = ["stream_all"]
@@ -34,9 +35,9 @@ def stream_all(
     weeks: Iterable[int] | None = None,
     rows: int = ROWS,
     seed: int = 0,
-    progress: Progress | None = None,
+    on_stage: StageListener | None = None,
 ) -> tuple[Path, ...]:
-    """Writes every exposure of the weeks as ``week-01.parquet`` … into a folder; returns the files' paths.
+    """Write every exposure of the weeks as ``week-01.parquet`` … into a folder; returns the files' paths.
 
     The columns are ``week`` (int8), the features of ``load`` with the same ids and scales (int32, float32)
     and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A part appears when it is
@@ -48,7 +49,7 @@ def stream_all(
         weeks: out of 1 … 53; all of them where None (319,201,883 rows).
         rows: as given to the :func:`load` whose encoding is to be used.
         seed: likewise.
-        progress: called before each part.
+        on_stage: called before each part.
 
     Raises:
         DataError: an option is out of range, or the folder holds parts that were made with other options.
@@ -66,17 +67,17 @@ def stream_all(
     parts = {week: folder / f"week-{week:02d}.parquet" for week in chosen}
     missing = [week for week, part in parts.items() if not _is_complete(part, identity)]
     if missing:
-        tell = progress or silent
-        tell("Complete Journey: preparing", 0.0)
+        announce = on_stage or ignore_stage
+        announce("Complete Journey: preparing", 0.0)
         tables = Tables.read()
         examples = Examples(tables)
         sample = Sample.draw(tables, examples, rows=rows, seed=seed)
         ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
         encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
         for i, week in enumerate(missing):
-            tell(f"Complete Journey: week {week}", i / len(missing))
+            announce(f"Complete Journey: week {week}", i / len(missing))
             _write(parts[week], Week(tables, week), examples, encoding, identity)
-        tell("Complete Journey: written", 1.0)
+        announce("Complete Journey: written", 1.0)
     return tuple(parts.values())
 
 
