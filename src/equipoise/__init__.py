@@ -4,7 +4,8 @@ Put :class:`MultiBalance` between the shared layers and the tasks' towers and tr
 :class:`PUB`. :func:`check` says if they stand where the tasks meet, :class:`Monitor` shows what they do.
 """
 
-from equipoise.checking import MisplacedForkWarning, check
+from equipoise.checking import check
+from equipoise.errors import MisplacedForkWarning
 from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted, paused
 from equipoise.monitor import Monitor
 from equipoise.optim import PUB, AdaTask, Clippy

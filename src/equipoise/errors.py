@@ -1,8 +1,8 @@
-"""The errors that bad input ends in; the command line turns them into one message and exit code 2."""
+"""The errors that bad input ends in, which the command line turns into one message and exit code 2; and a warning."""
 
 from __future__ import annotations
 
-__all__ = ["DataError", "SettingError"]
+__all__ = ["DataError", "MisplacedForkWarning", "SettingError"]
 
 
 class SettingError(ValueError):
@@ -17,3 +17,7 @@ class DataError(ValueError):
         Traceback (most recent call last):
         equipoise.errors.DataError: Expected 42 columns, found 41: fetch the file again.
     """
+
+
+class MisplacedForkWarning(UserWarning):
+    """A fork, or the ``shared`` of PUB or AdaTask, does not cover what the tasks share; see :func:`equipoise.check`."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise import Fork, MultiBalance, check
+from equipoise import Fork, MultiBalance, check, paused
 from tests.checking.rankers import TASKS, Ranker, losses_of
 
 
@@ -52,6 +52,14 @@ def test_eval_mode(part):
     (problem,) = problems(model)
     assert "fork 'fork', which is in eval mode" in problem
     assert "model.train()" in problem
+
+
+def test_a_paused_fork():
+    model = Ranker()
+    with paused(model):
+        losses = losses_of(model)
+        (problem,) = problems(model, losses)
+    assert problem == "No loss crosses fork 'fork', which is paused. Compute the losses outside of equipoise.paused."
 
 
 def test_two_towers_that_read_one_branch():

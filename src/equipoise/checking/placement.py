@@ -41,6 +41,8 @@ def forks_not_crossed(graph: LossGraph) -> Iterator[str]:
                 f"No loss crosses {name}, which is in eval mode and hands on the shared tensor itself. Call "
                 "model.train() before the forward pass."
             )
+        elif not times and fork.pauses:
+            yield f"No loss crosses {name}, which is paused. Compute the losses outside of equipoise.paused."
         elif not times:
             yield (
                 f"No loss crosses {name}: the model does not call it, does not use what it returns, or gives it a "

@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["MisplacedForkWarning", "Report", "by_module", "quoted", "some"]
+__all__ = ["Report", "by_module", "quoted", "some"]
 
 _MOST = 4  # names in one sentence
-
-
-class MisplacedForkWarning(UserWarning):
-    """A fork, or the ``shared`` of PUB or AdaTask, does not cover what the tasks share; see :func:`equipoise.check`."""
 
 
 @dataclass

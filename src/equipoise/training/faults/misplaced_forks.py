@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from equipoise.checking import MisplacedForkWarning, check
+from equipoise.checking import check
+from equipoise.errors import MisplacedForkWarning
 
 __all__ = ["warn_of_misplaced_forks"]
 
