@@ -14,8 +14,11 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from equipoise.compare.result_folder import FolderError
+from equipoise.compare.result_folder import FolderError, ResultFolder
+from equipoise.report.analysis import analyse
+from equipoise.report.monitor_charts import monitor_chart
 from equipoise.report.page import result_rows, write_markdown, write_report
+from equipoise.report.tables import task_table, transfer_table
 
 HOSTILE = '<script>alert(1)</script> & "quoted" | {{ 7 * 7 }}'
 SOME = ("single-task", "equal", "multibalance", "pub")
@@ -271,7 +274,7 @@ def test_a_task_without_positives_in_validation_makes_no_rate_look_diverged(comp
 
 def test_tiles_and_terminal_follow_the_same_rule_as_the_summary(comparison):
     busy = comparison(methods=SOME, speeds={"equal": (1.0, 0.5, 2.0), "multibalance": (1.421, 1.2, 4.6)})
-    assert "not measurable the machine was too busy" in visible(page_of(busy))
+    assert "not clear the machine was too busy" in visible(page_of(busy))
     assert "× 1.421" not in visible(page_of(busy))
     assert result_rows(busy)[0]["Speed"] == "not clear (1.200 to 4.600)"
     few = visible(page_of(comparison(methods=SOME, seeds=2)))
@@ -341,3 +344,31 @@ def test_rate_and_table_decay_are_shown_where_they_were_chosen(comparison):
     shown = visible(page_of(folder))
     assert "Learning rate or table decay at the edge of the grid: PUB." in shown
     assert "each with decays of the embedding tables of 0, 0.3, 1" in shown
+
+
+def test_a_task_with_few_positives_has_neither_mark_nor_colour(comparison):
+    labels = {"test": {"coupon": {"labelled": 10_000, "positives": 20}}}
+    folder = comparison(methods=SOME, plan={"label_counts": labels})
+    analysis = analyse(ResultFolder(folder).results())
+    for table in (task_table(analysis, ResultFolder(folder).results(), "ne"), transfer_table(analysis, "ne")):
+        at = [column.title for column in table.columns].index("coupon (too few)")
+        cells = [row.cells[at] for row in table.rows]
+        assert not any(cell.background or cell.tone for cell in cells)
+        assert not any(mark in cell.text + cell.below for cell in cells for mark in "▲▼△▽")
+        others = [cell for row in table.rows for cell in row.cells[1:at]]
+        assert any(cell.background for cell in others)
+
+
+def test_weights_of_losses_are_charted_and_those_that_never_move_are_not(comparison):
+    folder = comparison(methods=("equal", "multibalance", "pub", "adatask"), seeds=2)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        if run["method"] == "adatask":
+            run["monitor"] = [{"step": step, "loss/weight/coupon": 0.5 + step} for step in (1, 2)]
+        if run["method"] == "pub":
+            run["monitor"] = [{"step": step, "fork/shared/weight/coupon": 1.0} for step in (1, 2)]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    weights = monitor_chart(ResultFolder(folder).results()).panels[0]
+    assert [panel.title for panel in weights] == ["MultiBalance", "AdaTask"]
+    coupon = next(trace for trace in weights[1].figure["data"] if trace["name"] == "coupon")
+    assert coupon["y"] == [1.5, 2.5]

@@ -112,6 +112,14 @@ def test_training_alone_is_named_where_it_wins(comparison):
     assert "One model per task" not in told(folder)
     better_alone(folder, 0.40)
     assert "One model per task does better still" in told(folder)
+    better_alone(folder, -0.40)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        if run["method"] == "single-task":
+            run["test"]["coupon"]["ne"] -= 0.8 * (run["seed"] == 1)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert "One model per task has a lower mean NE, " in told(folder)
+    assert "but not clearly, and takes 5 models." in told(folder)
 
 
 def test_no_negative_transfer_is_said_too(comparison):
@@ -180,14 +188,15 @@ def counts(**positives):
         ({"multibalance": (0.93, 0.92, 0.97), "equal": (1, 0.92, 1.05)}, "cannot be told here"),
         ({"equal": (1.2, 0.7, 1.9)}, "could not be measured: the machine was too busy"),
         ({"equal": (1.0, 0.99, 1.2), "multibalance": (1.421, 1.2, 1.6)}, "the machine was too busy"),
+        ({"equal": (1.0, 0.8, 1.2), "multibalance": (0.27, 0.25, 0.29)}, "MultiBalance trains 73.0 % slower than"),
     ],
 )
 def test_speed_is_claimed_only_where_its_interval_carries_it(comparison, speeds, claim):
     folder = comparison(speeds=speeds)
     assert claim in told(folder)
     assert ("% faster" in told(folder)) == ("% faster" in claim)
-    busy = "two identical learners differed by more than 10 % in speed" in told(folder, cautions)
-    assert busy == ("busy" in claim)
+    busy = "two identical learners seemed to differ by 10 % or more" in told(folder, cautions)
+    assert busy == ("busy" in claim or "slower" in claim)
 
 
 def test_speed_without_a_control_is_not_claimed(comparison):

@@ -86,7 +86,7 @@ class Display(_Bars, RunListener):
         if run.status == "diverged":
             console.print(f"{name}: diverged at step {run.steps}", style="yellow", soft_wrap=True)
         elif not console.is_terminal:  # a log shows lines instead of bars
-            console.print(f"{name}: {_validation_ne(run)}, {run.seconds:.0f} s{left}", highlight=False)
+            console.print(f"{name}: {_validation_ne(run)}, {run.seconds:.0f} s{left}", highlight=False, soft_wrap=True)
         self.part_done()
         self._show_time_left(seconds_left)
 

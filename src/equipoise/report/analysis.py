@@ -285,16 +285,20 @@ def _is_busy(control: Throughput | None) -> bool:
 
 
 def _speed_verdict(speed: Throughput | None, control: Throughput | None) -> SpeedVerdict:
-    """What the ratio's interval says; a difference must be larger than that between two identical learners."""
+    """What the ratio's interval says; a difference must be larger than that between two identical learners.
+
+    On a quiet machine the ratio must lie outside the interval of the two, on a busy one its whole interval must.
+    """
     measured = [entry for entry in (speed, control) if entry and entry.low and entry.high]
-    if len(measured) < 2 or _is_busy(control) or min(entry.pairs for entry in measured) < _MIN_SPEED_PAIRS:
+    if len(measured) < 2 or min(entry.pairs for entry in measured) < _MIN_SPEED_PAIRS:
         return "unclear"
     (ratio, low, high), (_, least, most) = [(entry.ratio, entry.low or 0, entry.high or 0) for entry in measured]
-    if low > 1 and ratio > most:
+    busy = _is_busy(control)
+    if low > 1 and (low if busy else ratio) > most:
         return "faster"
-    if high < 1 and ratio < least:
+    if high < 1 and (high if busy else ratio) < least:
         return "slower"
-    return "same" if low >= _SAME_SPEED[0] and high <= _SAME_SPEED[1] else "unclear"
+    return "same" if not busy and low >= _SAME_SPEED[0] and high <= _SAME_SPEED[1] else "unclear"
 
 
 def _ok_runs(results: Results, method: str) -> list[Run]:

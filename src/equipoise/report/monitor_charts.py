@@ -31,6 +31,10 @@ def monitor_chart(results: Results) -> Chart | None:
             places = _places(runs, quantity, tasks)
             for place in places:
                 series = {task: _mean_reading(runs, f"{place}/{quantity}/{task}") for task in tasks}
+                if quantity == "weight" and all(
+                    value == 1 for of_task in series.values() for value in of_task.values()
+                ):
+                    continue  # a fork that combines by element weighs no task
                 panels.append(Panel(_title(method.label, place, places), _lines(series)))
         if panels:
             sets[title] = panels

@@ -150,17 +150,18 @@ def _alone(analysis: Analysis, best: MethodResult) -> list[str]:
     alone = analysis.method(SINGLE_TASK)
     if alone is None or alone.ne is None or best.ne is None or alone.ne >= best.ne:
         return []
-    return [
-        f"One model per task does better still, mean NE {number(alone.ne, 4)}, at the price of "
-        f"{len(analysis.tasks)} models."
-    ]
+    models = f"{len(analysis.tasks) + len(analysis.unscored)} models"
+    gain = alone.ne_gain
+    if gain is not None and gain.firm and gain.better:
+        return [f"One model per task does better still, mean NE {number(alone.ne, 4)}, at the price of {models}."]
+    return [f"One model per task has a lower mean NE, {number(alone.ne, 4)}, but not clearly, and takes {models}."]
 
 
 def _costs(named: MethodResult, analysis: Analysis) -> list[str]:
     if named.is_reference or named.speed is None:
         return []
     label, speed = named.method.label, named.speed
-    if analysis.busy:
+    if named.speed_verdict == "unclear" and analysis.busy:
         return ["What it costs in speed could not be measured: the machine was too busy."]
     if named.speed_verdict == "unclear":
         between = f", {speed.low:.2f} to {speed.high:.2f}" if speed.low and speed.high else ""

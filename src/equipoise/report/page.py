@@ -187,8 +187,8 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
 
 
 def _speed_in_short(entry: MethodResult, analysis: Analysis) -> tuple[str, str]:
-    if analysis.busy:
-        return "not measurable", "the machine was too busy"
+    if entry.speed_verdict == "unclear" and analysis.busy:
+        return "not clear", "the machine was too busy"
     if entry.speed is None or entry.speed_verdict == "unclear":
         return "not clear", "against that of equal weights"
     if entry.speed_verdict == "same":

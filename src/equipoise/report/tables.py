@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from equipoise.compare.results import Results
+from equipoise.compare.results import Results, Throughput
 from equipoise.compare.tuned_rates import Rate, rate_of
 from equipoise.compare.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, Gain, MethodResult, TaskResult
@@ -34,6 +34,7 @@ __all__ = [
 NONE = "–"
 PERCENT = "\N{NO-BREAK SPACE}%"
 _BLUE, _ORANGE = "0, 114, 178", "213, 94, 0"  # Okabe-Ito: told apart by colour-blind readers
+_NOT_FIRM = 0.35  # what is left of the colour where a change is no longer clear after Holm's adjustment
 _FULL_COLOUR = {"ne": 10.0, "auc": 0.05}  # a change of this size gets the strongest background
 
 
@@ -168,6 +169,10 @@ def _overall_gain(entry: MethodResult) -> Cell:
     )
 
 
+def _between_ratios(speed: Throughput) -> str:
+    return f"{speed.low:.3f} to {speed.high:.3f}" if speed.low and speed.high else ""
+
+
 def _rates(entry: MethodResult) -> Cell:
     decays = [f"{rate.table_decay:g}" for rate in entry.rates]
     below = f"table decay {' / '.join(decays)}" if any(rate.table_decay for rate in entry.rates) else ""
@@ -179,7 +184,9 @@ def _speed(entry: MethodResult) -> Cell:
     speed = entry.speed
     if speed is None:
         return Cell(NONE)
-    interval = f"{speed.low:.3f} to {speed.high:.3f}" if speed.low and speed.high else ""
+    if entry.is_reference:
+        return Cell("reference", _between_ratios(speed), "Two identical learners of equal weights, measured in turn.")
+    interval = _between_ratios(speed)
     hint = f"{speed.pairs} pairs of blocks of steps, this method and equal weights in turn"
     if entry.speed_verdict == "unclear":
         return Cell("not clear", interval, hint)
@@ -236,11 +243,13 @@ def main_table(analysis: Analysis) -> Table:
 
 def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc", "calibration"]) -> Table:
     """One row per method, one column per task: the value, below it the gain over equal weights, marked."""
-    columns = [Column("Method", numeric=False), *(Column(task) for task in analysis.tasks)]
+    columns = [Column("Method", numeric=False), *_task_columns(analysis)]
     best: dict[str, float] = {}
     if metric != "calibration":
         choose = min if metric == "ne" else max
         for task in analysis.tasks:
+            if task in analysis.few:
+                continue
             values = [_value(entry.tasks[task], metric) for entry in analysis.joint]
             known = [value for value in values if value is not None]
             if known:
@@ -252,14 +261,15 @@ def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc"
             found = entry.tasks[task]
             value = _value(found, metric)
             gain = {"ne": found.ne_gain, "auc": found.auc_gain, "calibration": None}[metric]
+            ranks = task not in analysis.few
             is_best = value is not None and value == best.get(task) and not entry.is_single_task
             cells.append(
                 Cell(
                     number(value, 4 if metric != "calibration" else 3),
-                    _gain_text(gain, metric),
+                    _gain_text(gain, metric, marked=ranks),
                     hint=_gain_hint(gain, metric),
                     tone="best" if is_best else "",
-                    background=_background(gain, metric),
+                    background=_background(gain, metric) if ranks else "",
                 )
             )
         rows.append(Row(cells, _kind(entry)))
@@ -271,7 +281,7 @@ def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc"
 
 def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
     """Every joint method against training each task alone: gain per task, + is better, with its mark."""
-    columns = [Column("Method", numeric=False), *(Column(task) for task in analysis.tasks)]
+    columns = [Column("Method", numeric=False), *_task_columns(analysis)]
     joint = sorted(analysis.joint, key=lambda entry: not entry.is_reference)
     rows = []
     for entry in joint:
@@ -281,10 +291,10 @@ def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
             gain = found.ne_transfer if metric == "ne" else found.auc_transfer
             cells.append(
                 Cell(
-                    _gain_text(gain, metric) or NONE,
+                    _gain_text(gain, metric, marked=task not in analysis.few) or NONE,
                     _between(gain.over_seeds, 1 if metric == "ne" else 4) if gain else "",
                     hint=_gain_hint(gain, metric),
-                    background=_background(gain, metric),
+                    background=_background(gain, metric) if task not in analysis.few else "",
                 )
             )
         rows.append(Row(cells, _kind(entry)))
@@ -326,6 +336,9 @@ def data_table(results: Results) -> Table:
         Column("Positive", "Share of positive labels among the training rows that have one."),
         Column("Labelled", "Share of training rows that have this label."),
     ]
+    counts = plan.label_counts.get("test", {})
+    if counts:
+        columns.append(Column("Positive test rows", "How many of the test rows are positive."))
     if plan.best_ne:
         columns.append(Column("Best reachable NE", "NE of the true probabilities, on the test rows."))
     rows = []
@@ -336,6 +349,8 @@ def data_table(results: Results) -> Table:
             Cell(_percent(labels.rate if labels else None)),
             Cell(_percent(labels.labelled if labels else None)),
         ]
+        if counts:
+            cells.append(Cell(f"{counts[task].positives:,}" if task in counts else NONE))
         if plan.best_ne:
             cells.append(Cell(number(plan.best_ne.get(task), 4)))
         rows.append(Row(cells))
@@ -368,11 +383,21 @@ def _value(found: TaskResult, metric: Literal["ne", "auc", "calibration"]) -> fl
     return {"ne": found.ne, "auc": found.auc, "calibration": found.calibration}[metric]
 
 
-def _gain_text(gain: Gain | None, metric: str) -> str:
+def _task_columns(analysis: Analysis) -> list[Column]:
+    """A column for each task; one whose metrics are mostly chance says so."""
+    return [
+        Column(f"{task} (too few)", f"Only {analysis.few[task]} test rows of its rarer class: mostly chance.")
+        if task in analysis.few
+        else Column(task)
+        for task in analysis.tasks
+    ]
+
+
+def _gain_text(gain: Gain | None, metric: str, *, marked: bool) -> str:
     if gain is None or gain.mean is None:
         return ""
     size = percent(gain.mean, 1) if metric == "ne" else signed(gain.mean, 4)
-    return f"{mark(gain)} {size}".strip()
+    return f"{mark(gain)} {size}".strip() if marked else size
 
 
 def _gain_hint(gain: Gain | None, metric: str) -> str:
@@ -392,6 +417,8 @@ def _background(gain: Gain | None, metric: str) -> str:
     if gain is None or gain.mean is None or not gain.significant:
         return ""
     strength = 0.08 + 0.4 * math.sqrt(min(1.0, abs(gain.mean) / _FULL_COLOUR[metric]))
+    if not gain.firm:
+        strength *= _NOT_FIRM
     return f"rgba({_BLUE if gain.mean > 0 else _ORANGE}, {strength:.2f})"
 
 

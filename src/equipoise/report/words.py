@@ -72,8 +72,9 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
     found += _few_positives(results, analysis)
     if analysis.busy:
         found.append(
-            "Speed could not be measured: two identical learners differed by more than 10 % in speed, so the machine "
-            "was too busy. Remove throughput.json and run the same command again on a quiet machine."
+            "The machine was too busy to measure speed well: two identical learners seemed to differ by 10 % or more. "
+            "Only larger differences are shown. For better ones remove throughput.json and run the same command again "
+            "on a quiet machine."
         )
     diverged = [entry for entry in analysis.methods if entry.diverged]
     if diverged:
@@ -116,7 +117,8 @@ def _not_finite(method: PlannedMethod, runs: Sequence[Run]) -> str:
 def _few_positives(results: Results, analysis: Analysis) -> list[str]:
     """Tasks whose metrics rest on few rows of one class, with split and count."""
     consequences = {
-        "validation": "Rates chosen by these, and their learning curves, are mostly chance.",
+        "validation": "Their learning curves are mostly chance"
+        + (", and so is what they added to the choice of rates." if results.tuning else "."),
         "test": "They are in no mean over tasks, and rank no method."
         if analysis.ranks
         else "No method is ranked on this data.",
