@@ -116,7 +116,7 @@ def _by_task(named: MethodResult, analysis: Analysis) -> list[str]:
     won = [task for task in by_size if gains[task].firm and gains[task].better]
     lost = [task for task in reversed(by_size) if gains[task].firm and gains[task].worse]
     if not won and not lost:
-        return ["On no single task is it clearly better or worse."]
+        return ["On no single task is it clearly better or worse, once p is adjusted for the number of tests."]
     said = [f"clearly better on {sized(won)}"] if won else []
     said.append(f"clearly worse on {sized(lost)}" if lost else "clearly worse on none")
     return [f"Task by task it is {' and '.join(said)}."]
