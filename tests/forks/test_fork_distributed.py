@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from equipoise import paused
 from equipoise.forks import fork as fork_module
 from equipoise.forks.multibalance import MultiBalance
 
@@ -181,6 +182,62 @@ def under_way(rank: int) -> dict:
     return found
 
 
+def groups_used(rank: int) -> dict:
+    """The process groups of the all-reduces of two forks, by what they were given."""
+    found = {}
+    for name, process_group in (("none", None), ("the default", dist.group.WORLD)):
+        groups = found[name] = []
+
+        def noted(tensor: Tensor, op: str, group: dist.ProcessGroup, *, whole, groups=groups):
+            groups.append(group)
+            return whole(tensor, op, group)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fork_module, "all_reduce", partial(noted, whole=fork_module.all_reduce))
+            for _ in range(2):
+                model = Ranker(process_group=process_group)
+                for inputs, labels in batches(2):
+                    sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
+    own = set(found["none"])
+    return {
+        "own": len(own),
+        "apart": dist.group.WORLD not in own,
+        "of all ranks": [dist.get_world_size(group) for group in own],
+        "the default": set(found["the default"]) == {dist.group.WORLD},
+    }
+
+
+def captured(rank: int) -> dict:
+    """What a fork says while a CUDA graph is captured, with and without overlap."""
+    found = {}
+    for overlap in (False, True):
+        model = Ranker(overlap=overlap)
+        ((inputs, labels),) = batches(1)
+        loss = sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            try:
+                loss.backward()
+                found[overlap] = None
+            except RuntimeError as error:
+                found[overlap] = str(error)
+    return found
+
+
+def paused_on_one_rank(rank: int) -> dict:
+    """One rank alone looks at its tasks' gradients before every step."""
+    model = Ranker()
+
+    def look(*_: object) -> None:
+        if rank == 0:
+            with paused(model):
+                for loss in losses(model(torch.ones(8, 6)), torch.ones(8, 3)):
+                    torch.autograd.grad(loss, model.bottom.weight, retain_graph=True)
+
+    return record(model, train(model, rank=rank, reduce=average_gradients, spoil=look))
+
+
 def groups_of_one(rank: int) -> dict:
     groups = [dist.new_group([other]) for other in range(RANKS)]
     model = copy.deepcopy(Ranker(process_group=groups[rank]))  # the group itself is not copied
@@ -194,14 +251,18 @@ def compiled(rank: int) -> dict:
     return record(model, train(call, rank=rank, reduce=average_gradients))
 
 
-def work(rank: int, folder: Path) -> None:
+def start(rank: int, rendezvous: Path) -> None:
     dist.init_process_group(
         "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
+        init_method=rendezvous.as_uri(),
         rank=rank,
         world_size=RANKS,
         timeout=datetime.timedelta(seconds=120),
     )
+
+
+def work(rank: int, folder: Path) -> None:
+    start(rank, folder / "rendezvous")
     results = {
         "modes": {mode: ddp_of_mode(rank, *mode) for mode in MODES},
         "labels on one rank": ddp_without_labels_on_one_rank(rank),
@@ -213,7 +274,14 @@ def work(rank: int, folder: Path) -> None:
         "compiled overlap": compiled_overlap(rank),
         "sent": sent(rank),
         "under way": under_way(rank),
+        "groups": groups_used(rank),
+        "captured": captured(rank),
+        "paused on one rank": paused_on_one_rank(rank),
     }
+    dist.barrier()
+    dist.destroy_process_group()
+    start(rank, folder / "second rendezvous")
+    results["after a second start"] = without_ddp(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()  # gloo's threads now and then abort a process that ends at once
     dist.destroy_process_group()
@@ -278,6 +346,26 @@ def test_a_fork_needs_no_ddp(ranks):
     model = Ranker()
     expected = record(model, train(model))
     assert_as_one_process([result["without DDP"] for result in ranks], expected)
+
+
+@pytest.mark.parametrize("scenario", ["paused on one rank", "after a second start"])
+def test_ranks_agree_with_one_process(ranks, scenario):
+    model = Ranker()
+    expected = record(model, train(model))
+    for result in (found[scenario] for found in ranks):
+        torch.testing.assert_close(result["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result["parameters"], expected["parameters"], rtol=1e-5, atol=1e-6)
+
+
+def test_forks_share_a_process_group_of_their_own_unless_they_are_given_one(ranks):
+    for result in ranks:
+        assert result["groups"] == {"own": 1, "apart": True, "of all ranks": [RANKS], "the default": True}
+
+
+def test_a_fork_with_overlap_refuses_to_be_captured(ranks):
+    for result in ranks:
+        assert result["captured"][False] is None
+        assert "cannot be captured in a CUDA graph with several ranks" in result["captured"][True]
 
 
 def test_torch_compile_sums_over_the_ranks_too(ranks):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from equipoise.forks.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.forks.gram import gram_matrix
-from equipoise.forks.meeting import Meeting, balanced
+from equipoise.forks.meeting import Meeting, Passage, balanced
 from equipoise.forks.names import by_name, encode_names, names_key, task_names
 from equipoise.forks.ranks import group_of_several
 from equipoise.forks.structure import differentiable_parts
@@ -242,7 +242,7 @@ class Fork(nn.Module):
         if not self.training or self.pauses:
             return (shared,) * len(self.tasks)
         # A reentrant checkpoint calls forward within the backward whose losses have been scaled.
-        enclosing = None if torch.compiler.is_compiling() else enclosing_backward(self)
+        passage = None if torch.compiler.is_compiling() else Passage(enclosing_backward(self))
         if not torch.is_grad_enabled():
             return (shared,) * len(self.tasks)
         parts, rebuilt = differentiable_parts(shared)
@@ -250,7 +250,7 @@ class Fork(nn.Module):
             return (shared,) * len(self.tasks)
         if self.last_gram.device != parts[0].device:  # engines that move parameters and buffers only
             self._apply_to_attributes(lambda tensor: tensor.to(parts[0].device))
-        copies: Any = Meeting.apply(self, enclosing, *parts)  # type: ignore[no-untyped-call]
+        copies: Any = Meeting.apply(self, passage, *parts)  # type: ignore[no-untyped-call]
         return tuple(rebuilt(copies[task * len(parts) : (task + 1) * len(parts)]) for task in range(len(self.tasks)))
 
     @torch.no_grad()

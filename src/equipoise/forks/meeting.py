@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor
 
-from equipoise.forks.grad_scaler import factor_in_compiled_graph, factor_of_backward
+from equipoise.forks.grad_scaler import ScaledBackward, factor_in_compiled_graph, factor_of_backward
 from equipoise.forks.gram import weighted_sum
 
 if TYPE_CHECKING:
     from equipoise.forks.fork import Fork
 
-__all__ = ["Meeting", "balanced"]
+__all__ = ["Meeting", "Passage", "balanced"]
 
 # Read once: a compiled backward cannot ask it.
 _AUTOCAST_DEVICES = frozenset(
@@ -29,24 +31,40 @@ _NO_BATCH = (
 )
 
 
+@dataclass(eq=False)
+class Passage:
+    """One forward pass through a fork, and what its first backward found.
+
+    Under nested transforms of ``torch.func`` one forward pass has several nodes; they share this.
+
+    Attributes:
+        enclosing: the scaled backward in which forward ran.
+        arrived: the tasks whose gradients came in the first backward.
+        weighed: that backward's weights, and which tasks were present; None before it.
+    """
+
+    enclosing: ReferenceType[ScaledBackward] | None
+    arrived: set[int] = field(default_factory=set)
+    weighed: tuple[Tensor, Tensor] | None = None
+
+
 class Meeting(torch.autograd.Function):
     """Identity copies forward; the weighted sum of their gradients backward."""
 
     @staticmethod
-    def forward(fork: Fork, _enclosing: object, *shared: Tensor) -> tuple[Tensor, ...]:
+    def forward(fork: Fork, _passage: Passage | None, *shared: Tensor) -> tuple[Tensor, ...]:
         """Copy every tensor for every task: those of the first task first."""
         return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
         """Keep what the backward needs: no tensor."""
-        fork, enclosing, *shared = inputs
+        fork, passage, *shared = inputs
         ctx.set_materialize_grads(False)
         ctx.fork = fork
-        ctx.enclosing = enclosing
+        ctx.passage = passage
         ctx.device = shared[0].device.type
         ctx.pieces = len(shared)
-        ctx.weighed = None
 
     @staticmethod
     def vmap(_info: object, _in_dims: object, *_: object) -> Any:
@@ -55,7 +73,7 @@ class Meeting(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Weigh each tensor's gradients; nothing for ``fork`` and ``_enclosing``."""
+        """Weigh each tensor's gradients; nothing for the other arguments."""
         fork: Fork = ctx.fork
         by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
         if fork.pauses:
@@ -77,14 +95,14 @@ def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Ten
     if any(torch._C._functorch.is_legacy_batchedtensor(gradient) for _, gradient in there):
         raise RuntimeError(_NO_BATCH)
     arrived = {task for task, _ in there}
-    if ctx.weighed is None:
-        factor = factor_of_backward(ctx.enclosing)
-        ctx.weighed = (arrived, _outside_of_transforms(fork.weigh_step, by_piece, factor))
-    seen: set[int] = ctx.weighed[0]
-    if not arrived <= seen:
-        raise RuntimeError(_one_by_one(fork.tasks, sorted(seen), sorted(arrived)))
-    weighed: tuple[Tensor, Tensor] = ctx.weighed[1]
-    return weighed
+    passage: Passage = ctx.passage
+    if passage.weighed is None:
+        passage.arrived = arrived
+        factor = factor_of_backward(passage.enclosing)
+        passage.weighed = _outside_of_transforms(fork.weigh_step, by_piece, factor)
+    if not arrived <= passage.arrived:
+        raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
+    return passage.weighed
 
 
 def _outside_of_transforms(
