@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,16 @@ def test_every_row_has_something_to_say_for_itself() -> None:
 
 def test_the_documented_table_is_that_of_the_catalogue() -> None:
     assert methods_table() in (ROOT / "docs" / "methods.md").read_text()
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_the_documented_example_of_an_own_method_runs() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(code, "methods.md", "exec"), {"__name__": "documented"})
+    shared = torch.ones(3, requires_grad=True)
+    for_click, for_like = parse_method("norms:power=0.5").fork_factory(TASKS)()(shared)
+    (4 * for_click.sum() + for_like.sum()).backward()
+    torch.testing.assert_close(shared.grad, torch.full((3,), (4**0.5 + 1) / 3**0.25))
 
 
 @pytest.mark.usefixtures("own_methods")

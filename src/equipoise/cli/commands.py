@@ -279,6 +279,7 @@ def main() -> None:
     for words in _AMONG_LIBRARIES:
         warnings.filterwarnings("ignore", message=re.escape(words))
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
+    sys.path.append(str(Path.cwd()))  # so that import paths (package.module:attribute) find what lies here
     try:
         app()
     except SystemExit as end:

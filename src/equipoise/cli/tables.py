@@ -24,9 +24,11 @@ def method_table() -> Table:
     table = Table(title="Methods", title_justify="left", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("what it does")
-    for method in METHODS.usable().values():
-        options = ", ".join(method.known_options())
-        table.add_row(method.name, method.summary + (f"\n[dim]options: {options}[/]" if options else ""))
+    for name, method in METHODS.usable().items():
+        options = ", ".join(method.open_options())
+        table.add_row(name, Text.assemble(method.summary, (f"\noptions: {options}" if options else "", "dim")))
+    for name, reason in METHODS.broken().items():
+        table.add_row(name, Text(reason, "red"))
     table.caption = "Options are given as in multibalance:beta=0.1,direction=gram."
     return table
 

@@ -91,6 +91,6 @@ def methods_table() -> str:
     lines = ["| name | what it does | paper | options |", "|---|---|---|---|"]
     for method in CATALOGUE:
         paper = ", ".join(filter(None, (method.paper, str(method.year or ""))))
-        free = [f"`{name}`" for name in method.known_options() if name not in method.options]
-        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {', '.join(free)} |")
+        options = ", ".join(f"`{name}`" for name in method.open_options())
+        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {options} |")
     return "\n".join(lines) + "\n"

@@ -129,6 +129,10 @@ class Method:
             known |= own
         return known
 
+    def open_options(self) -> list[str]:
+        """The names of the options that the method leaves to the user."""
+        return [name for name in self.known_options() if name not in self.options]
+
     def with_options(self, **options: Any) -> Method:
         """The same method with some options set, and a name that says so.
 
