@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim.task_optimizer import Pending, TaskOptimizer
+from equipoise.optim.gradients import Pending
+from equipoise.optim.task_optimizer import TaskOptimizer
 
 __all__ = ["JacobianDescent"]
 
@@ -34,6 +35,7 @@ class JacobianDescent(TaskOptimizer):
             :class:`equipoise.Clippy` around one.
         aggregator: from a matrix of shape [K, N], K the number of present tasks, to a vector of shape [N].
         shared: the parameters that several tasks use.
+        tasks: the tasks' names; see :class:`equipoise.PUB`.
         data_parallel: see :class:`equipoise.PUB`.
 
     Raises:
@@ -60,6 +62,7 @@ class JacobianDescent(TaskOptimizer):
         aggregator: Callable[[Tensor], Tensor],
         *,
         shared: Iterable[Parameter],
+        tasks: Sequence[str] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         if hasattr(aggregator, "reset"):
@@ -67,12 +70,12 @@ class JacobianDescent(TaskOptimizer):
                 f"Expected an aggregator without a state of its own, found {type(aggregator).__name__}, whose state a "
                 "checkpoint would not hold: choose another aggregator."
             )
-        super().__init__(optimizer, shared, data_parallel)
+        super().__init__(optimizer, shared, tasks, data_parallel)
         self.aggregator = aggregator
         self._take_averaging_over()
 
     def _needs_each(self) -> bool:
-        return self._count != 1
+        return len(self.tasks) != 1
 
     def _move(self, pending: Pending) -> None:
         if pending.of_task:
@@ -100,7 +103,7 @@ class JacobianDescent(TaskOptimizer):
             p.grad = part.view_as(p).to(p.dtype)
 
     def __repr__(self) -> str:
-        return f"JacobianDescent({self.optimizer!r}, {self.aggregator!r}, shared=[{len(self.shared)} parameters])"
+        return f"JacobianDescent({self._inner_repr()}, {self.aggregator!r}, shared=[{len(self.shared)} parameters])"
 
 
 def _rows(p: Parameter, gradients: Sequence[Tensor | None]) -> Tensor:

@@ -168,6 +168,7 @@ class Method:
         """The name, and what would be built for these tasks: a change of a default shows here."""
         parameter = Parameter(torch.zeros(1))
         adam = Adam([parameter])
+        plain = repr(adam)  # before a wrapper writes into its groups
         group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
         built: list[object] = []
         if fork := self.fork_factory(tasks):
@@ -176,7 +177,7 @@ class Method:
             built.append(weighting)
         if self.optimizer is not None or self.jacobian is not None:
             built.append(self.build_optimizer(adam, shared=[parameter], tasks=tasks, data_parallel=group))
-        words = [" ".join(_ADDRESS.sub("", repr(part)).replace(repr(adam), "Adam").split()) for part in built]
+        words = [" ".join(_ADDRESS.sub("", repr(part)).replace(plain, "Adam").split()) for part in built]
         return "; ".join([self.name, *words])
 
     def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:

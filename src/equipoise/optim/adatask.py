@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 
 from equipoise.optim.clippy import Clippy
 from equipoise.optim.entries import OwnState
+from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
-from equipoise.optim.task_optimizer import Pending, TaskOptimizer
+from equipoise.optim.task_optimizer import TaskOptimizer
 from equipoise.optim.wrapper import Wrapper
 
 __all__ = ["AdaTask"]
@@ -35,7 +37,8 @@ class AdaTask(TaskOptimizer):
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters, or
             :class:`Clippy` around one.
-        shared: the parameters that several tasks use.
+        shared: the parameters that several tasks use, or ``"auto"``; see :class:`PUB`.
+        tasks: the tasks' names; see :class:`PUB`.
         data_parallel: see :class:`PUB`.
 
     Raises:
@@ -58,7 +61,8 @@ class AdaTask(TaskOptimizer):
         self,
         optimizer: Optimizer,
         *,
-        shared: Iterable[Parameter],
+        shared: Iterable[Parameter] | Literal["auto"],
+        tasks: Sequence[str] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         if isinstance(optimizer, Wrapper) and not isinstance(optimizer, Clippy):
@@ -66,23 +70,49 @@ class AdaTask(TaskOptimizer):
                 f"AdaTask wraps a torch.optim optimizer or Clippy, found {type(optimizer).__name__}. To balance its "
                 "updates write PUB(AdaTask(...))."
             )
-        super().__init__(optimizer, shared, data_parallel)
+        super().__init__(optimizer, shared, tasks, data_parallel)
         for group in self.param_groups:
             if group.get("dampening"):
                 raise ValueError("AdaTask takes SGD without dampening only, because tasks differ in their first step.")
         self._take_averaging_over()
 
     def _needs_each(self) -> bool:
-        return self._count != 1
+        return len(self.tasks) != 1
 
     def _move(self, pending: Pending) -> None:
         if not pending.of_task:
             self._step_all()
             return
         tasks = pending.tasks
-        self._step_heads()
+        self._step_towers()
         if tasks:
             gradients = [pending.of_task[task] for task in tasks]
             own = OwnState(len(pending.present), tasks)
             weights = torch.ones(len(tasks), dtype=torch.float64, device=self.shared[0].device)
             JointStep(self.torch_optimizer, self.shared, gradients, own).move(weights, joint=weights)
+
+    def _create_state(self) -> None:
+        super()._create_state()
+        if len(self.tasks) > 1:
+            for p in self.shared:
+                for name, value in self.state.get(p, {}).items():
+                    self.state[p][name] = value.repeat(len(self.tasks), *[1] * value.dim())
+
+    def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
+        if places == list(range(len(saved["tasks"]))):
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                own = self.state.get(p, {})
+                if any(value.dim() == p.dim() + 1 for name, value in own.items() if name != "step"):
+                    self.state[p] = self._rows_by_name(p, group, own, places)
+
+    def _rows_by_name(
+        self, p: Parameter, group: dict[str, Any], own: dict[str, Any], places: list[int | None]
+    ) -> dict[str, Any]:
+        """The state of the tasks as they are now; a new task begins as before the first step."""
+        fresh = self._rule.initial(p, group)
+        return {
+            name: torch.stack([fresh[name].to(value) if place is None else value[place] for place in places])
+            for name, value in own.items()
+        }

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.optim.entries import touched_rows
 
-__all__ = ["Averaging", "averaging_of", "refuse_unknown_ranks"]
+__all__ = ["Averaging", "averaging_of", "refuse_unaveraged", "refuse_unknown_ranks"]
 
-_NONE, _DENSE, _SPARSE = range(3)
+_NONE, _SPARSE, _DENSE = range(3)  # what the ranks have of a gradient; the largest decides
 
 
 class Averaging:
@@ -68,7 +68,7 @@ class Averaging:
         rows, parts = self._of_sparse(parameters, gradients, kinds)
         for place, (p, g, kind) in enumerate(zip(parameters, gradients, kinds, strict=True)):
             if kind == _DENSE:
-                parts[place] = torch.zeros_like(p) if g is None else g
+                parts[place] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
         self._average_flat(parts)
         for module in self.modules:
             module.require_forward_param_sync = True  # else it would cease to broadcast buffers, such as BatchNorm's
@@ -151,6 +151,21 @@ def refuse_unknown_ranks(name: str) -> None:
             f"{name} needs the average of its tasks' gradients over the ranks, found {ranks} and nothing that says "
             "which of them train together. Pass data_parallel=<the DistributedDataParallel or DistributedModelParallel "
             "module>, or the process group, if its ranks start from equal parameters."
+        )
+
+
+def refuse_unaveraged(leaves: Sequence[Tensor], name: str) -> None:
+    """Refuse parameters that the optimizer of this name does not hold, on several ranks.
+
+    Raises:
+        RuntimeError: there is one.
+    """
+    found = [str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Parameter)]
+    if found:
+        raise RuntimeError(
+            f"{name} takes the averaging over the ranks over, found {len(found)} parameters in the losses' graph that "
+            f"are not its own, and whose gradients nobody would average: {', '.join(found[:5])}. Give them to the "
+            "optimizer, or freeze them (requires_grad_(False))."
         )
 
 

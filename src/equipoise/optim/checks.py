@@ -1,4 +1,4 @@
-"""What optimizers that take one loss per task refuse, with what was expected, found and is to be done."""
+"""Checks of what optimizers with ``backward(losses)`` are given, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["check_groups", "check_reachable", "check_shared", "distinct", "scalars_of"]
+__all__ = ["check_groups", "check_shared", "distinct", "scalars_of"]
 
 
-def scalars_of(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
-    """One scalar per task, None for those that are absent."""
-    if isinstance(losses, Tensor):
-        if losses.dim() != 1 or not losses.requires_grad:
-            raise ValueError(
-                "losses must be a list of scalars, or a tensor of shape [tasks] that requires grad; found a tensor of "
-                f"shape {tuple(losses.shape)}{'' if losses.requires_grad else ' that does not require grad'}."
-            )
-        return list(losses.unbind())
+def scalars_of(losses: Sequence[Any], tasks: Sequence[str]) -> list[Tensor | None]:
+    """Return one scalar per task, None for those that are absent.
+
+    Raises:
+        TypeError: an entry is neither a tensor nor None.
+        ValueError: there is no loss, or one is not a scalar.
+    """
     if not losses:
         raise ValueError("losses must hold one scalar per task, found none.")
+    names = tasks if len(tasks) == len(losses) else [str(task) for task in range(len(losses))]
     found: list[Tensor | None] = []
-    for task, loss in enumerate(losses):
+    for task, loss in zip(names, losses, strict=True):
         if loss is not None and not isinstance(loss, Tensor):
-            raise TypeError(f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}.")
+            raise TypeError(
+                f"The loss of task {task} must be a tensor, or None; found {type(loss).__name__}. Pass None for a task "
+                "that is absent in this step."
+            )
         if loss is not None and loss.numel() != 1:
             raise ValueError(
                 f"The loss of task {task} must be a scalar, found shape {tuple(loss.shape)}. Average it over the batch."
@@ -34,35 +36,15 @@ def scalars_of(losses: Sequence[Tensor | None] | Tensor) -> list[Tensor | None]:
     return found
 
 
-def check_reachable(losses: Iterable[Tensor]) -> None:
-    """Reentrant checkpoints hide the parameters behind them from a pass that asks for these parameters' gradients."""
-    nodes = [loss.grad_fn for loss in losses]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            raise RuntimeError(
-                "A step needs the tasks' gradients of the shared parameters, found activation checkpointing of the "
-                "reentrant kind, which hides them. Pass use_reentrant=False to torch.utils.checkpoint (Hugging Face: "
-                "gradient_checkpointing_kwargs={'use_reentrant': False})."
-            )
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                nodes.append(following)
-
-
 def distinct(shared: Iterable[Parameter]) -> list[Parameter]:
-    """Each parameter once, in order."""
+    """Return each parameter once, in order."""
     if isinstance(shared, Tensor):
         raise TypeError("shared must be a list of parameters, found one tensor: put it into a list.")
     return list({id(p): p for p in shared}.values())
 
 
 def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) -> None:
-    """Shared parameters must be whole tensors of the optimizer's, on one device."""
+    """Refuse shared parameters that are not whole tensors of the optimizer's, or not on one device."""
     if not shared:
         raise ValueError("shared must hold the parameters that all tasks use, found none.")
     known = {id(p) for group in groups for p in group["params"]}
@@ -79,10 +61,10 @@ def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) 
                 "sharded over ranks (FSDP2). Train with DistributedDataParallel, or balance at a fork, for instance "
                 "with MultiBalance."
             )
-        if not p.is_floating_point() or not p.is_contiguous():
+        if not p.is_floating_point():
             raise ValueError(
-                f"Shared parameters must be real and contiguous, found one of shape {tuple(p.shape)}, dtype {p.dtype} "
-                f"and strides {p.stride()}."
+                f"Shared parameters must be real, found one of shape {tuple(p.shape)} and dtype {p.dtype}. Leave it "
+                "out of `shared`."
             )
     if len({p.device for p in shared}) > 1:
         devices = ", ".join(sorted({str(p.device) for p in shared}))
@@ -90,7 +72,7 @@ def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) 
 
 
 def check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    """Options that a step would have to wait for the device for, or that it does not know."""
+    """Refuse options whose value lies on the device, and those that a step does not know."""
     for group in groups:
         for name, value in group.items():
             if name == "params":

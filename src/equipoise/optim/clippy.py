@@ -1,4 +1,4 @@
-"""Clippy: every tensor's update shrunk so far that no element changes by much against its own size."""
+"""Clippy: shrinks the update of each tensor until no element changes by much against its own size."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Clippy(Wrapper):
         return [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def __repr__(self) -> str:
-        return f"Clippy({self.optimizer!r}, relative={self.relative}, absolute={self.absolute})"
+        return f"Clippy({self._inner_repr()}, relative={self.relative}, absolute={self.absolute})"
 
 
 def _local(p: Any) -> Tensor:

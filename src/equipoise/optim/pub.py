@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from equipoise.optim.adatask import AdaTask
 from equipoise.optim.entries import OwnState
 from equipoise.optim.forms import FormName, form_named
+from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
-from equipoise.optim.task_optimizer import Pending, TaskOptimizer
+from equipoise.optim.task_optimizer import TaskOptimizer
 from equipoise.solvers import bargaining_weights
 
 __all__ = ["PUB"]
@@ -26,6 +27,12 @@ _WHY_NOT_AROUND_ADATASK: Final = {
     "literal": "it spans the towers, which AdaTask leaves to the wrapped optimizer",
     "shipped": "the sum of the tasks' updates is AdaTask alone",
 }
+
+
+def _before_the_first_step(count: int, device: torch.device) -> dict[str, Any]:
+    alpha = torch.ones(count, dtype=torch.float64, device=device)
+    gram, present = alpha.new_zeros(count, count), torch.zeros_like(alpha, dtype=torch.bool)
+    return {"steps": 0, "solved": False, "alpha": alpha, "gram": gram, "present": present}
 
 
 class PUB(TaskOptimizer):
@@ -75,11 +82,13 @@ class PUB(TaskOptimizer):
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters; or
             :class:`Clippy` around one, which then shrinks the joint update; or :class:`AdaTask` around one
             of these, for updates from a state per task.
-        shared: the parameters to balance.
+        shared: the parameters to balance; ``"auto"``: those that at least two tasks reach, found in the graph of the
+            first losses.
         form: ``"ours"``, ``"matched"``, ``"authors"``, ``"literal"`` or ``"shipped"``; None: ``"ours"``, around
             :class:`AdaTask` ``"matched"``.
         update_every: K, at least 1.
-        tasks: the tasks' names for the monitor; "0", "1", … if not given.
+        tasks: the tasks' names, for losses by name, for saved state, which is matched by name, and for the monitor; if
+            not given those of a dict of losses, else "0", "1", …
         task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
             mean 1 over the tasks present. α then solves ``G α = p/α``: the utilities ``α_m ⟨u_m, Σ α_j u_j⟩`` are
             exactly proportional to p in every solve. None: all equal.
@@ -119,14 +128,18 @@ class PUB(TaskOptimizer):
         self,
         optimizer: Optimizer,
         *,
-        shared: Iterable[Parameter],
+        shared: Iterable[Parameter] | Literal["auto"],
         form: FormName | None = None,
         update_every: int = 10,
         tasks: Sequence[str] | None = None,
         task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(optimizer, shared, data_parallel)
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        if not all(0 < weight < float("inf") for weight in self.task_weights or []):
+            raise ValueError(f"task_weights must be positive and finite, found {task_weights}.")
+        self._preferences: Tensor | None = None
+        super().__init__(optimizer, shared, tasks, data_parallel)
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, found {update_every}.")
         if isinstance(optimizer, PUB):
@@ -134,7 +147,10 @@ class PUB(TaskOptimizer):
         self._own = isinstance(optimizer, AdaTask)
         self.form: FormName = form or ("matched" if self._own else "ours")
         self._form = form_named(self.form)
-        if isinstance(optimizer, AdaTask) and set(map(id, optimizer.shared)) != set(map(id, self.shared)):
+        if isinstance(optimizer, AdaTask) and not (self._shared_is_known and optimizer._shared_is_known):
+            if optimizer._shared_is_known or self._shared_is_known:
+                self._settle_shared(self.shared or optimizer.shared)
+        elif isinstance(optimizer, AdaTask) and set(map(id, optimizer.shared)) != set(map(id, self.shared)):
             raise ValueError(
                 f"PUB and the AdaTask inside it must share the same parameters, found {len(self.shared)} in PUB and "
                 f"{len(optimizer.shared)} in AdaTask that are not the same."
@@ -145,55 +161,48 @@ class PUB(TaskOptimizer):
                 f"{self.form!r}: {_WHY_NOT_AROUND_ADATASK[self.form]}."
             )
         self.update_every = update_every
-        self.tasks: tuple[str, ...] = ()
-        self._steps = 0
-        self._solved = False
-        self._alpha = self.shared[0].new_ones(0, dtype=torch.float64)
-        self.last_gram = self._alpha.new_zeros(0, 0)
-        self.last_present = self._alpha.bool()
-        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
-        if not all(0 < weight < float("inf") for weight in self.task_weights or []):
-            raise ValueError(f"task_weights must be positive and finite, found {task_weights}.")
-        self._preferences: Tensor | None = None
-        if tasks is not None:
-            self._begin(tuple(tasks))
+        if not self.tasks:
+            self._memory.update(_before_the_first_step(0, self._device))
         self._choose_balanced()
         self._take_averaging_over()
 
     @property
     def last_weights(self) -> Tensor:
         """α as it stands, float64, shape [M]."""
-        return self._alpha
+        found: Tensor = self._memory["alpha"]
+        return found
+
+    @property
+    def last_gram(self) -> Tensor:
+        """G of the last solve, float64, shape [M, M]."""
+        found: Tensor = self._memory["gram"]
+        return found
+
+    @property
+    def last_present(self) -> Tensor:
+        """The tasks that were present in the last solve, bool, shape [M]."""
+        found: Tensor = self._memory["present"]
+        return found
 
     def _begin(self, tasks: tuple[str, ...]) -> None:
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(f"tasks must be names that differ, at least one; found {list(tasks)}.")
         if self.task_weights is not None:
             if len(self.task_weights) != len(tasks):
                 raise ValueError(
                     f"task_weights must have one number for each of {', '.join(tasks)}, found {self.task_weights}."
                 )
-            self._preferences = self.shared[0].new_tensor(self.task_weights, dtype=torch.float64)
-        self.tasks, self._count = tasks, len(tasks)
-        self._alpha = self.shared[0].new_ones(len(tasks), dtype=torch.float64)
-        self.last_gram = self._alpha.new_zeros(len(tasks), len(tasks))
-        self.last_present = torch.zeros_like(self._alpha, dtype=torch.bool)
-
-    def backward(self, losses: Sequence[Tensor | None] | Tensor, /) -> None:
-        """See :meth:`TaskOptimizer.backward`."""
-        if not self.tasks:
-            self._begin(tuple(str(task) for task in range(len(losses))))
-        super().backward(losses)
+            self._preferences = torch.tensor(self.task_weights, dtype=torch.float64, device=self._device)
+        super()._begin(tasks)
+        self._memory.update(_before_the_first_step(len(tasks), self._device))
 
     def _spans_towers(self) -> bool:
         return self._form.spans_towers
 
     def _due(self) -> bool:
-        return self._form.solves and (self.update_every == 1 or self._steps % self.update_every == 1)
+        return self._form.solves and (self.update_every == 1 or self._memory["steps"] % self.update_every == 1)
 
     def _weighs_gradients(self) -> bool:
         """Whether the wrapped optimizer's own step with weighted gradients is all there is to do."""
-        if self._count == 1 or self._form.weighs == "gradients":
+        if len(self.tasks) == 1 or self._form.weighs == "gradients":
             return True
         if self._form.matched or self._own:
             return False
@@ -202,18 +211,18 @@ class PUB(TaskOptimizer):
         return all(map(self._rule.is_identity, groups))
 
     def _needs_each(self) -> bool:
-        if self._count == 1:
+        if len(self.tasks) == 1:
             return False
         sum_is_enough = self._rule.affine and not self._own and not self._form.spans_towers
         return self._due() or not (self._weighs_gradients() or sum_is_enough)
 
     def _needs_total(self) -> bool:
-        return self._solved and not self._weighs_gradients() and self._form.matched
+        return self._memory["solved"] and not self._weighs_gradients() and self._form.matched
 
     def _weights(self, tasks: list[int]) -> list[Tensor] | None:
-        if not self._solved:
+        if not self._memory["solved"]:
             return None
-        weights = self._alpha.unbind()
+        weights = self._memory["alpha"].unbind()
         return [weights[task] for task in tasks]
 
     def _move(self, pending: Pending) -> None:
@@ -224,7 +233,7 @@ class PUB(TaskOptimizer):
             self._step_all()
         else:
             self._move_mean(pending, tasks)
-        self._steps += 1
+        self._memory["steps"] += 1
 
     def _move_each(self, pending: Pending, tasks: list[int]) -> None:
         own = OwnState(len(pending.present), tasks) if self._own else None
@@ -238,7 +247,7 @@ class PUB(TaskOptimizer):
                 p.grad = grad
             self.torch_optimizer.step()
         else:
-            self._step_heads()
+            self._step_towers()
             self._balanced_move(joint, weights, torch.ones_like(weights))
 
     def _move_mean(self, pending: Pending, tasks: list[int]) -> None:
@@ -253,7 +262,7 @@ class PUB(TaskOptimizer):
             gradients = [mean, pending.total]
             weights = torch.stack((size, torch.zeros_like(size)))
             plain = torch.stack((torch.zeros_like(size), torch.ones_like(size)))
-        self._step_heads()
+        self._step_towers()
         self._balanced_move(JointStep(self.torch_optimizer, self.balanced, gradients), weights, plain)
 
     def _balanced_move(self, joint: JointStep, weights: Tensor, plain: Tensor) -> None:
@@ -274,47 +283,42 @@ class PUB(TaskOptimizer):
             solved = solved * ((solved > 0).sum() / solved.sum())
         elif self._form.scale == "root norm":
             solved = solved * gram.norm().sqrt()
-        alpha = torch.where((solved > 0) & (solved < torch.inf), solved, self._of(tasks))
+        memory, alpha = self._memory, torch.where((solved > 0) & (solved < torch.inf), solved, self._of(tasks))
         if len(tasks) == len(self.tasks):
-            self._alpha, self.last_gram = alpha, gram
-            self.last_present = torch.ones_like(self.last_present)
+            memory["alpha"], memory["gram"] = alpha, gram
+            memory["present"] = torch.ones_like(memory["present"])
         else:
             here = torch.tensor(tasks, device=alpha.device)
-            self._alpha = self._alpha.index_copy(0, here, alpha)
-            self.last_gram = torch.zeros_like(self.last_gram).index_put_((here.unsqueeze(1), here), gram)
-            self.last_present = torch.zeros_like(self.last_present).index_fill_(0, here, True)
-        self._solved = True
+            memory["alpha"] = memory["alpha"].index_copy(0, here, alpha)
+            memory["gram"] = torch.zeros_like(memory["gram"]).index_put_((here.unsqueeze(1), here), gram)
+            memory["present"] = torch.zeros_like(memory["present"]).index_fill_(0, here, True)
+        memory["solved"] = True
 
     def _of(self, tasks: list[int]) -> Tensor:
         """α of these tasks."""
-        return self._rows_of(self._alpha, tasks)
+        return self._rows_of(self._memory["alpha"], tasks)
 
     def _rows_of(self, values: Tensor, tasks: list[int]) -> Tensor:
         return values if len(tasks) == len(self.tasks) else values[tasks]
 
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "tasks": list(self.tasks),
-            "steps": self._steps,
-            "solved": self._solved,
-            "alpha": self._alpha,
-            "gram": self.last_gram,
-            "present": self.last_present,
-        }
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        device = self.shared[0].device
-        if self._count is not None and state["tasks"] and len(state["tasks"]) != self._count:
-            raise ValueError(f"Expected the state of {self._count} tasks, found {len(state['tasks'])}.")
-        if state["tasks"] and not self.tasks:
-            self._begin(tuple(state["tasks"]))
-        self._steps, self._solved = state["steps"], state["solved"]
-        self._alpha = state["alpha"].to(device, copy=True)
-        self.last_gram = state["gram"].to(device, copy=True)
-        self.last_present = state["present"].to(device, copy=True)
+    def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
+        memory = self._memory
+        memory["steps"], memory["solved"] = saved["steps"], saved["solved"]
+        rows = {name: saved[name].to(self._device, copy=True) for name in ("alpha", "gram", "present")}
+        if places == list(range(len(saved["tasks"]))):
+            memory.update(rows)
+            return
+        known = [(place, kept) for place, kept in enumerate(places) if kept is not None]
+        memory.update(
+            _before_the_first_step(len(places), self._device) | {"steps": saved["steps"], "solved": saved["solved"]}
+        )
+        for place, kept in known:
+            memory["alpha"][place], memory["present"][place] = rows["alpha"][kept], rows["present"][kept]
+            for other, of_other in known:
+                memory["gram"][place, other] = rows["gram"][kept, of_other]
 
     def __repr__(self) -> str:
         return (
-            f"PUB({self.optimizer!r}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
+            f"PUB({self._inner_repr()}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
             f"form={self.form!r})"
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,37 +12,18 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim.averaging import Averaging, averaging_of, refuse_unknown_ranks
-from equipoise.optim.checks import check_groups, check_reachable, check_shared, distinct, scalars_of
+from equipoise.optim.averaging import Averaging, averaging_of, refuse_unaveraged, refuse_unknown_ranks
+from equipoise.optim.checks import check_groups, check_shared, distinct, scalars_of
 from equipoise.optim.clippy import Clippy
+from equipoise.optim.gradients import Pending, marks_of, same_marks, sum_of, take
+from equipoise.optim.passes import Passes, other_leaves
 from equipoise.optim.rules import rule_of
+from equipoise.optim.shared_parameters import find_shared, warn_about_shared
+from equipoise.optim.task_names import Losses, check_names, loss_list, places_by_name
 from equipoise.optim.total import total_of
 from equipoise.optim.wrapper import Wrapper
 
-__all__ = ["Pending", "TaskOptimizer"]
-
-
-@dataclass
-class Pending:
-    """The gradients of the shared parameters between ``backward`` and ``step``.
-
-    Attributes:
-        present: which tasks have had a loss.
-        of_task: one gradient per task and parameter; or empty where only their weighted sum is needed, which is then in
-            the parameters' ``grad``.
-        total: the plain sum of the tasks' gradients where the step needs it beside the weighted one, else empty.
-        marks: the parameters' ``grad`` and its version, as the last backward left them.
-    """
-
-    present: list[bool]
-    of_task: list[list[Tensor | None]]
-    total: list[Tensor | None] = field(default_factory=list)
-    marks: list[tuple[Tensor | None, int]] = field(default_factory=list)
-
-    @property
-    def tasks(self) -> list[int]:
-        """The tasks that are present."""
-        return [task for task, here in enumerate(self.present) if here]
+__all__ = ["TaskOptimizer"]
 
 
 class TaskOptimizer(Wrapper):
@@ -59,7 +39,8 @@ class TaskOptimizer(Wrapper):
     def __init__(
         self,
         optimizer: Optimizer,
-        shared: Iterable[Parameter],
+        shared: Iterable[Parameter] | Literal["auto"],
+        tasks: Sequence[str] | None,
         data_parallel: Module | dist.ProcessGroup | None,
     ) -> None:
         super().__init__(optimizer)
@@ -68,51 +49,117 @@ class TaskOptimizer(Wrapper):
         while isinstance(inner, Wrapper) and not isinstance(inner, Clippy):
             inner = inner.optimizer
         self._clippy = inner if isinstance(inner, Clippy) else None
-        self.shared = distinct(shared)
-        check_shared(self.shared, self.param_groups)
+        self._shared_is_known = not isinstance(shared, str)
+        self.shared: list[Parameter] = [] if isinstance(shared, str) else distinct(shared)
+        if isinstance(shared, str) and shared != "auto":
+            raise ValueError(f'shared must be a list of parameters, or "auto"; found {shared!r}.')
+        if self._shared_is_known:
+            check_shared(self.shared, self.param_groups)
         check_groups(self.param_groups)
         inside = optimizer._averaging if isinstance(optimizer, TaskOptimizer) else None
         self._averaging = inside or averaging_of(data_parallel, self.param_groups, type(self).__name__)
         self.balanced = self.shared
-        self._count: int | None = None
+        self.tasks: tuple[str, ...] = ()
         self._pending: Pending | None = None
         self._stepped = False
         self._checked = False  # the first losses' graph, which takes a moment
+        self._remember({"tasks": []})
+        if tasks is not None:
+            self._begin(check_names(tasks))
 
-    def backward(self, losses: Sequence[Tensor | None] | Tensor, /) -> None:
-        """Takes the place of ``sum(losses).backward()``; several calls before a step add up, as there.
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
+
+    def _begin(self, tasks: tuple[str, ...]) -> None:
+        """Set the tasks' names, here and in what is wrapped."""
+        self.tasks = tasks
+        self._memory["tasks"] = list(tasks)
+        if isinstance(self.optimizer, TaskOptimizer) and not self.optimizer.tasks:
+            self.optimizer._begin(tasks)
+
+    def backward(self, losses: Losses, /) -> None:
+        """Take the place of ``sum(losses).backward()``; several calls before a step add up, as there.
 
         Afterwards the ``grad`` of shared parameters holds a sum of the tasks' gradients for all to read, but not to
-        change: where a step needs the tasks' gradients one by one, it does not start from there.
+        change: where a step needs the tasks' gradients one by one, it does not start from there. All other leaves
+        that the losses reach, such as tables of another optimizer or an input, get what ``sum(losses).backward()``
+        gives them, in one pass of their own where several are needed. Hooks on tensors inside the graph see every
+        pass.
 
         Args:
-            losses: one scalar per task, always in the same order and number, or one tensor of shape [M]. A task that is
-                None, or whose loss does not require grad, is absent: it has no part in this step.
+            losses: one scalar per task: a list, always in the same order and number; a dict by the tasks' names; or
+                one tensor of shape [M]. A task that is None, missing in a dict, or whose loss does not require grad,
+                is absent: it has no part in this step.
 
         Raises:
-            TypeError: an entry is neither a tensor nor None.
-            ValueError: the number of losses has changed, or one is not a scalar.
+            TypeError: ``losses`` has no order, or an entry is neither a tensor nor None.
+            ValueError: the number of losses has changed, a name is not known, or a loss is not a scalar.
             RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
-                from elsewhere, or lie behind reentrant checkpoints; a process group has come since this was made; or
-                there is no loss at all on a rank with sharded tables.
+                from elsewhere, or lie behind reentrant checkpoints; a process group has come since this was made;
+                there is no loss at all on a rank with sharded tables; or, on several ranks, a parameter of another
+                optimizer is reached, whose gradient nobody would average.
         """
-        found = scalars_of(losses)
+        found = self._scalars(losses)
         if not self._checked:
-            if self._averaging is None:
-                refuse_unknown_ranks(type(self).__name__)  # they may have come since this was made
-            check_reachable(loss for loss in found if loss is not None)
-            self._checked = True
+            self._check_first(found)
         pending = self._pending_for(len(found))
         present = {task: loss for task, loss in enumerate(found) if loss is not None}
-        heads = [p for p in self._heads() if p.requires_grad]
         if self._averaging is None:
-            self._backward_here(pending, present, heads)
+            self._passes(present, self._weights(list(present)), bool(pending.of_task)).run(pending, present)
         else:
-            self._backward_averaged(self._averaging, pending, present, heads)
-        pending.marks = _marks(self.balanced)
+            self._backward_averaged(self._averaging, pending, present)
+        pending.marks = marks_of(self.balanced)
 
-    def total(self, losses: Sequence[Tensor | None] | Tensor, /) -> Tensor:
-        """A scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
+    def _scalars(self, losses: Losses) -> list[Tensor | None]:
+        """The losses in the order of the tasks, whose names and number are settled by the first ones."""
+        name = type(self).__name__
+        found, names = loss_list(losses, self.tasks)
+        if self.tasks and len(found) != len(self.tasks):
+            raise ValueError(
+                f"{name}.backward expected {len(self.tasks)} losses, as from the start, found {len(found)}. Pass None "
+                "for a task that is absent in this step."
+            )
+        scalars = scalars_of(found, names)
+        if not self.tasks:
+            self._begin(names)
+        return scalars
+
+    def _check_first(self, losses: list[Tensor | None]) -> None:
+        """What takes a moment: looked at in the first backward alone."""
+        name = type(self).__name__
+        present = [loss for loss in losses if loss is not None]
+        if self._averaging is None:
+            refuse_unknown_ranks(name)  # they may have come since this was made
+        other_leaves(present, ())  # refuses reentrant checkpoints
+        if self._shared_is_known:
+            warn_about_shared(losses, self.shared, self.param_groups, self.tasks, name)
+        else:
+            ranks = None if self._averaging is None else self._averaging.group
+            self._settle_shared(find_shared(losses, self.param_groups, name, ranks))
+        self._checked = True
+
+    def _settle_shared(self, shared: list[Parameter]) -> None:
+        if shared:
+            check_shared(shared, self.param_groups)
+        self.shared = self.balanced = shared
+        self._shared_is_known = True
+        if isinstance(self.optimizer, TaskOptimizer):
+            self.optimizer._settle_shared(shared)
+        self._choose_balanced()
+
+    def _passes(self, losses: dict[int, Tensor], weights: list[Tensor] | None, each: bool) -> Passes:
+        fused = self._averaging is not None and self._averaging.fused
+        others: list[Tensor] = []
+        if not fused and (each or weights is not None or self._averaging is not None):
+            others = other_leaves(losses.values(), (p for group in self.param_groups for p in group["params"]))
+        if self._averaging is not None:
+            refuse_unaveraged(others, type(self).__name__)
+        return Passes(self.balanced, self._towers(), others, weights, self._needs_total(), fused)
+
+    def total(self, losses: Losses, /) -> Tensor:
+        """Return a scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
 
         Its value is the sum of the losses, and its ``backward()`` is :meth:`backward` with each loss times the factor
         that arrives there (that of a ``GradScaler``, or 1 over the number of accumulated micro-batches).
@@ -138,11 +185,14 @@ class TaskOptimizer(Wrapper):
             >>> shared.data
             tensor([0., 0.])
         """
-        return total_of(scalars_of(losses), self.backward)
+        return total_of(self._scalars(losses), self.backward)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of all parameters, from what :meth:`backward` has found.
+        """Move all parameters by one step, from what :meth:`backward` has found.
+
+        Before the first step, with all learning rates at 0 and without a ``backward``, it creates the optimizer's
+        state: so do tools like ``torch.distributed.checkpoint.state_dict`` ask for it.
 
         Raises:
             RuntimeError: there was no ``backward(losses)`` since the last step; or the ``grad`` of a shared parameter
@@ -150,6 +200,9 @@ class TaskOptimizer(Wrapper):
         """
         result = self._evaluate(closure)
         pending = self._pending
+        if pending is None and not self.state and all(group["lr"] == 0 for group in self.param_groups):
+            self._create_state()
+            return result
         if pending is None:
             raise RuntimeError(
                 f"{type(self).__name__}.step() needs the gradient of every task: expected a call of backward(losses) "
@@ -164,14 +217,14 @@ class TaskOptimizer(Wrapper):
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients; those of shared parameters become None in any case."""
+        """Forget all gradients; those of shared parameters become None in any case."""
         self.optimizer.zero_grad(set_to_none)
         for p in self.balanced:
             p.grad = None
         self._pending, self._stepped = None, False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters, none of which is shared, to the wrapped optimizer."""
+        """Add a group of parameters, none of which is shared, to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
         check_groups(self.param_groups)
         self._choose_balanced()
@@ -207,15 +260,15 @@ class TaskOptimizer(Wrapper):
             self.balanced = distinct(p for group in self.param_groups for p in group["params"])
             check_shared(self.balanced, self.param_groups)
 
-    def _heads(self) -> list[Parameter]:
+    def _towers(self) -> list[Parameter]:
         balanced = {id(p) for p in self.balanced}
         return [p for group in self.param_groups for p in group["params"] if id(p) not in balanced]
 
-    def _step_heads(self) -> None:
+    def _step_towers(self) -> None:
         """The wrapped optimizer's own step of all parameters that are not shared."""
-        if not self._heads():
+        if not self._towers():
             return
-        kept = _take(self.balanced)
+        kept = take(self.balanced)
         self.torch_optimizer.step()
         for p, grad in zip(self.balanced, kept, strict=True):
             p.grad = grad
@@ -228,20 +281,13 @@ class TaskOptimizer(Wrapper):
         self.torch_optimizer.step()
 
     def _pending_for(self, count: int) -> Pending:
-        name = type(self).__name__
-        if self._count is None:
-            self._count = count
-        elif count != self._count:
-            raise ValueError(
-                f"{name}.backward expected {self._count} losses, as from the start, found {count}. Pass None for a "
-                "task that is absent in this step."
-            )
         clean = all(p.grad is None for p in self.balanced)
-        if self._pending is not None and not clean:
-            return self._pending
+        pending = self._pending
+        if pending is not None and (not clean or all(grad is None for grad, _ in pending.marks)):
+            return pending  # also where the shared parameters are frozen, and nothing has a gradient
         if not clean:
             raise RuntimeError(
-                f"{name}.backward found gradients at the shared parameters that "
+                f"{type(self).__name__}.backward found gradients at the shared parameters that "
                 + ("have been used in a step already. " if self._stepped else "did not come from it. ")
                 + "Call zero_grad() on this optimizer before, and do not call backward() on the losses yourself."
             )
@@ -250,9 +296,7 @@ class TaskOptimizer(Wrapper):
         self._pending = Pending([False] * count, each)
         return self._pending
 
-    def _backward_averaged(
-        self, averaging: Averaging, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]
-    ) -> None:
+    def _backward_averaged(self, averaging: Averaging, pending: Pending, losses: dict[int, Tensor]) -> None:
         """The passes of this rank, then the mean of all ranks' on top of what earlier calls have left."""
         if averaging.fused and not losses:
             raise RuntimeError(
@@ -260,92 +304,37 @@ class TaskOptimizer(Wrapper):
                 "their gradients between all ranks in every backward pass: give it a loss that is 0, such as "
                 "0 * logits.sum()."
             )
-        everywhere, size = [*self.balanced, *heads], len(self.balanced)
-        before = _take(everywhere)
+        towers = [p for p in self._towers() if p.requires_grad]
+        everywhere, size = [*self.balanced, *towers], len(self.balanced)
+        before = take(everywhere)
         own = Pending([False for _ in pending.present], [[None] * size for _ in pending.of_task])
-        self._backward_here(own, losses, heads)
+        self._passes(losses, self._weights(list(losses)), bool(own.of_task)).run(own, losses)
         rows = own.of_task or [[p.grad for p in self.balanced]]
         if self._needs_total() and not own.of_task:
             rows = [*rows, own.total or [None] * size]
-        gradients = [*(grad for row in rows for grad in row), *(p.grad for p in heads)]
-        found, present = averaging.average([*self.balanced * len(rows), *heads], gradients, own.present)
+        gradients = [*(grad for row in rows for grad in row), *(p.grad for p in towers)]
+        found, present = averaging.average([*self.balanced * len(rows), *towers], gradients, own.present)
         rows = [found[place * size : (place + 1) * size] for place in range(len(rows))]
         if own.of_task:
             pending.of_task = [
-                [_sum(pair) for pair in zip(known, row, strict=True)]
+                [sum_of(pair) for pair in zip(known, row, strict=True)]
                 for known, row in zip(pending.of_task, rows, strict=True)
             ]
-            joint = [_sum(of_p) for of_p in zip(*rows, strict=True)]
+            joint = [sum_of(of_p) for of_p in zip(*rows, strict=True)]
         else:
             joint = rows[0]
             if len(rows) > 1:
-                pending.total = [_sum(pair) for pair in zip(pending.total or [None] * size, rows[1], strict=True)]
+                pending.total = [sum_of(pair) for pair in zip(pending.total or [None] * size, rows[1], strict=True)]
         for p, *both in zip(everywhere, before, [*joint, *found[len(rows) * size :]], strict=True):
-            p.grad = _sum(both)
+            p.grad = sum_of(both)
         pending.present = [known or new for known, new in zip(pending.present, present, strict=True)]
-
-    def _backward_here(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        for task in losses:
-            pending.present[task] = True
-        if losses and pending.of_task:
-            self._backward_each(pending, losses, heads)
-        elif losses:
-            self._backward_joint(pending, losses, heads)
-
-    def _backward_each(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        inputs = [*(p for p in self.balanced if p.requires_grad), *heads]
-        _take(self.balanced)
-        last = max(losses)
-        for task, loss in losses.items():
-            torch.autograd.backward(loss, retain_graph=task != last or self._fused(), inputs=inputs)
-            pending.of_task[task] = [
-                _sum(pair) for pair in zip(pending.of_task[task], _take(self.balanced), strict=True)
-            ]
-        if self._fused():
-            self._backward_upstream(losses, heads)
-            _take(self.balanced)
-        for p, *of_p in zip(self.balanced, *pending.of_task, strict=True):
-            p.grad = _sum(of_p)
-
-    def _backward_joint(self, pending: Pending, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        shared = [p for p in self.balanced if p.requires_grad]
-        scalars = list(losses.values())
-        weights = self._weights(list(losses))
-        if weights is None:
-            torch.autograd.backward(scalars, inputs=None if self._fused() else [*shared, *heads])
-            return
-        needed = [*heads, *(shared if self._needs_total() else [])]
-        if needed:
-            kept = _take(self.balanced)
-            torch.autograd.backward(scalars, retain_graph=True, inputs=needed)
-            if self._needs_total():
-                found = _take(self.balanced)
-                known = pending.total or [None] * len(found)
-                pending.total = [_sum(pair) for pair in zip(known, found, strict=True)]
-            for p, grad in zip(self.balanced, kept, strict=True):
-                p.grad = grad
-        if self._fused():
-            self._backward_upstream(losses, heads)
-        else:
-            torch.autograd.backward(scalars, grad_tensors=_scaled(scalars, weights), inputs=shared)
-
-    def _backward_upstream(self, losses: dict[int, Tensor], heads: list[Parameter]) -> None:
-        """One pass of the weighted losses through everything, in which what is fused steps; heads are spared."""
-        kept = _take(heads)
-        scalars, weights = list(losses.values()), self._weights(list(losses))
-        torch.autograd.backward(scalars, grad_tensors=None if weights is None else _scaled(scalars, weights))
-        for p, grad in zip(heads, kept, strict=True):
-            p.grad = grad
-
-    def _fused(self) -> bool:
-        return self._averaging is not None and self._averaging.fused
 
     def _overflown(self, pending: Pending) -> bool:
         """Whether a ``GradScaler`` has found an overflow; if it has not, its factor is taken out of all gradients."""
-        single = self._count == 1
+        single = len(self.tasks) == 1
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
-            if not single and not _alike(pending.marks, _marks(self.balanced)):
+            if not single and not same_marks(pending.marks, marks_of(self.balanced)):
                 which = "parameters" if self._spans_towers() else "shared parameters"
                 raise RuntimeError(
                     f"The gradients of {which} were changed between {type(self).__name__}.backward and step, "
@@ -371,41 +360,20 @@ class TaskOptimizer(Wrapper):
                 grad.div_(scale.to(grad.device))
         return False
 
-    def _own_state(self) -> dict[str, Any]:
-        return {"tasks": self._count}
+    def _create_state(self) -> None:
+        """Create the optimizer's state as it is before the first step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    self.state[p] = self._rule.initial(p, group)
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self._count = state["tasks"]
+    def _recall(self, saved: dict[str, Any]) -> None:
+        if saved["tasks"] and not self.tasks:
+            self._begin(tuple(saved["tasks"]))
+        places = places_by_name(saved["tasks"], self.tasks, type(self).__name__) if saved["tasks"] else None
+        self._remember(self._memory)
+        if places is not None:
+            self._take_over(saved, places)
 
-
-def _take(parameters: Iterable[Parameter]) -> list[Tensor | None]:
-    """The parameters' gradients, which they lose."""
-    found: list[Tensor | None] = []
-    for p in parameters:
-        found.append(p.grad)
-        p.grad = None
-    return found
-
-
-def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """Their sum, None counting as 0; the very gradient where there is only one."""
-    found = [grad for grad in gradients if grad is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    total = found[0] + found[1]
-    for grad in found[2:]:
-        total.add_(grad)
-    return total
-
-
-def _scaled(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    return [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, losses, strict=True)]
-
-
-def _marks(parameters: Iterable[Parameter]) -> list[tuple[Tensor | None, int]]:
-    """What tells a changed gradient from an unchanged one."""
-    return [(p.grad, 0 if p.grad is None else p.grad._version) for p in parameters]
-
-
-def _alike(marks: list[tuple[Tensor | None, int]], others: list[tuple[Tensor | None, int]]) -> bool:
-    return all(one[0] is other[0] and one[1] == other[1] for one, other in zip(marks, others, strict=True))
+    def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
+        """Take over what was remembered; ``places`` says where each task stands in it, None for a new one."""

@@ -1,9 +1,8 @@
-"""A torch.optim.Optimizer that stands in front of another one and shows that one's groups and state as its
-own.
-"""
+"""A torch.optim.Optimizer around another one, whose groups and state it shows as its own."""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +25,15 @@ class Wrapper(Optimizer):
     """Delegates everything but ``step`` to ``self.optimizer``, which may be a wrapper itself.
 
     Learning rate schedulers, ``GradScaler`` and checkpoints read ``param_groups`` and ``state``; these are
-    the wrapped optimizer's own objects, also after ``load_state_dict`` has replaced them. A subclass keeps
-    what it must remember in ``_own_state`` and ``_load_own_state``, under ``_key`` in the state dict.
+    the wrapped optimizer's own objects, also after ``load_state_dict`` has replaced them.
+
+    What a subclass must remember beside them is the dict ``_memory``. It lies in the first of the ``param_groups``
+    under ``_key``, so that it survives tools that save and load nothing but ``state`` and ``param_groups``, such as
+    ``torch.distributed.checkpoint.state_dict``; ``state_dict()`` shows it under the same key, too.
     """
 
     _key: str | None = None
+    _memory: dict[str, Any]
 
     def __init__(self, optimizer: Optimizer) -> None:
         # Not Optimizer.__init__, which would set up groups of its own.
@@ -86,32 +89,38 @@ class Wrapper(Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict, with what this one must remember under a key of its own."""
+        """Return the wrapped optimizer's state dict, with what this one must remember in its first group."""
         state = self.optimizer.state_dict()
         if self._key is not None:
-            state[self._key] = self._own_state()
+            # A copy, so that the next steps do not change what has been saved.
+            state[self._key] = state["param_groups"][0][self._key] = dict(self._memory)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` returned; training then goes on exactly as it would have.
+        """Take over what ``state_dict`` returned; training then goes on exactly as it would have.
 
         Raises:
             ValueError: the state dict was saved by another kind of optimizer.
         """
-        if self._key is not None and self._key not in state_dict:
+        if self._key is not None and self._key not in state_dict["param_groups"][0]:
+            name, found = type(self).__name__, sorted(map(str, state_dict["param_groups"][0]))
             raise ValueError(
-                f"Expected a state dict saved by {type(self).__name__} (with the key {self._key!r}), found the keys "
-                f"{sorted(map(str, state_dict))}. To start {type(self).__name__} from another optimizer's state, load "
-                "it into the wrapped optimizer (the attribute `optimizer`)."
+                f"Expected a state dict saved by {name} (with the key {self._key!r} in its first group), found the "
+                f"keys {found}. To start {name} from another optimizer's state, load it into the wrapped optimizer "
+                "(the attribute `optimizer`)."
             )
         self.optimizer.load_state_dict(state_dict)
         if self._key is not None:
-            self._load_own_state(state_dict[self._key])
+            self._recall(state_dict["param_groups"][0][self._key])
 
-    def _own_state(self) -> dict[str, Any]:
-        raise NotImplementedError
+    def _remember(self, memory: dict[str, Any]) -> None:
+        """Set what is remembered, in the first group too."""
+        self._memory = memory
+        if self._key is not None:
+            self.param_groups[0][self._key] = memory
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
+    def _recall(self, saved: dict[str, Any]) -> None:
+        """Take over what was remembered when the state was saved."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,7 +136,18 @@ class Wrapper(Optimizer):
         self._set_up_hooks()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.optimizer!r})"
+        return f"{type(self).__name__}({self._inner_repr()})"
+
+    def _inner_repr(self) -> str:
+        """The wrapped optimizer as it was made, without what wrappers remember in its groups."""
+        if isinstance(self.optimizer, Wrapper):
+            return repr(self.optimizer)
+        plain = copy.copy(self.optimizer)
+        plain.param_groups = [
+            {name: value for name, value in group.items() if not isinstance(value, dict)}
+            for group in self.optimizer.param_groups
+        ]
+        return repr(plain)
 
     @staticmethod
     def _evaluate(closure: Callable[[], Any] | None) -> Any:

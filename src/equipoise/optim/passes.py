@@ -1,0 +1,139 @@
+"""The backward passes of a step: each task's, the weighted one, and one for leaves that the optimizer does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from equipoise.optim.gradients import Pending, sum_of, take
+
+__all__ = ["Passes", "other_leaves"]
+
+
+@dataclass
+class Passes:
+    """The passes through the graph of one call of ``backward``.
+
+    A pass is restricted to the leaves that it is for, so that no other leaf sees a part of the sum. Leaves that the
+    optimizer does not hold come last, in one pass with the plain sum of the losses: their hooks run once, and one that
+    steps (an optimizer in the backward pass) changes no parameter that a later pass needs.
+
+    Attributes:
+        balanced: the parameters of which the step needs weighted sums, or each task's gradient.
+        towers: the optimizer's other parameters.
+        others: leaves that the optimizer does not hold, such as tables of another optimizer, or inputs.
+        weights: one per loss; None for all 1.
+        needs_total: also keep the plain sum of the gradients of ``balanced``.
+        fused: parameters upstream are stepped by the pass that reaches them, as TorchRec's tables are: end with one
+            pass of the weighted losses through everything.
+    """
+
+    balanced: list[Parameter]
+    towers: list[Parameter]
+    others: list[Tensor]
+    weights: list[Tensor] | None
+    needs_total: bool
+    fused: bool
+
+    def __post_init__(self) -> None:
+        self._balanced = [p for p in self.balanced if p.requires_grad]
+        self._towers = [p for p in self.towers if p.requires_grad]
+
+    def run(self, pending: Pending, losses: dict[int, Tensor]) -> None:
+        """Add the gradients of these losses, by task, to what ``pending`` and the parameters hold."""
+        for task in losses:
+            pending.present[task] = True
+        if losses and pending.of_task and self._balanced:
+            self._each(pending, losses)
+        elif losses:
+            self._joint(pending, list(losses.values()))
+
+    def _each(self, pending: Pending, losses: dict[int, Tensor]) -> None:
+        take(self.balanced)
+        last = max(losses)
+        more = self.fused or bool(self.others)
+        for task, loss in losses.items():
+            _pass([loss], [*self._balanced, *self._towers], keep=more or task != last)
+            pending.of_task[task] = [
+                sum_of(pair) for pair in zip(pending.of_task[task], take(self.balanced), strict=True)
+            ]
+        if self.fused:
+            self._everything(list(losses.values()))
+            take(self.balanced)
+        else:
+            _pass(list(losses.values()), self.others)
+        for p, *of_p in zip(self.balanced, *pending.of_task, strict=True):
+            p.grad = sum_of(of_p)
+
+    def _joint(self, pending: Pending, losses: list[Tensor]) -> None:
+        if self.weights is None:
+            torch.autograd.backward(losses)
+            return
+        plain = [*self._towers, *self.others, *(self._balanced if self.needs_total else [])]
+        if not self.fused:
+            _pass(losses, self._balanced, self.weights, keep=bool(plain))
+        kept = take(self.balanced)
+        _pass(losses, plain, keep=self.fused)
+        found = take(self.balanced)
+        if self.needs_total:
+            known = pending.total or [None] * len(found)
+            pending.total = [sum_of(pair) for pair in zip(known, found, strict=True)]
+        for p, grad in zip(self.balanced, kept, strict=True):
+            p.grad = grad
+        if self.fused:
+            self._everything(losses)
+
+    def _everything(self, losses: list[Tensor]) -> None:
+        """One pass of the weighted losses through the whole graph, in which what is fused steps; towers are spared."""
+        kept = take(self._towers)
+        weights = None if self.weights is None else _cotangents(losses, self.weights)
+        torch.autograd.backward(losses, grad_tensors=weights)
+        for p, grad in zip(self._towers, kept, strict=True):
+            p.grad = grad
+
+
+def other_leaves(losses: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaves that the losses reach and that are not among ``known``; a walk through the graph.
+
+    Raises:
+        RuntimeError: reentrant checkpoints hide what is behind them from passes that are restricted to some leaves.
+    """
+    own = {id(p) for p in known}
+    found: list[Tensor] = []
+    nodes = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        following = node.next_functions
+        if not following:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in own and leaf.requires_grad:
+                found.append(leaf)
+        elif type(node).__name__ == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "A step needs the tasks' gradients of the shared parameters, found activation checkpointing of the "
+                "reentrant kind, which hides them. Pass use_reentrant=False to torch.utils.checkpoint (Hugging Face: "
+                "gradient_checkpointing_kwargs={'use_reentrant': False})."
+            )
+        for further, _ in following:
+            if further is not None and further not in seen:
+                seen.add(further)
+                nodes.append(further)
+    return found
+
+
+def _pass(
+    losses: Sequence[Tensor], leaves: Sequence[Tensor], weights: Sequence[Tensor] | None = None, *, keep: bool = False
+) -> None:
+    """One backward pass that ends at these leaves; none where there are none."""
+    if leaves:
+        cotangents = None if weights is None else _cotangents(losses, weights)
+        torch.autograd.backward(losses, cotangents, retain_graph=keep, inputs=leaves)
+
+
+def _cotangents(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, losses, strict=True)]
