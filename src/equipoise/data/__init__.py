@@ -1,4 +1,4 @@
-"""Data sets by name: each becomes a schema and three splits of whole columns, however it was published."""
+"""Data sets by name; each is loaded as a schema and three splits of whole columns."""
 
 from __future__ import annotations
 

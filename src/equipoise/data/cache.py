@@ -1,4 +1,4 @@
-"""The cache folder: built data sets kept as one Parquet file each, written whole or not at all."""
+"""The cache folder: built data sets, one Parquet file each, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WEIGHT: Final = "weight"
 
 @dataclass(frozen=True)
 class _Description:
-    """What a file says of itself beside its columns; ``rows`` are those of the three splits."""
+    """The metadata of a file; ``rows`` are those of the three splits."""
 
     name: str
     rows: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -45,7 +45,7 @@ class _Description:
 
 
 def cache_folder() -> Path:
-    """The folder for built data: ``$EQUIPOISE_CACHE``, else the platform's user cache.
+    """Return the folder for built data: ``$EQUIPOISE_CACHE``, else the user cache of the platform.
 
     No option of a data set names it, so that a settings file cannot make a run write elsewhere.
     """
@@ -59,7 +59,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, moved onto ``path`` when the block ends well, else removed.
+    """Yield a temporary path beside ``path``; move it onto ``path`` when the block succeeds, else remove it.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -85,7 +85,7 @@ def cached(
     *,
     version: str,
 ) -> Dataset:
-    """The data set as it was built before with the same options and version, or built now and kept.
+    """Return the data set built before with the same options and version, else build it and keep it.
 
     A file that cannot be read is replaced, with a warning in the log. Where the cache cannot be written, the
     data set is built and not kept, with a warning too.
@@ -119,7 +119,7 @@ def cached(
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Writes a data set as one Parquet file: features, labels and ``weight``, the splits' rows in turn."""
+    """Write a data set as one Parquet file: features, labels and ``weight``; the rows of the splits in turn."""
     schema, splits = dataset.schema, (dataset.train, dataset.validation, dataset.test)
     train, validation, test = (len(split) for split in splits)
     description = _Description(
@@ -139,7 +139,7 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Reads what :func:`write_dataset` wrote.
+    """Read a file of :func:`write_dataset`.
 
     Raises:
         ValueError: the file is no Parquet, or holds something else.

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits of whole columns, streamed as whole batches, never row by row."""
+"""A data set in memory: three splits, stored as whole columns and read in whole batches."""
 
 from __future__ import annotations
 

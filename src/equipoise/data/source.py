@@ -1,4 +1,4 @@
-"""What is known of a data set before it is loaded: its loader, where it comes from, how to train on it."""
+"""The description of a data set before it is loaded: its loader, its source, how to train on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StageListener = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name, with its loader and what a user wants to know before loading it.
+    """A data set by name: its loader, and what a user wants to know before loading it.
 
     Every file in ``data/sets/`` states its own; ``docs/data-sets.md`` is made of them.
 
@@ -51,7 +51,7 @@ class DataSource:
     source: str = ""
 
     def for_dataset(self) -> dict[str, Any]:
-        """Return what a :class:`Dataset` says of itself, too, as keyword arguments for it."""
+        """Return the fields that a :class:`Dataset` has, too, as keyword arguments for it."""
         return {
             "epochs": self.epochs,
             "batch_size": self.batch_size,

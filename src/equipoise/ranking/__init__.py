@@ -1,4 +1,4 @@
-"""The recommender kit: schema, embedding, layers, models, losses, metrics; each imported from its own file.
+"""Models, losses and metrics for ranking; each is imported from its own file.
 
 Nothing is imported here, so that the schema can be had without the optional dependency of the metrics.
 """

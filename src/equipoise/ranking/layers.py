@@ -12,7 +12,7 @@ __all__ = ["Experts", "gate", "mixture", "mlp", "tower"]
 
 
 def mlp(inputs: int, widths: Sequence[int], /) -> nn.Sequential:
-    """Linear layers of the given widths, each followed by a ReLU; no widths, no layers.
+    """Build linear layers of the given widths, each followed by a ReLU; without widths, none.
 
     Takes shape [..., inputs]; returns [..., widths[-1]], or its input where there is no width.
 
@@ -37,7 +37,7 @@ def mlp(inputs: int, widths: Sequence[int], /) -> nn.Sequential:
 
 
 def tower(inputs: int, widths: Sequence[int], /) -> nn.Sequential:
-    """A task's own layers: an :func:`mlp`, then one linear unit; takes [B, inputs], returns the logits [B].
+    """Build the layers of one task: an :func:`mlp`, then one linear unit; takes [B, inputs], returns logits [B].
 
     Example:
         >>> import torch
@@ -61,14 +61,14 @@ class Experts(nn.ModuleList):
         super().__init__(mlp(inputs, widths) for _ in range(count))
 
     def forward(self, inputs: Tensor, /) -> Tensor:
-        """Stack what the experts return."""
+        """Stack the outputs of the experts."""
         # A plain loop: with batches of thousands of rows the layers are bound by arithmetic, and one batched matrix
         # product per layer took as long on CPU (measured with 4 and 8 experts).
         return torch.stack([expert(inputs) for expert in self], dim=1)
 
 
 def gate(inputs: int, experts: int, /) -> nn.Linear:
-    """Build what scores experts from an input, for :func:`mixture`: a linear map without bias."""
+    """Build a gate: a linear map without bias from an input to the scores of experts, for :func:`mixture`."""
     return nn.Linear(inputs, experts, bias=False)
 
 

@@ -1,4 +1,4 @@
-"""How good a ranker's predictions are: AUC, normalized entropy, log loss, calibration.
+"""Metrics of a ranker: AUC, normalized entropy, log loss, calibration.
 
 Pure functions of logits and labels, and thin torchmetrics classes around them that gather over batches and
 ranks. Common to all: a label is 0, 1, or NaN or −1 where missing; rows without a label or of weight 0 do not count;
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
-    """The weighted mean binary cross entropy Σ w ℓ / Σ w, in nats, in [0, ∞]; NaN where no row has weight.
+    """Return the weighted mean binary cross entropy Σ w ℓ / Σ w, in nats, in [0, ∞]; NaN where no row has weight.
 
     Args:
         logits: floating point, shape [B].
@@ -59,7 +59,7 @@ def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) ->
 
 
 def normalized_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
-    """The log loss over the entropy of the base rate: 1 = predicting the base rate, lower is better.
+    """Return the log loss over the entropy of the base rate: 1 is predicting the base rate, lower is better.
 
     With p = Σ w y / Σ w, NE = log loss / −(p log p + (1 − p) log(1 − p)): He et al., "Practical Lessons from
     Predicting Clicks on Ads at Facebook", ADKDD 2014, equation 1. In [0, ∞]; NaN where the rows with weight
@@ -75,7 +75,7 @@ def normalized_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = N
 
 
 def calibration(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
-    """The mean prediction over the mean label: 1 is calibrated, above over-predicts; NaN without a positive.
+    """Return the mean prediction over the mean label: 1 is calibrated, above over-predicts; NaN without a positive.
 
     Args and errors as for :func:`log_loss`.
 
@@ -87,7 +87,7 @@ def calibration(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /)
 
 
 def auc(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
-    """The exact area under the ROC curve, in [0, 1]: the chance that a positive is ranked above a negative.
+    """Return the exact area under the ROC curve, in [0, 1]: the chance that a positive ranks above a negative.
 
     A tie counts one half, and a pair of rows counts with the product of their weights, as in scikit-learn's
     ``roc_auc_score``. NaN where the rows with weight do not hold both classes. Takes O(B log B) time.
@@ -113,7 +113,7 @@ class _SumMetric(Metric):
         self.add_state("sums", torch.zeros(4, 1, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
-        """Adds a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
+        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
         # Out of place, so that the sum is float64 even where the state was cast along with a model.
         self.sums = self.sums + _sums(*_columns([logits], [labels], weight))
 
@@ -131,7 +131,7 @@ class LogLoss(_SumMetric):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The value over everything seen, float64, scalar."""
+        """Return the value over everything seen, float64, scalar."""
         return _log_loss(self.sums)[0]
 
 
@@ -149,7 +149,7 @@ class NormalizedEntropy(_SumMetric):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The value over everything seen, float64, scalar."""
+        """Return the value over everything seen, float64, scalar."""
         return _normalized_entropy(self.sums)[0]
 
 
@@ -164,7 +164,7 @@ class Calibration(_SumMetric):
     """
 
     def compute(self) -> Tensor:
-        """The value over everything seen, float64, scalar."""
+        """Return the value over everything seen, float64, scalar."""
         return _calibration(self.sums)[0]
 
 
@@ -181,7 +181,7 @@ class _RowMetric(Metric):
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gathers the rows of all ranks, as ``torchmetrics.Metric.sync``."""
+        """Gather the rows of all ranks, as ``torchmetrics.Metric.sync``."""
         # A rank that saw no row must take part in the gather all the same, with the same type and width: the
         # others would wait for it (torchmetrics 1.0) or receive float32 (later).
         self.rows = [self._all_rows()]
@@ -216,7 +216,7 @@ class AUC(_RowMetric):
         super().__init__(1, **kwargs)
 
     def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
-        """Adds a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
+        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
         self._keep(*_columns([logits], [labels], weight))
 
     def compute(self) -> Tensor:
@@ -244,7 +244,7 @@ class TaskMetrics(_RowMetric):
         self._names = schema.task_names
 
     def update(self, logits: Sequence[Tensor], labels: Tensor, weight: Tensor | None = None) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             logits: one tensor of shape [B] per task, in the schema's order.
@@ -262,7 +262,7 @@ class TaskMetrics(_RowMetric):
         self._keep(*_columns(logits, labels.unbind(1), weight))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Per task: ``auc``, ``ne`` (normalized entropy), ``log_loss`` and ``calibration``."""
+        """Return, per task, ``auc``, ``ne`` (normalized entropy), ``log_loss`` and ``calibration``."""
         logits, labels, weight = self._kept()
         sums = _sums(logits, labels, weight)
         values = {
@@ -279,7 +279,7 @@ class TaskMetrics(_RowMetric):
 def _columns(
     logits: Sequence[Tensor], labels: Sequence[Tensor], weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """M tasks' logits [B], labels [B] and the weight [B], checked, as float64 [B, M], [B, M] and [B, 1]."""
+    """Check logits [B] and labels [B] of M tasks and the weight [B]; return float64 [B, M], [B, M] and [B, 1]."""
     if weight is None:
         weight = torch.ones_like(labels[0], dtype=torch.float64)
     shapes = {tuple(tensor.shape) for tensor in (*logits, *labels, weight)}
@@ -306,7 +306,7 @@ def _columns(
 
 
 def _sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """[B, M], [B, M], [B, 1] → Σ w y, Σ w (1 − y), Σ w ℓ and Σ w p of each task, shape [4, M].
+    """Sum w y, w (1 − y), w ℓ and w p over the rows, for each task; shape [4, M].
 
     The two classes are summed apart because "one class only" is then an exact zero.
     """
@@ -339,7 +339,7 @@ def _calibration(sums: Tensor) -> Tensor:
 
 
 def _auc(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """[B] each → the area, a scalar."""
+    """Return the area, a scalar, from three columns of shape [B]."""
     counts = ~labels.isnan() & (weight > 0)
     scores, order = logits[counts].sort()
     truth, weight = labels[counts][order], weight[counts][order]

@@ -1,4 +1,4 @@
-"""The feature embedding as tables that TorchRec can shard over ranks."""
+"""The feature embedding as TorchRec tables, which can be sharded over ranks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ShardableEmbedding(nn.Module):
 
 
 def _table_names(features: Sequence[str]) -> list[str]:
-    """The features' own names, unless one of them cannot name a module, or would mean something to TorchRec."""
+    """Return the names of the features, or numbered ones where a name cannot be that of a module."""
     taken = dir(nn.ModuleDict())
     if all(re.fullmatch(r"[\w-]+", name, re.ASCII) and name not in taken for name in features):
         return list(features)

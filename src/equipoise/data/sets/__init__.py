@@ -1,3 +1,3 @@
-"""The published data sets, one module each."""
+"""The data sets of equipoise, one module each."""
 
 __all__: list[str] = []

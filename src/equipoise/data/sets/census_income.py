@@ -1,4 +1,4 @@
-"""Census-Income (KDD) in its two published forms: three binary tasks on shared features, leaks taken out."""
+"""Census-Income (KDD) in its two published forms: three binary tasks; columns that tell a label are left out."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Table:
 
 
 def load(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[str] | None = None) -> Dataset:
-    """Census-Income in its nominal form: 27 categorical features, three tasks, every row of weight 1.
+    """Load Census-Income in its nominal form: 27 categorical features, three tasks, every row of weight 1.
 
     Read from the prepared integer codes (``census_nominal_codes.npz``), or else from the published files
     without their numeric columns. The tasks of one model share its features, so a column that tells the label
@@ -127,7 +127,7 @@ def load(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[st
 
 
 def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[str] | None = None) -> Dataset:
-    """Census-Income as published: the nominal features and the seven of :data:`NUMERIC`, three tasks.
+    """Load Census-Income as published: the nominal features and the seven of :data:`NUMERIC`, three tasks.
 
     Amounts of money pass through log(1 + x); then each number is standardised by the mean and deviation of
     the training rows. ``weight`` is the survey's instance weight (how many people a row stands for) over its
@@ -139,7 +139,7 @@ def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLi
 
 
 def fetch(*, folder: str | os.PathLike[str] | None = None, url: str = URL) -> Path:
-    """Download the published files from UCI, check their rows and columns, put them where :func:`load` looks.
+    """Download the published files from UCI, check them, and put them where :func:`load` looks.
 
     Nothing is downloaded where both files are there already; nothing is written unless both are as published.
 
@@ -250,7 +250,7 @@ def _decompress(path: Path) -> bytes:
 
 
 def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
-    """The columns as numbers and stripped strings with the three tasks' labels as float32 columns."""
+    """Return the columns as numbers and stripped strings, and the labels of the three tasks as float32 columns."""
     import polars as pl
 
     first = content.split(b"\n", 1)[0].strip()
@@ -293,7 +293,7 @@ def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
 
 
 def _label(column: str, positive: Sequence[str]) -> pl.Expr:
-    """1 where the column holds one of the positive values, 0 where another, null where none."""
+    """Return 1 where the column holds a positive value, 0 where another, null where none."""
     import polars as pl
 
     value = pl.col(column)
@@ -353,7 +353,7 @@ def _dataset(
 
 
 def _ids(table: _Table, train: Tensor) -> tuple[Tensor, list[int]]:
-    """Ids from 1 for the values that training rows hold, 0 for missing values and those never seen there."""
+    """Return ids from 1 for values that training rows hold, 0 for missing and unseen ones; and their cardinalities."""
     columns, cardinalities = [], []
     for codes, values in zip(table.codes.unbind(1), table.vocabulary, strict=True):
         known = torch.zeros(len(values) + 1, dtype=torch.int32)  # the last place is code -1
@@ -380,7 +380,7 @@ def _download(url: str, target: Path, folder: Path) -> Path:
 
 
 def _unpack(archive: Path, url: str) -> dict[str, bytes]:
-    """The unpacked published files by the name under which they are kept."""
+    """Return the unpacked files by the names under which they are kept."""
     members = {}
     try:
         with (

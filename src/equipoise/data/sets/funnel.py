@@ -1,4 +1,4 @@
-"""A generated ad funnel for controlled experiments: its truth, and so the best reachable NE, is known."""
+"""A generated ad funnel for controlled experiments; its true probabilities, and so the best reachable NE, are known."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _FIELDS: Final = (
 
 @dataclass(frozen=True)
 class Funnel:
-    """What to generate.
+    """The knobs of the generator.
 
     The truth is a latent model: each id has a vector of ``latents`` numbers, a row's latent z is the sum
     of its ids' vectors plus the numeric features, and the logit of task m is ``signal`` · ⟨w_m, φ⟩ + b_m,
@@ -153,7 +153,7 @@ class Funnel:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The expected share of positive labels per task, after ``loss_imbalance``."""
+        """Expected share of positive labels per task, after ``loss_imbalance``."""
         last = len(TASKS) - 1
         given = [getattr(self, f"{task.name}_rate") for task in TASKS]
         return tuple(
@@ -164,7 +164,7 @@ class Funnel:
 
     @property
     def schema(self) -> Schema:
-        """The columns of the generated data."""
+        """Columns of the generated data."""
         return Schema(
             [Categorical(field.name, field.size + 1) for field in self.id_fields],
             [Numeric(f"numeric_{k}") for k in range(self.numerics)],
@@ -173,7 +173,7 @@ class Funnel:
 
 
 class Chunk(NamedTuple):
-    """Some consecutive rows.
+    """Consecutive rows.
 
     Attributes:
         categorical: ids, int32, shape [B, number of id fields].
@@ -268,7 +268,7 @@ def generate(funnel: Funnel) -> Dataset:
 
 
 def chunks(funnel: Funnel) -> Iterator[Chunk]:
-    """The rows in the order of time, 8,192 at once, in memory that does not grow with ``rows``.
+    """Yield the rows in the order of time, 8,192 at once, in memory that does not grow with ``rows``.
 
     The same rows whatever the number of threads: every chunk has a random stream of its own, and no sum is
     left to a threaded library. (Another release of NumPy may draw other numbers from the same seed.)
@@ -285,7 +285,7 @@ def chunks(funnel: Funnel) -> Iterator[Chunk]:
 
 
 class _Truth:
-    """The latent model: id vectors, weights and intercepts, the latter two fitted on pilot rows."""
+    """The latent model: id vectors, weights and intercepts; the last two are fitted on pilot rows."""
 
     def __init__(self, funnel: Funnel) -> None:
         self.funnel = funnel
@@ -331,7 +331,7 @@ class _Truth:
         return ids, numeric
 
     def _features(self, ids: list[NDArray[np.int64]], numeric: Float32) -> Float32:
-        """φ before whitening, shape [latents, B]."""
+        """Return φ before whitening, shape [latents, B]."""
         z = self.vectors[0].take(ids[0], axis=0)
         for vectors, column in zip(self.vectors[1:], ids[1:], strict=True):
             z += vectors.take(column, axis=0)
@@ -342,7 +342,7 @@ class _Truth:
         return np.ascontiguousarray(np.tanh(z, out=z).T)
 
     def _logits(self, phi: Float32, time: Float32) -> Float32:
-        """Shape [4, B]."""
+        """Return the true logits, shape [4, B]."""
         logits = self._read(phi, self.first)
         if self.funnel.drift:
             angle = np.float32(self.funnel.drift * math.pi / 2) * time
@@ -390,7 +390,7 @@ class _Zipf:
 
 
 def _id_vectors(rng: np.random.Generator, probabilities: Float64, latents: int, variance: float) -> Float32:
-    """A vector per id, row 0 unused; over the ids' distribution each latent has mean 0 and that variance."""
+    """Draw a vector per id, row 0 unused; over the distribution of ids each latent has mean 0 and this variance."""
     vectors = rng.standard_normal((len(probabilities), latents))
     vectors -= np.einsum("i,ik->k", probabilities, vectors)
     deviation = np.sqrt(np.einsum("i,ik->k", probabilities, vectors**2))
@@ -399,7 +399,7 @@ def _id_vectors(rng: np.random.Generator, probabilities: Float64, latents: int, 
 
 
 def _weights(rng: np.random.Generator, conflict: float, latents: int) -> tuple[Float64, Float64]:
-    """The tasks' unit weight vectors as columns at the first row and, orthogonal, a quarter turn later."""
+    """Draw the unit weight vectors of the tasks, as columns: at the first row and, orthogonal, a quarter turn later."""
     tasks = len(TASKS)
     basis = np.linalg.qr(rng.standard_normal((latents, 2 * (tasks + 1))))[0]
     sides = _SIDES if conflict > 0 else np.ones(tasks)
@@ -409,7 +409,7 @@ def _weights(rng: np.random.Generator, conflict: float, latents: int) -> tuple[F
 
 
 def _intercept(logits: Float32, given: Float32 | None, rate: float) -> float:
-    """The b for which the mean of sigmoid(logits + b), times ``given``, is ``rate``, by bisection."""
+    """Find by bisection the b at which the mean of sigmoid(logits + b), times ``given``, is ``rate``."""
     low, high = -30.0, 30.0
     for _ in range(26):
         middle = (low + high) / 2
@@ -420,7 +420,7 @@ def _intercept(logits: Float32, given: Float32 | None, rate: float) -> float:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    """In place."""
+    """Replace ``x`` by its sigmoid; returns it."""
     np.negative(x, out=x)
     np.exp(x, out=x)
     x += 1
@@ -438,7 +438,7 @@ def _entropy(rate: float) -> float:
 
 
 def _rate_of_entropy(entropy: float) -> float:
-    """The rate under 1/2 of that entropy, by bisection on its logarithm."""
+    """Find the rate under 1/2 of this entropy, by bisection on its logarithm."""
     low, high = 1e-12, 0.5
     for _ in range(60):
         middle = math.sqrt(low * high)

@@ -1,4 +1,4 @@
-"""The ranking models by name, what a model of another package must offer, and what tasks share in it."""
+"""The ranking models, the registry that is open to others, and the partition of parameters among tasks."""
 
 from __future__ import annotations
 

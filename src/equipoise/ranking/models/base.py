@@ -1,4 +1,4 @@
-"""The base of the ranking models: one logit per task, forks of the model's own, and what tasks share."""
+"""The base of the ranking models: one logit per task, the forks, and which parameters are shared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ForkFactory = Callable[[], nn.Module]
 
 
 class Unforked(nn.Module):
-    """Stands where a fork would: every task gets the shared tensors as they are, so that its gradients simply add up.
+    """Stands where a fork would: each task gets the shared tensors as they are, and the gradients of the tasks add up.
 
     Example:
         >>> Unforked(2)("shared")
@@ -82,7 +82,7 @@ class RankingModel(nn.Module, ABC):
         """
 
     def new_fork(self, factory: ForkFactory | None, /) -> nn.Module:
-        """Build one fork; without a factory, what lets the tasks' gradients add up.
+        """Build one fork; without a factory an :class:`Unforked`, which lets gradients add up.
 
         Raises:
             TypeError: ``factory`` is a fork itself.

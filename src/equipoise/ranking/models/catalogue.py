@@ -1,4 +1,4 @@
-"""Models by name: equipoise's own, those of other packages, their options, and a check of what a model returns."""
+"""Models by name, with their options and a check of their output; open to other packages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ register = MODELS.register
 
 
 def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, **options: Any) -> nn.Module:
-    """Build a model by its name, and see once that it returns what it should.
+    """Build a model by its name, and check its output once.
 
     Args:
         name: one of :data:`MODELS`, or an import path such as ``"package.module:Class"``.

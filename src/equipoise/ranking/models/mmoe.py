@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts: experts that all tasks share, mixed for each task by a gate of its own."""
+"""Multi-gate mixture of experts: shared experts, and a gate and a tower for each task."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class MMoE(RankingModel):
     def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`RankingModel.forward`."""
         inputs = self.embedding(categorical, numeric)
-        # The view is a node of its own beside the experts; `inputs` itself would also carry their gradient, which
-        # whoever differentiates with respect to both pieces would count twice.
+        # The view is a node of its own beside the experts: a gradient with respect to `inputs` itself would hold that
+        # of the experts, too, and count it twice.
         branches = self.branches(self.fork, (self.experts(inputs), inputs.view_as(inputs)))
         return tuple(head(branch) for head, branch in zip(self.heads, branches, strict=True))
 
 
 class _GatedTower(nn.Module):
-    """What belongs to one task: its gate and its tower."""
+    """The gate and the tower of one task."""
 
     def __init__(self, tower: nn.Module, gate: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which parameters of a model serve one task alone, and which are shared: from the model itself or from its graph."""
+"""The parameters of a model by task: shared ones and those of one task, as the model states or its graph shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progressive layered extraction: experts of all tasks and experts of each task, over several levels."""
+"""Progressive layered extraction: shared experts and experts of each task, over several levels."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class PLE(RankingModel):
 
 
 class _Read(NamedTuple):
-    """What the tasks read of a level.
+    """The tensors that tasks read of a level.
 
     Attributes:
         inputs: of the gates, shape [B, width]: one per task; one for all tasks where that is the embedding.
@@ -141,7 +141,7 @@ class _Column(nn.Module):
         self.experts = experts
 
     def forward(self, task: int, read: _Read) -> tuple[Tensor, Tensor]:
-        """The experts' input, shape [B, width], and their outputs, shape [B, task experts, width]."""
+        """Return the input of the experts, shape [B, width], and their outputs, shape [B, task experts, width]."""
         inputs = read.inputs[task if len(read.inputs) > 1 else 0]
         if self.gate_below is not None:
             outputs = torch.cat([read.task_outputs[task], *read.shared_outputs], dim=1)
@@ -159,7 +159,7 @@ class _LowerLevel(nn.Module):
         self.shared_gate = shared_gate
 
     def forward(self, read: _Read, shared: Tensor) -> tuple[_Read, Tensor]:
-        """From what is read of the level below and g^{s,j-1} to what is read of this one and g^{s,j}."""
+        """Take what is read of the level below and g^{s,j-1}; return what is read of this one and g^{s,j}."""
         columns = [column(task, read) for task, column in enumerate(self.columns)]
         inputs = [column_inputs for column_inputs, _ in columns] if read.task_outputs else read.inputs
         outputs, shared_outputs = [found for _, found in columns], self.shared_experts(shared)
@@ -168,7 +168,7 @@ class _LowerLevel(nn.Module):
 
 
 class _Head(nn.Module):
-    """What belongs to one task alone: its column and its gate at the top level, and its tower."""
+    """The part of one task alone: its column and its gate at the top level, and its tower."""
 
     def __init__(self, column: _Column, gate: nn.Linear, tower: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class _Head(nn.Module):
         self.tower = tower
 
     def forward(self, task: int, read: _Read, top: Tensor) -> Tensor:
-        """The logits, shape [B], from what is read of the level below and of the top level's shared experts."""
+        """Return logits, shape [B], from what is read of the level below and the top shared experts' outputs."""
         inputs, outputs = self.column(task, read)
         logits: Tensor = self.tower(layers.mixture(self.gate(inputs), torch.cat([outputs, top], dim=1)))
         return logits

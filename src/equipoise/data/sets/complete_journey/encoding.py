@@ -1,4 +1,4 @@
-"""Codes to feature ids and numbers to a common scale, learned from train examples alone."""
+"""Encoding of features, learned from train examples alone: codes to ids, numbers to a common scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST: Final = 5
 
 @dataclass(frozen=True)
 class Encoding:
-    """What train examples taught: an id per code seen, a mean and a deviation per number.
+    """The ids of the codes, and the means and deviations of the numbers, in the train examples.
 
     Attributes:
         ids: name → feature id per code; 0 for codes not seen; the last entry, reached by code -1, is 0 too.
@@ -46,7 +46,7 @@ class Encoding:
         train: NDArray[np.bool_],
         fewest: int = FEWEST,
     ) -> Encoding:
-        """Learns from the ``train`` rows of codes (-1 is missing) and of numbers ≥ 0 (NaN is unknown).
+        """Learn from the ``train`` rows of codes (-1 is missing) and of numbers ≥ 0 (NaN is unknown).
 
         Codes of fewer than ``fewest`` rows share id 0 with those never seen, so that what a model learns for
         id 0 comes from rows like those that will have it.
@@ -69,21 +69,21 @@ class Encoding:
 
     @property
     def categorical_features(self) -> tuple[Categorical, ...]:
-        """The categorical features with their cardinalities."""
+        """Categorical features with their cardinalities."""
         return tuple(Categorical(name, int(table.max(initial=0)) + 1) for name, table in self.ids.items())
 
     @property
     def numeric_features(self) -> tuple[Numeric, ...]:
-        """The numeric features."""
+        """Numeric features."""
         return tuple(Numeric(name) for name in self.scales)
 
     def categorical(self, ids: Mapping[str, NDArray[np.integer]]) -> NDArray[np.int32]:
-        """Feature ids, int32, shape [N, number of categorical features]."""
+        """Return feature ids, int32, shape [N, number of categorical features]."""
         columns = [table[np.minimum(ids[name], len(table) - 1)] for name, table in self.ids.items()]
         return np.stack(columns, axis=1)
 
     def numeric(self, numbers: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
-        """Standardised log(1 + number), 0 (the train mean) where unknown, float32, shape [N, numbers]."""
+        """Return standardised log(1 + number), 0 (the train mean) where unknown, float32, shape [N, numbers]."""
         columns = [
             np.nan_to_num((np.log1p(numbers[name].astype(np.float64)) - mean) / deviation, nan=0.0)
             for name, (mean, deviation) in self.scales.items()

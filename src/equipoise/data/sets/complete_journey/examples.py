@@ -1,4 +1,4 @@
-"""From exposures to examples: the five labels, the ids, and the numbers that look at past weeks only."""
+"""The examples of exposures: five labels, ids, and numbers that look at past weeks only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Examples:
         self._by_store = History(self._store_product(bought.store, product), week, purchases=once)
 
     def labels(self, exposures: Exposures) -> NDArray[np.float32]:
-        """The labels in the order of :data:`TASKS`: 0, 1 or NaN (missing), float32, shape [N, 5].
+        """Return the labels in the order of :data:`TASKS`: 0, 1 or NaN (missing), float32, shape [N, 5].
 
         ``repeat`` looks up to four weeks ahead, that is its meaning; it is missing where something was bought
         and those weeks are not all in the data. Where nothing was bought the tasks after ``category`` are 0.
@@ -73,7 +73,7 @@ class Examples:
         return np.stack([category, purchase, multiple, coupon, repeat], axis=1, dtype=np.float32)
 
     def ids(self, exposures: Exposures) -> dict[str, Codes | NDArray[np.int32]]:
-        """The categorical features as codes of the tables, -1 where missing; each of shape [N]."""
+        """Return the categorical features as codes of the tables, -1 where missing; each of shape [N]."""
         e = exposures
         columns: dict[str, Codes | NDArray[np.int32]] = {
             "household": e.household, "store": e.store, "product": e.product
@@ -84,7 +84,7 @@ class Examples:
         return columns
 
     def numbers(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
-        """The numeric features, from weeks before each exposure's own: ≥ 0, NaN where unknown, shape [N].
+        """Return the numeric features, from weeks before that of the exposure: ≥ 0, NaN where unknown, shape [N].
 
         - ``category_recency``, ``product_recency``: weeks since the household last bought the category or
           product;

@@ -14,7 +14,7 @@ __all__ = ["Exposures", "Week"]
 
 @dataclass(frozen=True)
 class Exposures:
-    """N exposures, column-wise: a household in a store in a week, and one placement of a product there."""
+    """N exposures as columns; each is a household in a store in a week, and a placement of a product there."""
 
     household: Codes
     store: Codes
@@ -28,7 +28,7 @@ class Exposures:
 
     @classmethod
     def concatenate(cls, parts: list[Exposures]) -> Exposures:
-        """The exposures of all parts, one after the other."""
+        """Join parts, one after the other."""
         names = cls.__dataclass_fields__
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -37,7 +37,7 @@ class Exposures:
 
 
 class Week:
-    """One week's exposures, numbered 0 … len − 1 by (household, store), then by (product, display, mailer).
+    """The exposures of a week, numbered 0 … len − 1 by (household, store), then by (product, display, mailer).
 
     A visit is a household with at least one transaction in a store in the week. It is exposed to every
     placement of a product in that store and week: a product with two placements there (one in 1,600) makes
@@ -68,12 +68,12 @@ class Week:
 
     @property
     def visits(self) -> int:
-        """How many visits met a promotion."""
+        """Number of visits that met a promotion."""
         return int(np.count_nonzero(np.diff(self._start)))
 
     @cached_property
     def purchased(self) -> Codes:
-        """The numbers of the exposures whose product was bought in that store and week, ascending."""
+        """Numbers of the exposures whose product was bought in that store and week, ascending."""
         store = self._store[self._visit]
         first, past = self._promotions.places(np.full_like(store, self._week), store, self._product)
         number = self._start[self._visit] + first - self._first[self._visit]
@@ -82,7 +82,7 @@ class Week:
         return np.sort(np.concatenate([np.empty(0, np.int64), *extra]))
 
     def rows(self, numbers: Codes) -> Exposures:
-        """The exposures with these numbers."""
+        """Return the exposures with these numbers."""
         visit = np.searchsorted(self._start, numbers, side="right") - 1
         keys = self._promotions.keys[self._first[visit] + numbers - self._start[visit]]
         product, display, mailer = self._promotions.unpack(keys)

@@ -1,4 +1,4 @@
-"""Running totals per key and week: what had happened to a household, a product or a pair before a week."""
+"""Running totals per key and week: the events of a household, a product or a pair before a week."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WEEKS = 64  # weeks 0 … 63 fit below a key
 
 
 class History:
-    """Events of many keys, answering how many there were between two weeks, and when the last one was.
+    """Events of many keys: counts and sums between two weeks, and the last week with an event.
 
     All totals are whole numbers, so that what happens after a week cannot change, even by rounding, what is
     known before it.
@@ -40,22 +40,22 @@ class History:
             self._running[name] = np.cumsum(sums)
 
     def span(self, key: Codes, first: Codes | int, end: Codes | int) -> tuple[Codes, Codes]:
-        """Where a key's events of the weeks from ``first`` to just before ``end`` lie."""
+        """Return the places of the events of each key in the weeks from ``first`` to just before ``end``."""
         low = np.searchsorted(self._stamps, key * _WEEKS + first)
         return low, np.searchsorted(self._stamps, key * _WEEKS + end)
 
     def total(self, name: str, span: tuple[Codes, Codes]) -> Codes:
-        """The sum of an amount over each span."""
+        """Sum an amount over each span."""
         running = self._running[name]
         total: Codes = running[span[1]] - running[span[0]]
         return total
 
     def weeks(self, span: tuple[Codes, Codes]) -> Codes:
-        """In how many weeks of each span something happened."""
+        """Count the weeks of each span that hold an event."""
         return span[1] - span[0]
 
     def last_week(self, span: tuple[Codes, Codes]) -> Codes:
-        """The last week of each span in which something happened; 0 where nothing did."""
+        """Return the last week of each span that holds an event; 0 where none does."""
         if not len(self._stamps):
             return np.zeros_like(span[1])
         last = self._stamps[np.maximum(span[1] - 1, 0)] % _WEEKS

