@@ -37,6 +37,8 @@ def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterat
     complete = graph.present.bit_count() == len(graph.tasks)
     for optimizer in _task_optimizers(optimizers):
         kind, given = type(optimizer).__name__, list(optimizer.shared)
+        if not given:  # shared="auto" before the first backward
+            continue
         known = {id(p) for p in given}
         missing = [leaf for leaf in shared if id(leaf) not in known and not steps_itself(leaf)]
         if missing:
