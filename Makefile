@@ -1,39 +1,46 @@
 # make compare [DATA=census-income]   set-up, then the main job: train the methods side by side and write a report
 # make test                           set-up, then all tests
 # make test-distributed               set-up of TorchRec and the integrations, then the tests that need them
+# make test-floor                     set-up of the lowest versions that pyproject.toml promises, then all tests with them
+#                                     (on x86_64 pip may take several GB for the older torch)
 # make check                          set-up, then format, lint, types and the import contract
+# make clean                          remove the environments and what was built
+# PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
 PYTHON ?= python3
 DATA ?= complete-journey
 ARGS ?=
 BIN := .venv/bin
 DISTRIBUTED := .venv-distributed/bin
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# make test-floor FLOOR_TORCH=... keeps everything else at its lowest version and takes another torch.
+FLOOR_TORCH ?= $(shell sed -n 's/^torch==//p' constraints-floor.txt)
+FLOOR := .venv-floor/$(FLOOR_TORCH)
 # Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare test test-distributed check clean
+.PHONY: setup compare test test-distributed test-floor check clean
 
 setup: .venv/.installed
 
 # torch first: its build for machines without a GPU carries a local version ("+cpu") that only some indexes have.
-# $(1): folder of a virtual environment, which gets Python and torch.
+# $(1): folder of a virtual environment, which gets Python and torch; $(2): the version of torch.
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "equipoise needs Python 3.11 or newer, found $$($(PYTHON) --version). Say which: make PYTHON=python3.12 ..."; exit 2; }
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { rm -rf $(1); \
 	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; exit 2; }
-	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
-	if $(1)/bin/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$$torch')" 2>/dev/null; then :; \
-	elif command -v nvidia-smi >/dev/null 2>&1; then $(1)/bin/pip install -q "torch==$$torch"; \
-	elif $(1)/bin/pip install -q "torch==$$torch+cpu" 2>/dev/null; then :; \
-	else echo "No CPU-only build of torch $$torch in pip's indexes: taking the standard build, several GB larger."; \
+	@if $(1)/bin/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$(2)')" 2>/dev/null; then :; \
+	elif command -v nvidia-smi >/dev/null 2>&1; then $(1)/bin/pip install -q "torch==$(2)"; \
+	elif $(1)/bin/pip install -q "torch==$(2)+cpu" 2>/dev/null; then :; \
+	else echo "No CPU-only build of torch $(2) in pip's indexes: taking the standard build, several GB larger."; \
 	  echo "(To avoid that, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, see pytorch.org, and run make again.)"; \
-	  $(1)/bin/pip install -q "torch==$$torch"; fi
+	  $(1)/bin/pip install -q "torch==$(2)"; fi
 endef
 
 .venv/.installed: constraints.txt pyproject.toml
-	$(call environment,.venv)
+	$(call environment,.venv,$(TORCH))
 	@echo "Installing equipoise and its tools into .venv ..."
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -41,12 +48,19 @@ endef
 # An environment of its own, because TorchRec holds torchmetrics at a release of 2023. TorchRec comes without its
 # dependencies: it asks for the CUDA build of fbgemm-gpu under another name.
 .venv-distributed/.installed: constraints.txt pyproject.toml
-	$(call environment,.venv-distributed)
+	$(call environment,.venv-distributed,$(TORCH))
 	@echo "Installing equipoise, TorchRec and the integrations into .venv-distributed ..."
 	@sed 's/^torchmetrics==.*/torchmetrics==1.0.3/' constraints.txt > .venv-distributed/constraints.txt
 	@$(DISTRIBUTED)/pip install -q -c .venv-distributed/constraints.txt -e '.[dev,integrations]' \
 	  fbgemm-gpu-cpu tensordict pyre-extensions
 	@$(DISTRIBUTED)/pip install -q --no-deps -c .venv-distributed/constraints.txt torchrec
+	@touch $@
+
+$(FLOOR)/.installed: constraints-floor.txt pyproject.toml
+	$(call environment,$(FLOOR),$(FLOOR_TORCH))
+	@echo "Installing equipoise and the lowest versions of what it needs into $(FLOOR) ..."
+	@sed 's/^torch==.*/torch==$(FLOOR_TORCH)/' constraints-floor.txt > $(FLOOR)/constraints.txt
+	@$(FLOOR)/bin/pip install -q -c $(FLOOR)/constraints.txt -e '.[dev]'
 	@touch $@
 
 compare: setup
@@ -58,6 +72,9 @@ test: setup
 test-distributed: .venv-distributed/.installed
 	OMP_NUM_THREADS=1 $(DISTRIBUTED)/python $(PYTEST) tests/distributed tests/ranking/test_ranking_metrics.py $(ARGS)
 
+test-floor: $(FLOOR)/.installed
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST) $(ARGS)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,4 +82,4 @@ check: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-distributed runs build dist
+	rm -rf .venv .venv-distributed .venv-floor runs build dist

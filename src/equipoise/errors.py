@@ -1,8 +1,10 @@
-"""The errors that bad input ends in, which the command line turns into one message and exit code 2; and a warning."""
+"""Errors that bad input ends in, which the command line turns into one message and exit code 2; a warning; and the
+words that say how to install.
+"""
 
 from __future__ import annotations
 
-__all__ = ["DataError", "MisplacedForkWarning", "SettingError"]
+__all__ = ["DataError", "MisplacedForkWarning", "SettingError", "how_to_install"]
 
 
 class SettingError(ValueError):
@@ -21,3 +23,13 @@ class DataError(ValueError):
 
 class MisplacedForkWarning(UserWarning):
     """A fork, or the ``shared`` of PUB or AdaTask, does not cover what the tasks share; see :func:`equipoise.check`."""
+
+
+def how_to_install(extra: str, /) -> str:
+    """Return the command that installs an extra. It runs in a clone: equipoise is not on PyPI yet.
+
+    Example:
+        >>> how_to_install("data")
+        "pip install '.[data]' in a clone of equipoise"
+    """
+    return f"pip install '.[{extra}]' in a clone of equipoise"

@@ -104,7 +104,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "polars", None)
-    with pytest.raises(DataError, match=r"'polars', which is not installed: pip install \"equipoise\[data\]\""):
+    with pytest.raises(DataError, match=r"'polars', which is not installed: pip install '\.\[data\]' in a clone"):
         load("census-income-full", folder=tmp_path)
 
 

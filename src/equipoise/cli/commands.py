@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import sys
@@ -19,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from equipoise import MisplacedForkWarning, data
+from equipoise import MisplacedForkWarning, __version__, data
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
@@ -39,10 +40,7 @@ from equipoise.training.faults import TerminatedError, interrupted_by_sigterm
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="Balanced multi-task training for recommenders.", no_args_is_help=True, rich_markup_mode="rich",
-    pretty_exceptions_enable=False, add_completion=False,
-)  # fmt: skip
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 data_app = typer.Typer(help="Fetch or build data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -51,6 +49,22 @@ errors = Console(stderr=True)
 
 Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"equipoise {__version__} (torch {torch.__version__}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Balanced multi-task training for recommenders."""
 
 
 @app.command()

@@ -88,7 +88,7 @@ def _without(kind: Any) -> Any:
 
 def _help(field: FieldInfo) -> str:
     words = field.description or ""
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     if default in (None, False, {}) or "Default" in words:
         return words
     if isinstance(default, list):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.source import DataSource, StageListener
-from equipoise.errors import DataError
+from equipoise.errors import DataError, how_to_install
 from equipoise.registry import Registry
 
 __all__ = ["DATASETS", "DataError", "DataSource", "Dataset", "Split", "StageListener", "load", "register"]
@@ -71,7 +71,7 @@ census-income-full, funnel; found 'funnels'.
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("equipoise"):
             raise
-        remedy = 'pip install "equipoise[data]"' if name in _OWN else "install it"
+        remedy = how_to_install("data") if name in _OWN else "install it"
         raise DataError(
             f"Data set {name!r} needs the package {error.name!r}, which is not installed: {remedy}."
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from equipoise.errors import how_to_install
 from equipoise.forks import Weighted
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods.method import MethodError
@@ -46,6 +47,6 @@ def _torchjd(module: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != "torchjd":
             raise
         raise MethodError(
-            "The method is built on torchjd, which is not installed: pip install 'equipoise[torchjd]', "
+            f"The method is built on torchjd, which is not installed: {how_to_install('torchjd')}, "
             "or choose another method."
         ) from error

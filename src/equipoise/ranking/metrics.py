@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from equipoise.errors import how_to_install
 from equipoise.ranking.labels import targets_and_present
 from equipoise.schema import Schema
 
@@ -24,7 +25,7 @@ try:
     from torchmetrics.utilities.data import dim_zero_cat
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "equipoise.ranking.metrics needs torchmetrics: pip install 'equipoise[ranking]'."
+        f"equipoise.ranking.metrics needs torchmetrics: {how_to_install('ranking')}.", name=error.name
     ) from error
 
 __all__ = [

@@ -1,0 +1,186 @@
+"""What the package promises to whoever installs it: versions, contents, dependencies, the first command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import equipoise
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "equipoise"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LINTERS = {"mypy", "ruff"}  # they judge the code, and are not part of what is run with the lowest versions
+NOT_RUN_LOWEST = {"examples", "integrations"}  # extras of which constraints.txt alone is run
+
+
+def requirements(*, without: set[str] | None = None) -> Iterator[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    for line in [
+        *PROJECT["dependencies"],
+        *(line for extra in extras.keys() - (without or set()) for line in extras[extra]),
+    ]:
+        if (found := Requirement(line)).name != "equipoise":
+            yield found
+
+
+def pinned(name: str) -> dict[str, Version]:
+    lines = (ROOT / name).read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in found}
+
+
+def lowest(requirement: Requirement) -> Version:
+    (bound,) = requirement.specifier
+    assert bound.operator in {">=", "=="}, requirement
+    return Version(bound.version)
+
+
+def test_the_floor_job_pins_every_lower_bound() -> None:
+    pins = pinned("constraints-floor.txt")
+    for requirement in requirements(without=NOT_RUN_LOWEST):
+        name = canonicalize_name(requirement.name)
+        if name in LINTERS:
+            assert pins[name] in requirement.specifier
+        else:
+            assert pins[name] == lowest(requirement), name
+
+
+def test_the_versions_that_the_set_up_installs_are_within_the_bounds() -> None:
+    pins = pinned("constraints.txt")
+    wrong = {
+        requirement.name: str(requirement.specifier)
+        for requirement in requirements(without={"examples"})
+        if pins[canonicalize_name(requirement.name)] not in requirement.specifier
+    }
+    assert not wrong
+
+
+def test_makefile_and_project_ask_for_the_same_python() -> None:
+    (lowest_python,) = re.findall(r"sys\.version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text())
+    assert PROJECT["requires-python"] == f">={'.'.join(lowest_python)}"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", citation, flags=re.MULTILINE) == [equipoise.__version__]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    expected = {
+        f"equipoise/{path.relative_to(SOURCE).as_posix()}"
+        for path in SOURCE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    assert "equipoise/report/templates/report.html.j2" in found
+
+
+WITHOUT_EXTRAS = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError
+"""
+
+TRAIN = """
+import torch
+import equipoise
+from torch import nn
+
+assert equipoise.__file__.startswith(sys.path[0]), equipoise.__file__
+bottom, towers = nn.Linear(3, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+fork = equipoise.MultiBalance(["click", "like"])
+optimizer = equipoise.PUB(torch.optim.Adam([*bottom.parameters(), *towers.parameters()]), shared=bottom.parameters())
+losses = [tower(copy).square().mean() for tower, copy in zip(towers, fork(bottom(torch.ones(2, 3))))]
+sum(losses).backward()
+optimizer.zero_grad()
+optimizer.backward([tower(bottom(torch.ones(2, 3))).square().mean() for tower in towers])
+optimizer.step()
+print(sorted(equipoise.Monitor(fork, optimizer).read().scalars())[0])
+"""
+
+
+def optional_modules() -> list[str]:
+    """The names under which the packages of the extras are imported."""
+    optional = {canonicalize_name(found.name) for found in requirements()} - {"torch"}
+    return sorted(
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if optional & {canonicalize_name(package) for package in packages}
+    )
+
+
+def run_without(
+    modules: list[str], script: str, *words: str, path: Path = SOURCE.parent
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + script, str(path), ",".join(modules), *words]
+    # The tests' own path would bring the source in place of the wheel.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_core_of_the_wheel_trains_with_torch_alone(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    blocked = optional_modules()
+    assert {"numpy", "polars", "torchjd", "torchmetrics", "typer", "yaml"} <= set(blocked)
+    done = run_without(blocked, TRAIN, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+COMMAND = """
+from equipoise.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("missing", ["typer", "torchmetrics"])
+def test_a_command_without_its_packages_says_in_one_line_what_to_install(missing: str) -> None:
+    done = run_without([missing], COMMAND, "--help")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert missing in done.stderr
+    assert "pip install '.[compare]' in a clone of equipoise" in done.stderr
+    assert not done.stdout
+
+
+def test_a_fault_of_equipoise_itself_is_not_taken_for_a_missing_package() -> None:
+    done = run_without(["equipoise.cli.tables"], COMMAND, "--help")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_the_command_says_its_version() -> None:
+    command = [sys.executable, "-m", "equipoise", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"equipoise {equipoise.__version__} (torch {torch.__version__}, "
+        f"Python {'.'.join(map(str, sys.version_info[:3]))})\n"
+    )
