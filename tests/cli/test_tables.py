@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from equipoise.cli.tables import run_table
+from equipoise.cli.tables import run_table, summary_table
 from equipoise.training import Run
 
 METRICS = {"auc": 0.7, "ne": 0.9, "log_loss": 0.1, "calibration": 1.0}
@@ -28,3 +28,15 @@ def test_square_brackets_in_names_are_no_markup() -> None:
     assert "multibalance:x[/]" in said
     assert "click[/red]" in said
     assert "a[bold]b" in said
+
+
+def test_the_summary_in_the_terminal_claims_no_more_than_the_report(comparison) -> None:
+    def said(folder) -> str:
+        console = Console(width=70, force_terminal=False)
+        with console.capture() as capture:
+            console.print(summary_table(folder))
+        return " ".join(capture.get().split())
+
+    assert "MultiBalance has the lowest mean normalized entropy" in said(comparison())
+    assert "Too few seeds to say which method is better" in said(comparison(seeds=2))
+    assert "× 1.421" not in said(comparison(speeds={"multibalance": (1.421, 0.9, 4.6)}))

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from equipoise.compare.result_folder import FolderError, ResultFolder
 from equipoise.report.analysis import analyse
+from equipoise.report.charts import curve_chart
 from equipoise.report.monitor_charts import monitor_chart
 from equipoise.report.page import result_rows, write_markdown, write_report
 from equipoise.report.tables import task_table, transfer_table
@@ -372,3 +373,16 @@ def test_weights_of_losses_are_charted_and_those_that_never_move_are_not(compari
     assert [panel.title for panel in weights] == ["MultiBalance", "AdaTask"]
     coupon = next(trace for trace in weights[1].figure["data"] if trace["name"] == "coupon")
     assert coupon["y"] == [1.5, 2.5]
+
+
+def test_a_task_that_is_not_defined_at_some_points_is_in_no_point_of_the_mean_curve(comparison):
+    """Few rows are evaluated but at the last point, where a rare task comes in."""
+    folder = comparison(methods=("equal", "pub"), seeds=2)
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    for run in runs:
+        for point in run["curve"]:
+            for task, metrics in point["validation"].items():
+                metrics["ne"] = 0.5 if task != "coupon" else 0.9 if point is run["curve"][-1] else None
+    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    mean = curve_chart(ResultFolder(folder).results()).panels[0][0].figure["data"]
+    assert [trace["y"] for trace in mean] == [[0.5] * 8] * 2

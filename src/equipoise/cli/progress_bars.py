@@ -72,7 +72,9 @@ class Display(_Bars, RunListener):
         """Move a run's bar, which appears with its first step."""
         if job not in self._bars:
             name = job.method if len(job.method) <= _NAME_WIDTH else f"{job.method[: _NAME_WIDTH - 1]}…"
-            self._bars[job] = self._progress.add_task(f"{name} {job.lr:g} #{job.seed}", total=total)
+            self._bars[job] = self._progress.add_task(
+                f"{name} {Rate(job.lr, job.table_decay)} #{job.seed}", total=total
+            )
         self._progress.update(self._bars[job], completed=done)
         self._show_time_left(seconds_left)
 

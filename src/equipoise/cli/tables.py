@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.report.page import result_rows
+from equipoise.report.page import headline, result_rows
 from equipoise.training import METHODS, Run
 
 __all__ = ["method_table", "run_table", "summary_table"]
@@ -56,7 +56,7 @@ def run_table(run: Run) -> Table:
 
 
 def summary_table(folder: Path) -> Table:
-    """A comparison's methods, best first: the columns of the report's main table that fit a terminal.
+    """A comparison's methods, best first, and what that says: columns of the report's main table that fit a terminal.
 
     Raises:
         ReportError: the folder holds no comparison, or a file in it is damaged.
@@ -69,6 +69,8 @@ def summary_table(folder: Path) -> Table:
         cells["NE gain"] = cells["NE gain"].replace(" (", "\n(")
         cells["speed"] = cells["speed"].partition(" (")[0]
         table.add_row(*map(Text, cells.values()))
+    table.caption = Text(headline(folder))
+    table.caption_justify = "left"
     return table
 
 

@@ -183,9 +183,10 @@ def _gain_point(entry: MethodResult) -> dict[str, Any]:
 def _curves(results: Results, task: str, measure: str) -> Figure:
     metric, title = _MEASURES[measure]
     data = []
+    tasks = _tasks_on_every_point(results, metric) if task == ALL_TASKS else [task]
     for method in results.plan.methods:
         runs = [run for run in results.of(method.name) if run.status == "ok"]
-        examples, values = _mean_curve(runs, results.plan.tasks if task == ALL_TASKS else [task], metric)
+        examples, values = _mean_curve(runs, tasks, metric)
         if examples:
             hover = f"{measure} %{{y:.4f}} at %{{x:,}} examples<extra>%{{fullData.name}}</extra>"
             data.append(_line(method.label, examples, values, hover, _style(results, method.name)))
@@ -195,8 +196,18 @@ def _curves(results: Results, task: str, measure: str) -> Figure:
     return {"data": data, "layout": layout}
 
 
+def _tasks_on_every_point(results: Results, metric: str) -> list[str]:
+    """The tasks that have a value at every point of every run: another mean would jump where a task comes in."""
+    points = [point["validation"] for run in results.runs if run.status == "ok" for point in run.curve]
+    return [
+        task
+        for task in results.plan.tasks
+        if all(math.isfinite(point.get(task, {}).get(metric, math.nan)) for point in points)
+    ]
+
+
 def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple[list[int], list[float | None]]:
-    """Over the seeds, at the points that all of them have; tasks that cannot be scored are in no mean."""
+    """Over the seeds, at the points that all of them have."""
     points: dict[int, list[float]] = {}
     for run in runs:
         for point in run.curve:

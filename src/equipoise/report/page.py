@@ -23,7 +23,7 @@ from equipoise.report.outcome import summary
 from equipoise.report.phrases import counted
 from equipoise.settings import Settings, command_words
 
-__all__ = ["result_rows", "write_markdown", "write_report"]
+__all__ = ["headline", "result_rows", "write_markdown", "write_report"]
 
 _ALWAYS_STATED = ("data", "model", "methods", "seeds", "epochs", "batch_size", "schedule")
 
@@ -103,6 +103,15 @@ def result_rows(folder: Path) -> list[dict[str, str]]:
         {column.title: _one_line(cell) for column, cell in zip(table.columns, row.cells, strict=True)}
         for row in table.rows
     ]
+
+
+def headline(folder: Path) -> str:
+    """The outcome of a comparison in one sentence or two, as the report begins.
+
+    Raises:
+        FolderError: the folder holds no comparison, or a file in it is damaged.
+    """
+    return summary(analyse(ResultFolder(folder).results()))[0]
 
 
 def _content(results: Results) -> dict[str, Any]:
