@@ -251,7 +251,7 @@ class Settings(TrainingSettings):
         [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."
     )
     decay_grid: Annotated[Annotated[list[NotNegative], Field(min_length=1)], _COMPARE] = Field(
-        [0.0, 0.3, 1.0], description="Decays of the embedding tables that tuning tries with each rate."
+        [0.0, 0.3, 1.0, 3.0], description="Decays of the embedding tables that tuning tries with each rate."
     )
     rates: Annotated[dict[str, Positive], About(_COMPARE.commands, False, option="--rate", metavar="METHOD=LR")] = (
         Field(default_factory=dict, description="A method's learning rate, instead of the tuned one.")
