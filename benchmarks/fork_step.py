@@ -13,7 +13,7 @@ import torch
 
 from equipoise import Fork, MultiBalance
 
-ROUNDS = 300
+ROUNDS = 100
 SHAPE = (4096, 128)
 
 

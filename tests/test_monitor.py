@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise import PUB, Fork, Monitor, MultiBalance
+from equipoise import PUB, Fork, GradDrop, Monitor, MultiBalance, Weighted
 
 
 class Ranker(nn.Module):
@@ -96,7 +96,7 @@ def test_a_reading_keeps_its_step_and_reading_does_not_wait_for_the_device(monke
     assert monitor.read().scalars()["fork/root/norm/0"] == pytest.approx(9.0)
 
 
-def test_pub_is_watched_under_its_tasks_names() -> None:
+def test_pub_is_read_under_its_tasks_names() -> None:
     shared = nn.Parameter(torch.ones(2))
     optimizer = PUB(torch.optim.SGD([shared], lr=0.1), shared=[shared], update_every=1, tasks=["click", "like"])
     monitor = Monitor(nn.Linear(1, 1), optimizer)
@@ -107,6 +107,28 @@ def test_pub_is_watched_under_its_tasks_names() -> None:
     assert scalars["pub/norm/click"] == pytest.approx(2.0)
     assert scalars["pub/cosine/click/like"] == pytest.approx(0.0)
     assert scalars["pub/weight/click"] > scalars["pub/weight/like"] > 0
+
+
+COMMON = {"norm/a", "norm/b", "cosine/a/b", "stationarity"}
+KINDS = {
+    "the base class": (Fork(["a", "b"]), {"weight/a", "weight/b"}),
+    "MultiBalance": (
+        MultiBalance(["a", "b"]),
+        {f"{quantity}/{task}" for quantity in ("weight", "magnitude", "balance") for task in "ab"},
+    ),
+    "a function": (Weighted(["a", "b"], lambda gram: gram.diagonal()), {"weight/a", "weight/b"}),
+    "fixed numbers": (Weighted(["a", "b"], [1.0, 2.0]), {"weight/a", "weight/b"}),
+    "element by element": (GradDrop(["a", "b"]), set()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forks_of_every_kind_are_read(kind: str) -> None:
+    fork, own = KINDS[kind]
+    backward_with(fork, [[3.0, 0.0], [2.0, 2.0]])
+    scalars = Monitor(fork).read().scalars()
+    assert scalars.keys() == {f"fork/root/{name}" for name in COMMON | own}
+    assert scalars["fork/root/norm/a"] == pytest.approx(3.0)
 
 
 def test_tensorboard_gets_every_scalar(tmp_path: object) -> None:
@@ -125,6 +147,6 @@ def test_tensorboard_gets_every_scalar(tmp_path: object) -> None:
     }
 
 
-def test_nothing_to_watch_is_an_error_that_says_what_to_do() -> None:
+def test_nothing_to_read_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="Put a fork between"):
         Monitor(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1))

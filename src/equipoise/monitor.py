@@ -57,7 +57,7 @@ class Reading:
         self._records = records
 
     def scalars(self) -> dict[str, float]:
-        """Every value under its name, as a plain dict; this waits for the device.
+        """Return every value under its name, as a plain dict; this waits for the device.
 
         Values that say nothing are left out: those of tasks that were not present in the step, and the magnitude
         average of a task not seen so far.
@@ -68,20 +68,20 @@ class Reading:
         return found
 
     def write(self, writer: _ScalarWriter, step: int) -> None:
-        """Every value into TensorBoard (``torch.utils.tensorboard.SummaryWriter``) or what has its ``add_scalar``."""
+        """Write every value to TensorBoard's ``SummaryWriter`` or what has its ``add_scalar``."""
         for name, value in self.scalars().items():
             writer.add_scalar(name, value, step)
 
 
 class Monitor:
-    """Watches every fork in a model and, where there is one, the optimizer that balances updates.
+    """Reads every fork in a model and, where there is one, the optimizer that balances updates.
 
     The names are stable: ``fork/<name>/<quantity>/<task>`` with the fork's place in the model as its name (its
     prefixes from DDP and ``torch.compile`` taken off; ``root`` for a fork that is the model itself), and
     ``pub/<quantity>/<task>``, and ``loss/weight/<task>`` for the weight of a task's loss. Quantities:
 
     - ``norm``: length of the task's gradient (PUB: update) in the last step, over all ranks, in unscaled units;
-    - ``weight``: the weight with which it went on;
+    - ``weight``: the weight with which it went on; not of forks that combine element by element;
     - ``cosine/<task>/<other>``: of each pair of tasks, −1 to 1;
     - ``stationarity`` (no task): length of the shortest convex combination of the tasks' unit gradients, 0 (Pareto
       stationary: no direction helps all) to 1 (all agree);
@@ -90,11 +90,11 @@ class Monitor:
 
     Args:
         model: a module that holds forks, itself one, or wrapped by DDP or ``torch.compile``.
-        optimizer: the training's optimizer; watched if it balances updates.
+        optimizer: the training's optimizer; read if it balances updates.
         loss_weighting: the weighting of the tasks' losses, see :class:`equipoise.loss_weighting.LossWeighting`.
 
     Raises:
-        ValueError: there is nothing to watch.
+        ValueError: there is nothing to read.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), Fork(["click", "like"]))
@@ -116,29 +116,24 @@ class Monitor:
         self._loss_weighting = loss_weighting
         if not self._forks and self._optimizer is None and loss_weighting is None:
             raise ValueError(
-                "A monitor needs something to watch: found no Fork in the model and no balancing optimizer "
+                "A monitor needs something to read: found no Fork in the model and no balancing optimizer "
                 f"(optimizer: {type(optimizer).__name__}). Put a fork between the shared layers and the towers."
             )
 
     def read(self) -> Reading:
-        """The last step's values; copies a few M×M tensors on the device and does not wait for it."""
+        """Copy the last step's values, a few M×M tensors, on the device; does not wait for it."""
         records = [_record(prefix, fork, fork.monitored()) for prefix, fork in self._forks]
         if self._optimizer is not None and self._optimizer.tasks:
-            records.append(_record("pub", self._optimizer, {}))
+            weights = {"weight": self._optimizer.last_weights.clone()}
+            records.append(_record("pub", self._optimizer, weights))
         if (weighting := self._loss_weighting) is not None:
             present = weighting.last_present.clone()
             records.append(_Record("loss", weighting.tasks, None, present, weighting.monitored()))
         return Reading(records)
 
 
-def _record(prefix: str, watched: Fork | _Balancing, further: Mapping[str, Tensor]) -> _Record:
-    return _Record(
-        prefix,
-        watched.tasks,
-        watched.last_gram.clone(),
-        watched.last_present.clone(),
-        {"weight": watched.last_weights.clone(), **further},
-    )
+def _record(prefix: str, source: Fork | _Balancing, per_task: Mapping[str, Tensor]) -> _Record:
+    return _Record(prefix, source.tasks, source.last_gram.clone(), source.last_present.clone(), per_task)
 
 
 def _scalars(record: _Record) -> dict[str, float]:

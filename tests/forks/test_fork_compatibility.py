@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from equipoise.forks.multibalance import MultiBalance
@@ -393,3 +394,30 @@ def test_with_overlap_a_task_that_comes_and_goes_keeps_the_weight_it_last_had():
     with_, without = last_weights(True), last_weights(False)
     assert 0.2 < without[-1][1] < 0.8  # 50 times as large, and brought down
     torch.testing.assert_close(with_[-1][1], without[-3][1])  # of two steps ago, since it was not there in the last
+
+
+# --- deterministic algorithms ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("magnitude", ["equal", "own", "uncorrected", "none"])
+@pytest.mark.parametrize("direction", ["cosine", "gram", "raw", "none"])
+def test_a_step_makes_no_operation_that_a_gpu_refuses_where_determinism_is_asked_for(magnitude, direction):
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, _, args=(), kwargs=None):
+            names.add(operation.overloadpacket.__name__)
+            return operation(*args, **kwargs or {})
+
+    names: set[str] = set()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        fork = MultiBalance(3, magnitude=magnitude, direction=direction)
+        gram = torch.eye(3) + 0.1
+        with Names():
+            fork.weigh(gram, torch.tensor([True, True, False]))
+        model = train(Ranker(magnitude=magnitude, direction=direction))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert "sqrt" in names
+    assert not names & {"cumsum", "cumsum_", "kthvalue", "median", "histc", "bincount", "put_", "scatter_add", "nansum"}
+    assert_same(model, train(Ranker(magnitude=magnitude, direction=direction)), rtol=0, atol=0)

@@ -5,9 +5,11 @@ import io
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.forks import Fork, GradDrop, MultiBalance, Weighted
@@ -157,6 +159,38 @@ def test_a_draw_has_no_dimension_over_tasks():
     other = GradDrop(["buy", "click"])
     other.load_state_dict(fork.state_dict())
     assert other.draws == 1
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_fork_may_be_given_its_own_state(overlap):
+    fork = trained(["click", "buy"], overlap=overlap)
+    before = by_task(fork)
+    fork.load_state_dict(fork.state_dict())
+    assert by_task(fork) == before
+
+
+@pytest.mark.parametrize("value", [3, None, "averages", torch.zeros(3)])
+def test_an_entry_that_is_no_tensor_or_of_another_shape_is_refused(value):
+    fork = trained(["click", "buy"])
+    with pytest.raises(RuntimeError, match="averages"):
+        fork.load_state_dict(fork.state_dict() | {"averages": value})
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_keeps_the_names(tmp_path):
+    def model(tasks: list[str]) -> nn.Module:
+        return nn.ModuleDict({"bottom": nn.Linear(3, 2), "fork": MultiBalance(tasks)})
+
+    fork, other = model(["click", "buy"]), model(["click", "buy"])
+    fork["fork"].load_state_dict(trained(["click", "buy"]).state_dict())
+    dcp.save({"model": get_model_state_dict(fork)}, checkpoint_id=tmp_path)
+    into = {"model": get_model_state_dict(other)}
+    dcp.load(into, checkpoint_id=tmp_path)
+    set_model_state_dict(other, into["model"])
+    assert by_task(other["fork"]) == by_task(fork["fork"])
+    turned = model(["buy", "click"])
+    set_model_state_dict(turned, into["model"])
+    assert by_task(turned["fork"]) == by_task(fork["fork"])
 
 
 # --- what is no state ----------------------------------------------------------------------------------

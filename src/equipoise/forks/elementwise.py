@@ -17,8 +17,8 @@ __all__ = ["Elementwise", "GradDrop"]
 class Elementwise(Fork):
     """Combines the tasks' gradients by :meth:`combine`, element by element; a subclass says how.
 
-    ``last_gram`` and ``last_present`` hold the step's Gram matrix and tasks as in every fork; ``last_weights`` are 1
-    or what :meth:`Fork.weigh` returns, and are not used. Each rank combines the gradients of its own rows. A second
+    ``last_gram`` and ``last_present`` hold the step's Gram matrix and tasks as in every fork; ``last_weights`` stay 1
+    and say nothing. Each rank combines the gradients of its own rows. A second
     backward over the same graph combines anew; under ``create_graph=True`` it is differentiated as PyTorch
     differentiates :meth:`combine`.
 
@@ -31,7 +31,7 @@ class Elementwise(Fork):
         super().__init__(tasks, process_group=process_group)
 
     def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
-        """The gradient that flows on; called once per backward, with no host sync allowed.
+        """Return the gradient that flows on; called once per backward, without a host sync.
 
         Args:
             gradients: the tasks' gradients of all shared tensors, flattened and one after the other, float32 or
@@ -46,10 +46,14 @@ class Elementwise(Fork):
         """
         raise NotImplementedError(f"{type(self).__name__} must define combine(gradients, present).")
 
+    def monitored(self) -> dict[str, Tensor]:
+        """Return nothing: there is no weight per task."""
+        return {}
+
     def merge(
         self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
     ) -> list[Tensor | None]:
-        """The gradient that flows on for each piece, by :meth:`combine`; None where none arrived."""
+        """Return the gradient that flows on for each piece, by :meth:`combine`; None where none arrived."""
         arrived = [[gradient for gradient in piece if gradient is not None] for piece in by_piece]
         likes = [gradients[0] if gradients else None for gradients in arrived]
         columns = [
@@ -128,12 +132,12 @@ class GradDrop(Elementwise):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the state before the first step; see :meth:`Fork.reset_parameters`."""
+        """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()
         self.draws.zero_()
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """Weights of 1; counts the step."""
+        """Count the step; the weights are 1."""
         self.draws.add_(1)
         return torch.ones_like(gram[0])
 
@@ -151,7 +155,7 @@ class GradDrop(Elementwise):
         return total
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return f"{super().extra_repr()}, leak={self.leak!r}, seed={self.seed}"
 
 
@@ -160,7 +164,7 @@ def _rank(process_group: dist.ProcessGroup | None) -> int:
 
 
 def _uniform(step: Tensor, count: int, *keys: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the keys, the step and their place alone; shape [count], float32.
+    """Draw numbers in [0, 1) that depend on the keys, the step and their place alone; shape [count], float32.
 
     Unlike a ``torch.Generator`` this needs no state on the host: it works in compiled and captured steps, and draws the
     same on every device.
@@ -173,7 +177,7 @@ def _uniform(step: Tensor, count: int, *keys: int) -> Tensor:
 
 
 def _hash(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers, held in int64, that scatters them (C. Wellons' lowbias32)."""
+    """Scatter 32-bit numbers, held in int64, by a bijection (C. Wellons' lowbias32)."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)

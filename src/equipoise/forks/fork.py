@@ -152,13 +152,13 @@ class Fork(nn.Module):
         note_grad_scalers()
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` puts in the fork's place."""
+        """Return what ``torch.jit.script`` puts in the fork's place."""
         if self.training:
             raise RuntimeError("torch.jit.script takes a fork in eval mode only: call model.eval() before.")
         return _Copies(len(self.tasks))
 
     def reset_parameters(self) -> None:
-        """Back to the state before the first step, as a module made on the meta device needs it after ``to_empty``."""
+        """Go back to the state before the first step, as a module made on the meta device must after ``to_empty``."""
         self.last_gram.zero_()
         self.last_weights.fill_(1.0)
         self.last_present.zero_()
@@ -168,14 +168,14 @@ class Fork(nn.Module):
             self.known_weights.fill_(1.0)
 
     def get_extra_state(self) -> Tensor:
-        """The tasks' names as bytes."""
+        """Return the tasks' names as bytes."""
         return encode_names(self.tasks)
 
     def set_extra_state(self, state: object) -> None:
         """Do nothing: the names have been compared while the rest of the state was loaded."""
 
     def tasks_changed(self) -> None:
-        """After a state was loaded that was saved with other tasks: what a subclass must mend between them."""
+        """Mend what holds between tasks; called after a state was loaded that had been saved with other tasks."""
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._wait()
@@ -186,12 +186,18 @@ class Fork(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         _, strict, _, unexpected_keys, error_msgs = rest
         self._wait()
-        self.reset_parameters()  # what was not saved starts afresh
         own = {
             name: value
             for name, value in self._buffers.items()
             if value is not None and name not in self._non_persistent_buffers_set
         }
+        # Cloned, because they may be this fork's own, and what was not saved starts afresh.
+        mine = {prefix + name for name in own}
+        state_dict = {
+            key: value.clone() if key in mine and isinstance(value, Tensor) else value
+            for key, value in state_dict.items()
+        }
+        self.reset_parameters()
         try:
             saved, tasks = by_name(state_dict, prefix, own, self.tasks, self.task_dims, modules=list(self._modules))
         except ValueError as error:
@@ -213,7 +219,7 @@ class Fork(nn.Module):
             self.tasks_changed()
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """The weights of the tasks' gradients; called once per backward under ``no_grad``, with no host sync allowed.
+        """Return the weights of the tasks' gradients; called once per backward under ``no_grad``, without a host sync.
 
         Args:
             gram: inner products of the tasks' gradients over the whole (global) batch, float32 or wider, shape
@@ -226,11 +232,11 @@ class Fork(nn.Module):
         return torch.ones_like(gram[0])
 
     def monitored(self) -> dict[str, Tensor]:
-        """Further quantities per task for the monitor: name -> copy on the device, shape [M]."""
-        return {}
+        """Return what the monitor shows per task: name -> copy on the device, shape [M]; a subclass may add to it."""
+        return {"weight": self.last_weights.clone()}
 
     def forward(self, shared: Structure, /) -> tuple[Structure, ...]:
-        """One copy of ``shared`` per task, in the order of ``tasks``.
+        """Return one copy of ``shared`` per task, in the order of ``tasks``.
 
         Args:
             shared: a tensor, a ``PackedSequence``, or a tuple, list or dict of those, nested as you like. Tensors that
@@ -255,7 +261,7 @@ class Fork(nn.Module):
 
     @torch.no_grad()
     def weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]], factor: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The step's weights and the tasks present.
+        """Find the step's weights and the tasks present.
 
         Args:
             by_piece: ``by_piece[p][m]`` is task m's gradient of piece p, None for 0.
@@ -291,11 +297,11 @@ class Fork(nn.Module):
     def merge(
         self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
     ) -> list[Tensor | None]:
-        """The gradient that flows on for each piece; None where none arrived."""
+        """Return the gradient that flows on for each piece; None where none arrived."""
         return [balanced(piece, weights) for piece in by_piece]
 
     def _over_ranks(self, gram: Tensor) -> Tensor:
-        """The Gram matrix of the global batch; with ``overlap`` that of the step before."""
+        """Return the Gram matrix of the global batch; with ``overlap`` that of the step before."""
         group = group_of_several(self.process_group)
         if group is not None:
             gram = gram / dist.get_world_size(group) ** 2
@@ -320,7 +326,7 @@ class Fork(nn.Module):
         return before
 
     def _wait(self) -> None:
-        """Until the matrix under way has arrived: nobody may read, replace or save it before."""
+        """Wait until the matrix under way has arrived: it must not be read, replaced or saved before."""
         if self._under_way is not None and self.arriving is not None:
             work, gram = self._under_way
             work.wait()
@@ -344,7 +350,7 @@ class Fork(nn.Module):
                 setattr(self, name, _no_narrower(fn(value), value))
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}"
 
 

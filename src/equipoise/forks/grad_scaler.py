@@ -42,7 +42,7 @@ _seen_by: WeakKeyDictionary[object, ReferenceType[ScaledBackward]] = WeakKeyDict
 
 
 def enclosing_backward(owner: object) -> ReferenceType[ScaledBackward] | None:
-    """The scaled backward in which a forward pass of ``owner`` runs; None outside of one.
+    """Return the scaled backward in which a forward pass of ``owner`` runs; None outside of one.
 
     A reentrant checkpoint calls forward in a backward, and starts another one over its graph. If it holds a second
     checkpoint, forward runs once more, now in that other backward, of which nothing says that it is part of the first:
@@ -58,7 +58,7 @@ def enclosing_backward(owner: object) -> ReferenceType[ScaledBackward] | None:
 
 
 def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -> Tensor | None:
-    """The factor on the losses of the backward under way; None where there is none.
+    """Return the factor on the losses of the backward under way; None where there is none.
 
     Args:
         enclosing: what :func:`enclosing_backward` returned in the forward pass, for a backward within a backward.
@@ -71,7 +71,7 @@ def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -
 
 @torch.library.custom_op("equipoise::loss_scale", mutates_args=())
 def factor_in_compiled_graph(gradient: Tensor) -> Tensor:
-    """The factor on the losses of the backward under way, 1 where there is none; float32, no dimensions.
+    """Return the factor on the losses of the backward under way, 1 where there is none; float32, no dimensions.
 
     A compiled graph calls it in every backward. That it takes a gradient, of which it needs the device alone, keeps the
     compiler from moving it into the forward pass.
@@ -89,7 +89,7 @@ def _(gradient: Tensor) -> Tensor:
 
 @functools.cache
 def note_grad_scalers() -> None:
-    """From now on every ``torch.amp.GradScaler`` leaves a note in the backwards that start from its losses."""
+    """Make every ``torch.amp.GradScaler`` leave a note in the backwards that start from its losses, from now on."""
     plain_scale = torch.amp.GradScaler.scale
 
     @functools.wraps(plain_scale)

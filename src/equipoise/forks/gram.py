@@ -25,7 +25,7 @@ _PADDING = 1056  # rows a power of two apart fall on the same lines of a CPU's c
 
 
 def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -> Tensor:
-    """Inner products of M tensors of one shape, shape [M, M].
+    """Return the inner products of M tensors of one shape, shape [M, M].
 
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
@@ -51,7 +51,7 @@ def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -
 
 
 def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
-    """``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; half precision is summed in float32.
+    """Return ``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; half precision is summed in float32.
 
     Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
     """
@@ -92,7 +92,7 @@ def _product(rows: Tensor) -> Tensor:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """The same to the last bit above and below the diagonal, which the kernels of some CPUs do not see to."""
+    """Make both halves equal to the last bit, which the kernels of some CPUs do not."""
     return (total + total.T) / 2
 
 

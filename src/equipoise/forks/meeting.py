@@ -86,7 +86,7 @@ class Meeting(torch.autograd.Function):
 
 
 def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
-    """The weights of the graph's first backward and the tasks present in it; a second one over it reuses them."""
+    """Return the weights of the graph's first backward, and the tasks present in it; a second one reuses them."""
     fork: Fork = ctx.fork
     if torch.compiler.is_compiling():
         first = [gradient for piece in by_piece for gradient in piece if gradient is not None][:1]
@@ -128,7 +128,7 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    """The weighted sum of the gradients of one tensor, ``None`` for a task without; None if none arrived."""
+    """Return the weighted sum of the gradients of one tensor, ``None`` for a task without; None if none arrived."""
     gradients = [gradient for gradient in piece if gradient is not None]
     if not gradients:
         return None

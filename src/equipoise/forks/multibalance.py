@@ -150,7 +150,7 @@ class MultiBalance(Fork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the state before the first step; see :meth:`Fork.reset_parameters`."""
+        """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()
         self.preferences.copy_(torch.tensor(self._factors, dtype=self.preferences.dtype))
         self.balance.fill_(self._even)
@@ -170,7 +170,7 @@ class MultiBalance(Fork):
         return self.averages[0] / self.averages[1]
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see the class and :meth:`Fork.weigh`."""
+        """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""
         norms = gram.diagonal().sqrt()
         lengths = norms if self.magnitude == "none" else self._step_averages(norms, present)
         divisors = torch.where(present, norms, torch.inf)  # tasks that are not present come out as 0
@@ -210,12 +210,12 @@ class MultiBalance(Fork):
         self.balance.copy_(torch.where(present, moved, self.balance))
 
     def monitored(self) -> dict[str, Tensor]:
-        """û, where there are averages, and λ; see :class:`equipoise.Monitor`."""
+        """Return the weights, û where there are averages, and λ; see :class:`equipoise.Monitor`."""
         averages = {} if self.magnitude == "none" else {"magnitude": self.magnitudes}
-        return averages | {"balance": self.balance.clone()}
+        return super().monitored() | averages | {"balance": self.balance.clone()}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return (
             f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
             f"magnitude={self.magnitude!r}, direction={self.direction!r}, reduction={self.reduction!r}, "
@@ -225,14 +225,14 @@ class MultiBalance(Fork):
 
 
 def _to_unit_mean_square(lengths: Tensor, present: Tensor) -> Tensor:
-    """Lengths over their root mean square, which makes the trace of the balanced Gram matrix the number of tasks."""
+    """Divide lengths by their root mean square; the balanced Gram matrix then has the number of tasks as its trace."""
     lengths = torch.where(present, lengths, 0.0)
     lengths = lengths / lengths.amax()  # squares of small numbers may vanish
     return lengths / (lengths.square().sum() / present.sum()).sqrt()
 
 
 def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> list[float]:
-    """The factors p of the tasks, of mean 1."""
+    """Return the factors p of the tasks, of mean 1."""
     weights = [1.0] * len(tasks) if task_weights is None else task_weights
     usable = isinstance(weights, Sequence) and all(isinstance(weight, int | float) for weight in weights)
     if not usable or len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):

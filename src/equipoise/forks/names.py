@@ -14,7 +14,11 @@ __all__ = ["by_name", "encode_names", "names_key", "task_names"]
 
 
 def task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
-    """Names of tasks from their number or from themselves."""
+    """Return the names of tasks, given their number or the names.
+
+    Raises:
+        ValueError: there is none, or one is empty or occurs twice.
+    """
     if isinstance(tasks, int) and not isinstance(tasks, bool):
         names: tuple[str, ...] = tuple(str(task) for task in range(tasks))
     elif isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes):
@@ -32,12 +36,12 @@ def task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
 
 
 def encode_names(tasks: Sequence[str]) -> Tensor:
-    """Names as bytes: a tensor goes through whatever saves a state dict."""
+    """Return names as bytes: a tensor goes through whatever saves a state dict."""
     return torch.frombuffer(bytearray(json.dumps(list(tasks)), "utf-8"), dtype=torch.uint8).clone()
 
 
 def names_key(prefix: str) -> str:
-    """The key of a module's names in a state dict."""
+    """Return the key of a module's names in a state dict."""
     return prefix + _EXTRA_STATE_KEY_SUFFIX
 
 
@@ -50,7 +54,7 @@ def by_name(
     *,
     modules: Sequence[str],
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The saved entries of a fork in the order of ``tasks``, and the names of the tasks that they were saved for.
+    """Return the saved entries of a fork in the order of ``tasks``, and the tasks that they were saved for.
 
     Args:
         state_dict: of the fork, or of a model that holds it.
@@ -87,7 +91,7 @@ def by_name(
 
 
 def _names_in(encoded: object) -> tuple[str, ...]:
-    """The names that :func:`encode_names` was given.
+    """Return the names that :func:`encode_names` was given.
 
     Raises:
         ValueError: this is something else.
@@ -108,7 +112,7 @@ def _fit(
     tasks: Sequence[str],
     task_dims: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """Entries saved for other tasks, or in another order, with fresh values for tasks that were not saved."""
+    """Return entries saved for other tasks, or in another order, with fresh values for tasks that were not saved."""
     kept = [task for task in saved_tasks if task in tasks]
     old = torch.tensor([saved_tasks.index(task) for task in kept], dtype=torch.int64)
     new = torch.tensor([tasks.index(task) for task in kept], dtype=torch.int64)
@@ -117,6 +121,8 @@ def _fit(
         if name not in task_dims:
             raise ValueError(f"{name!r} is not in the fork's task_dims, which says its dimensions over tasks")
         dims = task_dims[name]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} is no tensor, found {type(value).__name__}")
         if value.dim() != fresh[name].dim() or any(value.shape[dim] != len(saved_tasks) for dim in dims):
             raise ValueError(f"{name!r} has the shape {list(value.shape)} for {len(saved_tasks)} tasks")
         fitted[name] = _moved(value, fresh[name].to(value.device), dims, old.to(value.device), new.to(value.device))

@@ -11,7 +11,7 @@ _own_group: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None  # the def
 
 
 def group_of_several(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group to sum over; None if there is a single rank.
+    """Return the group to sum over; None if there is a single rank.
 
     Args:
         process_group: a group that the user has chosen. None stands for all ranks, in a group that only forks use:

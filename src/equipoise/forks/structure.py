@@ -20,7 +20,7 @@ _PLAIN = (
 
 
 def differentiable_parts(shared: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The tensors of a structure that need a gradient, and a function that puts others into their places.
+    """Return the tensors of a structure that need a gradient, and a function that puts others into their places.
 
     Whatever else the structure holds is handed on as it is.
 

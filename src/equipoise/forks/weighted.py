@@ -22,7 +22,7 @@ class Weighted(Fork):
 
     A function sees the rows and columns of the tasks present in the step only, in the order of ``tasks``, and is not
     called where no task is present. On an accelerator the step waits for the device, because the shape of what the
-    function sees depends on who is present; so such a fork cannot stand in a captured CUDA graph or in a model
+    function sees depends on which are present; so such a fork cannot stand in a captured CUDA graph or in a model
     compiled with ``fullgraph=True``. Fixed numbers have neither limit.
 
     Args:
@@ -58,7 +58,7 @@ class Weighted(Fork):
         self.weighting = weighting
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """What ``weighting`` gives the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
+        """Return what ``weighting`` gives the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
         if not callable(self.weighting):
             return self.fixed.to(gram.dtype)
         here = present.nonzero().squeeze(1)
@@ -75,7 +75,7 @@ class Weighted(Fork):
         return weights.index_copy_(0, here, found.to(weights))
 
     def extra_repr(self) -> str:
-        """The constructor's arguments; a module is shown as a part of the fork."""
+        """Return the constructor's arguments; a module is shown as a part of the fork."""
         shown = "" if isinstance(self.weighting, torch.nn.Module) else f", weighting={self.weighting!r}"
         return f"{super().extra_repr()}{shown}"
 

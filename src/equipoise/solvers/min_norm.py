@@ -14,8 +14,7 @@ RIDGE = 1e-13  # keeps the factorisation alive where vectors are linearly depend
 
 
 def min_norm_weights(gram: Tensor, /, present: Tensor | None = None) -> Tensor:
-    """The weights λ on the simplex that minimise ``‖Σ λ_m v_m‖`` (MGDA's, Désidéri 2012), given ``G_ij =
-    ⟨v_i, v_j⟩``.
+    """Return the weights λ on the simplex that minimise ``‖Σ λ_m v_m‖`` (Désidéri 2012), given ``G_ij = ⟨v_i, v_j⟩``.
 
     ``λᵀGλ`` is then the squared distance from Pareto stationarity. M = 2 has a closed form; above that a
     primal-dual interior-point method runs a fixed number of iterations on the equivalent ``min ½ xᵀ(C +
@@ -66,7 +65,7 @@ def min_norm_weights(gram: Tensor, /, present: Tensor | None = None) -> Tensor:
 
 
 def _of_two(G: Tensor, usable: Tensor) -> Tensor:
-    """Where the segment between two points comes nearest to the origin; a task that is not usable gets 0."""
+    """Find where the segment between two points is nearest to the origin; a task that is not usable gets 0."""
     numerator = G[1, 1] - G[0, 1]
     denominator = G[0, 0] - 2 * G[0, 1] + G[1, 1]
     first = torch.where(denominator > 0, numerator / denominator, 0.5).clamp(0, 1)

@@ -9,7 +9,7 @@ __all__ = ["project_simplex"]
 
 
 def project_simplex(v: Tensor, /, present: Tensor | None = None, *, total: Tensor | float = 1.0) -> Tensor:
-    """The point of ``{w ≥ 0, Σ w = total}`` nearest to ``v``.
+    """Return the point of ``{w ≥ 0, Σ w = total}`` nearest to ``v``.
 
     The projection is ``max(v − τ, 0)`` with ``τ = max_i (Σ_{j: v_j ≥ v_i} v_j − total) / #{j: v_j ≥ v_i}`` (Held,
     Wolfe and Crowder 1974; the maximum saves the search for the support). The sums are taken by comparing every pair,
