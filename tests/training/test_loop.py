@@ -381,7 +381,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_in_one_sentence(tiny: Dataset
     text = json.dumps(content)
     path.write_text(json.dumps({"crc": zlib.crc32(text.encode()), "content": text}))
     with pytest.raises(
-        CheckpointError, match=rf"expected .*: found no {last} and unknown {last}-of-another.*without resume"
+        CheckpointError, match=rf"should be a dict of .*, found no {last} and unknown {last}-of-another.*without resume"
     ):
         train(tiny, METHODS["multibalance"], **settings, resume=True)
 

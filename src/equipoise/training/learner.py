@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim.lr_scheduler import LinearLR
 
 from equipoise.errors import SettingError
 from equipoise.forks.fork import Fork
@@ -31,61 +30,13 @@ from equipoise.training.faults.non_finite import (
     mark_non_finite_gradient,
     mark_non_finite_own_gradients,
 )
-from equipoise.training.learner_state import (
-    check_module_state,
-    check_optimizer_state,
-    check_scheduler_state,
-    load_model_state,
-    load_optimizer_state,
-    load_part,
-    model_state,
-    sharded_model_state,
-)
+from equipoise.training.member import MEMBER_PARTS, Member, sharded_model_state
 from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
-from equipoise.training.state_checks import expect_count, expect_keys, expect_list
+from equipoise.training.state_checks import UnexpectedStateError, expect_count, expect_keys, expect_list
 
 __all__ = ["Learner"]
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One model, its optimizer, and which of the schema's tasks it is trained on.
-
-    Attributes:
-        module: the model as several ranks train it; the model itself in a single process.
-        task_parameters: of each of ``tasks``, those that its loss alone reaches.
-        fused: what hands the learning rate on to tables whose optimizer is fused into the backward pass.
-    """
-
-    model: nn.Module
-    module: nn.Module
-    task_parameters: list[list[nn.Parameter]]
-    optimizer: Optimizer
-    fused: Optimizer | None
-    scheduler: LRScheduler | None
-    tasks: list[int]
-    monitor: Monitor | None
-    weighting: LossWeighting | None
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Those that the optimizer steps."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Those of them whose gradients the optimizer steps with as they are, which PUB and AdaTask do not with all."""
-        apart = {id(p) for p in getattr(self.optimizer, "balanced", ())}
-        return [p for p in self.parameters if id(p) not in apart]
-
-    def hand_rate_on(self) -> None:
-        """The fused optimizer takes the learning rate of the other one."""
-        if self.fused is not None:
-            for group in self.fused.param_groups:
-                group["lr"] = self.optimizer.param_groups[0]["lr"]
-            self.fused.step()
 
 
 class Learner:
@@ -135,7 +86,7 @@ class Learner:
         self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
         check_compatible(Combination(method, settings, self.world))
         self._scale = _factors(schema.task_names, settings.loss_scale)
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         for group in method.groups(schema.task_names):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
@@ -163,7 +114,7 @@ class Learner:
                 data_parallel=module if spread else None,
             )
             self._members.append(
-                _Member(
+                Member(
                     built, module, [partition.task_parameters(built, task) for task in group],
                     optimizer, fused_optimizer(module),
                     None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
@@ -225,7 +176,7 @@ class Learner:
                     self._learn_after_step(member, batch, share, labelled)
             if member.scheduler is not None:
                 member.scheduler.step()
-                member.hand_rate_on()
+                member.pass_rate_on()
             for task, loss, good in zip(member.tasks, own, finite, strict=True):
                 losses[task] = torch.where(good, loss.detach(), torch.nan)
         self._unchecked = False
@@ -272,14 +223,11 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of models with their forks, optimizers and schedules, without :meth:`sharded_state`."""
+        states = [member.state() for member in self._members]
         return {
-            "steps": self.steps,
-            "skipped_steps": self.skipped_steps,
-            "models": [model_state(member.module) for member in self._members],
-            "optimizers": [member.optimizer.state_dict() for member in self._members],
-            "weightings": [_state(member.weighting) for member in self._members],
-            "schedulers": [member.scheduler and member.scheduler.state_dict() for member in self._members],
-        }
+            "steps": self.steps, "skipped_steps": self.skipped_steps,
+            **{part: [state[part] for state in states] for part in MEMBER_PARTS},
+        }  # fmt: skip
 
     def sharded_state(self) -> dict[str, Tensor]:
         """Return, by name, the tensors of which a rank holds some parts or none: tables and their optimizer's state.
@@ -301,29 +249,27 @@ class Learner:
         Raises:
             UnexpectedStateError: a part of it is missing or of another kind; the learner is as it was.
         """
-        expect_keys(state, self.state_dict().keys(), "learner")
+        expect_keys(state, {"steps", "skipped_steps", *MEMBER_PARTS}, "learner")
         steps = expect_count(state["steps"], "learner/steps")
         skipped_steps = expect_count(state["skipped_steps"], "learner/skipped_steps")
-        names = ("models", "optimizers", "weightings", "schedulers")
-        lists = (expect_list(state[name], f"learner/{name}", length=len(self._members)) for name in names)
-        parts = list(zip(self._members, *lists, strict=True))
-        for place, (member, model, optimizer, weighting, scheduler) in enumerate(parts):
-            check_module_state(model, model_state(member.module), f"learner/models/{place}")
-            check_optimizer_state(optimizer, member.optimizer, len(member.tasks), f"learner/optimizers/{place}")
-            check_module_state(weighting, _state(member.weighting), f"learner/weightings/{place}")
-            rates = [group["lr"] for group in optimizer["param_groups"]]
-            check_scheduler_state(scheduler, member.scheduler, rates, steps, f"learner/schedulers/{place}")
-        for place, (member, model, optimizer, weighting, scheduler) in enumerate(parts):
-            load_optimizer_state(member.optimizer, optimizer, f"learner/optimizers/{place}")
-            load_model_state(member.module, model, f"learner/models/{place}")
-            if member.weighting is not None:
-                load_part(member.weighting.load_state_dict, weighting, f"learner/weightings/{place}")
-            if member.scheduler is not None:
-                member.scheduler.load_state_dict(scheduler)
-            member.hand_rate_on()
+        count = len(self._members)
+        lists = [expect_list(state[part], f"learner/{part}", length=count) for part in MEMBER_PARTS]
+        states = [dict(zip(MEMBER_PARTS, found, strict=True)) for found in zip(*lists, strict=True)]
+        for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
+            member.check_state(found, steps, place)
+        before = [copy.deepcopy(member.stepping_state()) for member in self._members]
+        try:
+            for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
+                member.load_stepping_state(found, place)
+        except UnexpectedStateError:
+            for place, (member, found) in enumerate(zip(self._members, before, strict=True)):
+                member.load_stepping_state(found, place)
+            raise
+        for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
+            member.load_model_state(found["models"], place)
         self.steps, self.skipped_steps = steps, skipped_steps
 
-    def _check_first_losses(self, member: _Member, losses: Sequence[Tensor]) -> None:
+    def _check_first_losses(self, member: Member, losses: Sequence[Tensor]) -> None:
         """Warn in the first step if forks or shared parameters are not where several tasks meet."""
         if self._unchecked and len(member.tasks) > 1:
             named = {self.schema.task_names[task]: loss for task, loss in zip(member.tasks, losses, strict=True)}
@@ -332,7 +278,7 @@ class Learner:
     def _begin(self) -> None:
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
-        self._kept_weightings = [copy.deepcopy(_state(member.weighting)) for member in self._members]
+        self._kept_weightings = [copy.deepcopy(member.weighting_state()) for member in self._members]
         if self.world.size == 1:
             self._kept_random = random_states(self.device)
             self._stage = "begun"
@@ -358,7 +304,7 @@ class Learner:
         rows = self.world.share(len(batch.labels))
         return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled
 
-    def _losses(self, member: _Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
+    def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
         """The logits of all tasks and the losses of the member's, on this rank's rows."""
         logits = member.module(share.categorical, share.numeric)
         own = task_losses(
@@ -368,7 +314,7 @@ class Learner:
         )
         return logits, own
 
-    def _of_whole_batch(self, member: _Member, losses: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    def _of_whole_batch(self, member: Member, losses: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The losses of the global batch without gradients, and which of the member's tasks have a label there."""
         values = torch.stack([loss.detach() for loss in losses])
         if self.world.size > 1:
@@ -381,7 +327,7 @@ class Learner:
             if member.weighting is not None:
                 member.weighting.after_epoch()
 
-    def _learn_after_step(self, member: _Member, batch: Batch, share: Batch, labelled: Tensor | None) -> None:
+    def _learn_after_step(self, member: Member, batch: Batch, share: Batch, labelled: Tensor | None) -> None:
         """Show the loss weighting the losses of the same batch after the step."""
         assert member.weighting is not None
         with torch.no_grad():
@@ -398,10 +344,6 @@ def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | 
     forked = any(isinstance(part, Fork) for part in model.modules())
     balances = hasattr(optimizer, "last_gram")
     return Monitor(model, optimizer, weighting) if forked or balances or weighting is not None else None
-
-
-def _state(weighting: LossWeighting | None) -> dict[str, Any]:
-    return {} if weighting is None else weighting.state_dict()
 
 
 def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> None:

@@ -7,12 +7,13 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
 __all__ = ["RUN", "CurvePoint", "Run"]
 
 
+@with_config(ConfigDict(extra="forbid"))
 class CurvePoint(TypedDict):
     """One point of the learning curve: training losses since the point before and validation metrics, by task."""
 

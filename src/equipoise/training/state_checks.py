@@ -33,11 +33,11 @@ class UnexpectedStateError(ValueError):
 
     Args:
         place: the path of the part, such as "learner/models/0".
+        words: what was found, instead of a description of ``found``.
     """
 
-    def __init__(self, place: str, expected: str, found: object) -> None:
-        text = found if isinstance(found, str) else describe(found)
-        super().__init__(f"{place} is not what was expected ({expected}): found {text}")
+    def __init__(self, place: str, expected: str, found: object, *, words: str = "") -> None:
+        super().__init__(f"{place} should be {expected}, found {words or describe(found)}")
 
 
 def describe(value: object) -> str:
@@ -59,7 +59,7 @@ def expect_keys(found: Any, expected: Collection[object], place: str) -> Mapping
     lacking, unknown = [key for key in expected if key not in found], [key for key in found if key not in expected]
     if lacking or unknown:
         parts = [f"{word} {_list_some(keys)}" for word, keys in (("no", lacking), ("unknown", unknown)) if keys]
-        raise UnexpectedStateError(place, f"the keys {_list_some(expected)}", " and ".join(parts))
+        raise UnexpectedStateError(place, f"a dict of {_list_some(expected)}", found, words=" and ".join(parts))
     return found
 
 
@@ -79,7 +79,8 @@ def expect_count(found: Any, place: str) -> int:
 
 def expect_equal(found: Any, expected: Any, place: str) -> None:
     """Check a plain value that the settings of the training determine."""
-    if type(found) is not type(expected) or found != expected:
+    expect_kind_of(found, expected, place)
+    if found != expected:
         raise UnexpectedStateError(place, describe(expected), found)
 
 
@@ -117,7 +118,9 @@ def expect_valid(kind: TypeAdapter[T], found: Any, place: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         inner = "/".join([place, *(str(part) for part in first["loc"])])
-        raise UnexpectedStateError(inner, first["msg"].lower(), first["input"]) from error
+        raise UnexpectedStateError(
+            inner, first["msg"].lower().removeprefix("input should be "), first["input"]
+        ) from error
     except (TypeError, ValueError) as error:  # it holds a tensor, or a number of too many digits
         raise UnexpectedStateError(place, "text and numbers", found) from error
 
