@@ -60,7 +60,7 @@ def test_a_name_is_refused_that_another_origin_has(make) -> None:
     functions.register("triple", triple)
     for name, origin in (
         ("double", "equipoise itself"),
-        ("triple", "register"),
+        ("triple", r"register, called in test_registry\.py, line \d+"),
         ("sine", "'math:sin' of package plugin 1.2"),
     ):
         with pytest.raises(SettingError, match=f"{name!r} is taken by .*{origin}.*choose another name"):

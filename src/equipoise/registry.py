@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from equipoise.errors import SettingError
@@ -70,6 +72,7 @@ class Registry(Generic[Entry]):
         self._own: dict[str, Any] = dict(own or {})
         self._adapt = adapt
         self._at_run_time: dict[str, Any] = {}
+        self._registered_at: dict[str, str] = {}
         _REGISTRIES[group] = self
 
     def register(self, name: str, entry: Entry | str, *, replace: bool = False) -> None:
@@ -92,6 +95,7 @@ class Registry(Generic[Entry]):
                 + (", or pass replace=True." if name in self._at_run_time and not replace else ".")
             )
         self._at_run_time[name] = entry
+        self._registered_at[name] = _caller()
 
     def __getitem__(self, name: str, /) -> Entry:
         origins = self._origins(name)
@@ -142,6 +146,7 @@ class Registry(Generic[Entry]):
     def restore(self, entries: Mapping[str, bytes], /) -> None:
         """Replace what was registered at run time by what :meth:`registered` returned, maybe in another process."""
         self._at_run_time = {name: _Pickled(content) for name, content in entries.items()}
+        self._registered_at = dict.fromkeys(entries, "in the main process")
 
     @cached_property
     def _entry_points(self) -> dict[str, list[EntryPoint]]:
@@ -156,7 +161,7 @@ class Registry(Generic[Entry]):
         if name in self._own:
             found.append((self._own, "equipoise itself"))
         if name in self._at_run_time:
-            found.append((self._at_run_time, "a call of register"))
+            found.append((self._at_run_time, f"register, called {self._registered_at[name]}"))
         found += [({name: point}, _in_words(point)) for point in self._entry_points.get(name, [])]
         return found
 
@@ -232,6 +237,14 @@ def _attribute(path: str) -> Any:
     for name in names.split("."):
         found = getattr(found, name)
     return found
+
+
+def _caller() -> str:
+    """Where the call into equipoise came from."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "equipoise":
+        frame = frame.f_back
+    return f"in {Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
 
 
 def _in_words(point: EntryPoint) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from equipoise import PUB, AdaTask, Clippy, Fork, MultiBalance
-from equipoise.methods import CATALOGUE, METHODS, Method, MethodError, methods_table, parse_method, register
+from equipoise.methods import CATALOGUE, METHODS, NEEDS, Method, MethodError, methods_table, parse_method, register
 
 TASKS = ("click", "like")
 ROOT = Path(__file__).parents[2]
@@ -198,7 +198,9 @@ def test_every_row_has_something_to_say_for_itself() -> None:
 
 
 def test_the_documented_table_is_that_of_the_catalogue() -> None:
-    assert methods_table() in (ROOT / "docs" / "methods.md").read_text()
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert methods_table() in page
+    assert "".join(f"| `{need}` | {meaning} |\n" for need, meaning in NEEDS.items()) in page
 
 
 @pytest.mark.usefixtures("own_methods")
@@ -218,7 +220,7 @@ def test_a_registered_method_is_found_by_name_with_options() -> None:
     found = parse_method("halving:factor=0.25").fork_factory(TASKS)()
     assert isinstance(found, Halving)
     assert (found.tasks, found.factor) == (TASKS, 0.25)
-    with pytest.raises(MethodError, match="'halving' is taken by a call of register"):
+    with pytest.raises(MethodError, match=r"'halving' is taken by register, called in test_methods\.py, line \d+"):
         register(Method("halving"))
     with pytest.raises(MethodError, match="'equal' is taken by equipoise itself"):
         register(Method("equal"))

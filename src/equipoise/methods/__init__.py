@@ -90,7 +90,6 @@ def methods_table() -> str:
     """
     lines = ["| name | what it does | paper | options |", "|---|---|---|---|"]
     for method in CATALOGUE:
-        paper = ", ".join(filter(None, (method.paper, str(method.year or ""))))
         options = ", ".join(f"`{name}`" for name in method.open_options())
-        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {options} |")
+        lines.append(f"| `{method.name}` | {method.summary} | {method.published} | {options} |")
     return "\n".join(lines) + "\n"

@@ -105,6 +105,11 @@ class Method:
         return "loss weights" if self.optimizer is None else "updates"
 
     @property
+    def published(self) -> str:
+        """Where and when it was published; empty if it was not."""
+        return ", ".join(filter(None, (self.paper, str(self.year or ""))))
+
+    @property
     def factories(self) -> list[Callable[..., Any]]:
         """The factories that it has."""
         every = (self.fork, self.loss_weighting, self.optimizer, self.jacobian)
