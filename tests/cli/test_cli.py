@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_data_file_that_is_gone_is_named_with_the_command_that_goes_on(
         del rows
         raise DataError("Expected rows.parquet, found nothing.")
 
-    monkeypatch.setattr(funnel, "load", gone)
+    monkeypatch.setattr(funnel, "SOURCE", replace(funnel.SOURCE, load=gone))
     code, output = run(*words, "--resume")
     assert code == 2
     assert "Expected rows.parquet, found nothing. Go on from step-" in output
