@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
+from equipoise.errors import MisplacedForkWarning
 from equipoise.reachability import Reach, kind_of, reach_of, shared_leaves
 
 __all__ = ["find_shared", "warn_about_shared"]
@@ -65,6 +66,7 @@ def warn_about_shared(
         warnings.warn(
             f"{name} balances the tasks' updates, and the model balances their gradients already, at "
             f"{' and '.join(forks)}. Take out one of them.",
+            MisplacedForkWarning,
             stacklevel=4,
         )
     if reach.unseen or any(loss is None for loss in losses) or len(losses) < 2:
@@ -77,14 +79,17 @@ def warn_about_shared(
         of = ", ".join(dict.fromkeys(tasks[leaf.tasks.bit_length() - 1] for leaf in alone))
         warnings.warn(
             f"{name}: shared holds {len(alone)} parameters that one task alone reaches, a tower's: "
-            f"{_shapes([leaf.tensor for leaf in alone])} (of {of}). They belong to the optimizer, but not into shared.",
+            f"{_shapes([leaf.tensor for leaf in alone])} (of {of}). They belong to the optimizer, "
+            "but not into shared. equipoise.check names them.",
+            MisplacedForkWarning,
             stacklevel=4,
         )
     if missing:
         warnings.warn(
             f"{name}: shared leaves out {len(missing)} parameters that several tasks reach: "
             f"{_shapes([leaf.tensor for leaf in missing])}. They get the plain sum of the tasks' gradients. Pass "
-            'shared="auto" to balance all that the tasks share.',
+            'shared="auto" to balance all that the tasks share; equipoise.check names them.',
+            MisplacedForkWarning,
             stacklevel=4,
         )
 

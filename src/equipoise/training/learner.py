@@ -270,10 +270,10 @@ class Learner:
         self.steps, self.skipped_steps = steps, skipped_steps
 
     def _check_first_losses(self, member: Member, losses: Sequence[Tensor]) -> None:
-        """Warn in the first step if forks or shared parameters are not where several tasks meet."""
+        """Warn in the first step if forks are not where several tasks meet."""
         if self._unchecked and len(member.tasks) > 1:
             named = {self.schema.task_names[task]: loss for task, loss in zip(member.tasks, losses, strict=True)}
-            warn_of_misplaced_forks(member.module, named, member.optimizer)
+            warn_of_misplaced_forks(member.module, named)
 
     def _begin(self) -> None:
         if self._buffers:

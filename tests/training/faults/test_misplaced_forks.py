@@ -47,8 +47,9 @@ def test_a_fork_that_is_gone_round(tiny: Dataset):
 
 def test_shared_parameters_that_are_a_tasks_own(tiny: Dataset):
     (message,) = warned(tiny, "pub")
-    assert message.startswith("PUB's `shared` holds parameters that several tasks do not share: only 'click' reaches")
-    assert "towers.0" in message
+    assert message.startswith("PUB: shared holds 2 parameters that one task alone reaches")
+    assert "(of click)" in message
+    assert "equipoise.check names them" in message
 
 
 @pytest.mark.parametrize("method", ["equal", "single-task"])
