@@ -142,6 +142,11 @@ def test_methods_and_seeds_can_be_added(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "throughput.json").read_text())) == set(METHODS_SHORT)
 
 
+def test_equal_weights_are_measured_as_the_control_where_they_are_not_compared(tmp_path: Path) -> None:
+    run_comparison(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
+    assert set(ResultFolder(tmp_path).throughput()) == {"equal", "multibalance"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,7 +15,7 @@ JOURNEY = {
 
 def choice(method: str, lr: float, **recipe: object) -> Choice:
     chosen = {method: Rate(lr, 1.0)}
-    return Choice(recipe=JOURNEY | recipe, grid=[lr], decay_grid=[1.0], seeds=[1000], chosen=chosen, command="")
+    return Choice(recipe=JOURNEY | recipe, grid=[lr], decay_grid=[0.0, 1.0], seeds=[1000], chosen=chosen, command="")
 
 
 def test_the_files_that_come_with_equipoise_can_be_read_and_say_what_chose_them() -> None:
@@ -65,6 +65,14 @@ def test_the_nearest_recipe_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_method_that_was_never_tuned_takes_the_default_with_a_word(change: dict) -> None:
     assert chosen_rate(JOURNEY | change, "equal") == (DEFAULT_RATE, "never tuned on this data set and model")
     assert chosen_rate(JOURNEY, "no-such-method").doubt
+
+
+def test_a_rate_that_was_tuned_without_table_decay_is_taken_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = choice("equal", 0.1).model_copy(update={"decay_grid": [0.0], "chosen": {"equal": Rate(0.1)}})
+    monkeypatch.setattr(tuned_rates, "tuned_choices", lambda: (without,))
+    assert chosen_rate(JOURNEY, "equal") == (Rate(0.1), "tuned without a decay of the embedding tables")
+    both = chosen_rate(JOURNEY | {"epochs": 1}, "equal").doubt
+    assert both == "tuned with epochs 2 (here 1); tuned without a decay of the embedding tables"
 
 
 def test_a_choice_comes_back_from_its_file() -> None:

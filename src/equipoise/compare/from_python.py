@@ -36,7 +36,7 @@ def compare(
     method or model that is given as an object is registered under its name for this process and its workers.
 
     Args:
-        dataset: a name that `equipoise data list` knows, or a data set in memory.
+        dataset: a name that :func:`equipoise.data.load` knows, or a data set in memory.
         methods: names, import paths or objects; by default single-task, equal, multibalance and pub.
         model: a name, an import path, or a function or class that takes ``schema`` and ``fork`` and returns a module.
         out: a folder; runs that it already holds are kept.

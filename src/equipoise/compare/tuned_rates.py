@@ -107,9 +107,8 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
             if name in choice.chosen and all(choice.recipe[key] == recipe[key] for key in ("data", "model"))
         ]
         if known:
-            nearest = min(known, key=lambda choice: len(_differences(choice.recipe, recipe)))
-            differing = _differences(nearest.recipe, recipe)
-            return ChosenRate(nearest.chosen[name], f"tuned with {', '.join(differing)}" if differing else "")
+            nearest = min(known, key=lambda choice: (len(_differing(choice, recipe)), len(choice.decay_grid) == 1))
+            return ChosenRate(nearest.chosen[name], _doubt(nearest, recipe))
     return ChosenRate(DEFAULT_RATE, "never tuned on this data set and model")
 
 
@@ -136,5 +135,16 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings.get(name) for name in _RECIPE}
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {there[name]} (here {here[name]})" for name in _RECIPE if there[name] != here[name]]
+def _differing(choice: Choice, recipe: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {choice.recipe[name]} (here {recipe[name]})" for name in _RECIPE if choice.recipe[name] != recipe[name]
+    ]
+
+
+def _doubt(choice: Choice, recipe: Mapping[str, Any]) -> str:
+    """Why what was chosen may not suit this recipe."""
+    differing = _differing(choice, recipe)
+    doubts = [f"tuned with {', '.join(differing)}"] if differing else []
+    if len(choice.decay_grid) == 1:
+        doubts.append("tuned without a decay of the embedding tables")
+    return "; ".join(doubts)

@@ -150,7 +150,7 @@ def _doubtful_rates(results: Results) -> list[str]:
     advice = "Methods differ in the rate that suits them: add --tune for a fair comparison."
     if by_doubt:
         said = "; ".join(f"{listed(labels)} ({doubt})" for doubt, labels in by_doubt.items())
-        return [f"Learning rates that were not tuned for this recipe: {said}. {advice}"]
+        return [f"Learning rates that may not suit: {said}. {advice}"]
     if plan.grid is None and len({plan.rate(method.name) for method in plan.methods}) == 1 and len(plan.methods) > 1:
         return [f"Every method ran at the same learning rate. {advice}"]
     return []
