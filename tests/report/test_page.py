@@ -193,6 +193,8 @@ def test_before_the_first_run_ends_there_is_a_report(comparison):
         (folder / name).unlink()
     shown = visible(page_of(folder))
     assert "0 of 8 runs finished" in shown
+    assert "No run has ended well yet." in shown
+    assert "AUC by task" not in shown
     assert "nothing to compare" in shown
 
 

@@ -159,7 +159,9 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
             ("Normalized entropy (NE) by task, lower is better", tables.task_table(analysis, results, "ne")),
             ("AUC by task, higher is better", tables.task_table(analysis, results, "auc")),
             ("Calibration by task, 1 is right", tables.task_table(analysis, results, "calibration")),
-        ],
+        ]
+        if analysis.tasks
+        else [],
         "transfer_summary": text.transfer_summary(analysis),
         "transfer": [
             ("NE gain over training alone, %", tables.transfer_table(analysis, "ne")),
