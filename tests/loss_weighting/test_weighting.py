@@ -162,6 +162,26 @@ def test_state_is_taken_back_to_what_it_was(name: str) -> None:
         assert torch.equal(found, there)
 
 
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_a_state_goes_by_the_tasks_names_and_not_by_their_places(name: str) -> None:
+    order = [2, 0, 1]
+    whole = LossWeighting(TASKS, SCALARIZERS[name]())
+    train(whole, range(9))
+    turned = LossWeighting([TASKS[place] for place in order], SCALARIZERS[name]())
+    nn.ModuleDict({"part": turned}).load_state_dict(nn.ModuleDict({"part": copy.deepcopy(whole)}).state_dict())
+    for step in range(9, 14):
+        expected = whole.weigh(losses(step), present(step))[order]
+        torch.testing.assert_close(turned.weigh(losses(step)[order], present(step)[order]), expected)
+        whole.after_step(losses(step) / 2, present(step))
+        turned.after_step(losses(step)[order] / 2, present(step)[order])
+
+
+def test_the_state_of_other_tasks_is_refused_by_name() -> None:
+    state = LossWeighting(TASKS, UW(3)).state_dict()
+    with pytest.raises(ValueError, match="over click, like, share; found that of click, like, buy"):
+        LossWeighting(["click", "like", "share"], UW(3)).load_state_dict(state)
+
+
 def test_the_state_of_another_scalarizer_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected a scalarizer's state of"):
         LossWeighting(TASKS, DWA()).load_state_dict(LossWeighting(TASKS, STCH(1.0)).state_dict())

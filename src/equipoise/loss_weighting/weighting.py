@@ -21,6 +21,8 @@ class LossWeighting(nn.Module):
     An absent task (no label in the batch, or a loss that is not finite) enters ``S`` with the last loss that it had, 1
     before it has had one. So the weighting's state stays defined, and the task itself sends nothing into the model.
 
+    A saved state belongs to the tasks' names, and is loaded in whatever order the tasks stand.
+
     Over several ranks :meth:`weigh` must be given the losses of the global batch, so that all ranks find equal weights.
 
     Args:
@@ -57,6 +59,7 @@ class LossWeighting(nn.Module):
         self.register_buffer("last_losses", ones)
         self.register_buffer("last_weights", ones.clone(), persistent=False)
         self.register_buffer("last_present", torch.zeros_like(ones, dtype=torch.bool), persistent=False)
+        self.register_load_state_dict_pre_hook(_bring_into_order)  # type: ignore[no-untyped-call]
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """The scalarizer's parameters, for the optimizer of the model; none where the scalarizer steps them itself."""
@@ -98,11 +101,12 @@ class LossWeighting(nn.Module):
         return {"weight": self.last_weights.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the scalarizer holds beside parameters and buffers: numbers, tensors, the state of an optimizer."""
-        return {
+        """The tasks, and what the scalarizer holds beside parameters: numbers, tensors, the state of an optimizer."""
+        held = {
             name: value.state_dict() if isinstance(value, Optimizer) else value
             for name, value in self._attributes().items()
         }
+        return {"tasks": list(self.tasks), "scalarizer": held}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`get_extra_state` returned.
@@ -111,10 +115,10 @@ class LossWeighting(nn.Module):
             ValueError: the scalarizer holds other things than the saved one did.
         """
         self._create_late_attributes()
-        now = self._attributes()
-        if now.keys() != state.keys():
-            raise ValueError(f"Expected a scalarizer's state of {sorted(now)}, found {sorted(state)}.")
-        for name, value in state.items():
+        now, saved = self._attributes(), state["scalarizer"]
+        if now.keys() != saved.keys():
+            raise ValueError(f"Expected a scalarizer's state of {sorted(now)}, found {sorted(saved)}.")
+        for name, value in saved.items():
             held = now[name]
             if isinstance(held, Optimizer) and value is not None:
                 held.load_state_dict(value)
@@ -144,6 +148,36 @@ class LossWeighting(nn.Module):
             ones = torch.ones_like(self.last_losses)
             self.scalarizer(ones)
             self.scalarizer.update(ones)
+
+
+def _bring_into_order(weighting: LossWeighting, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Bring what a state holds of each task, the tensors of shape [M], into the order of the weighting's tasks.
+
+    Raises:
+        ValueError: the state belongs to other tasks.
+    """
+    extra = state.get(f"{prefix}_extra_state")
+    if extra is None:  # strict loading says what is missing
+        return
+    saved, tasks = list(extra["tasks"]), list(weighting.tasks)
+    if sorted(saved) != sorted(tasks):
+        raise ValueError(
+            f"Expected the state of a loss weighting over {', '.join(tasks)}; found that of {', '.join(saved)}: start "
+            "the weighting anew where tasks come or go."
+        )
+    places = [saved.index(task) for task in tasks]
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[name] = _in_order(state[name], places)
+
+
+def _in_order(value: Any, places: list[int]) -> Any:
+    if isinstance(value, Tensor):
+        return value[places] if value.shape == (len(places),) else value
+    if isinstance(value, Mapping):
+        return {key: _in_order(entry, places) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_in_order(entry, places) for entry in value]
+    return value
 
 
 def _on(device: torch.device, value: Any) -> Any:
