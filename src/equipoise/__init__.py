@@ -8,7 +8,7 @@ from equipoise.checking import check
 from equipoise.errors import MisplacedForkWarning
 from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted, paused
 from equipoise.monitor import Monitor
-from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 
 __all__ = [
     "PUB",
@@ -17,6 +17,7 @@ __all__ = [
     "Elementwise",
     "Fork",
     "GradDrop",
+    "MetaBalance",
     "MisplacedForkWarning",
     "Monitor",
     "MultiBalance",

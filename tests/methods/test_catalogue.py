@@ -116,6 +116,8 @@ def test_one_task_alone_can_be_trained(method: Method) -> None:
 def test_the_order_of_the_tasks_does_not_matter_to_rounding(method: Method) -> None:
     if method.name == "graddrop":
         pytest.skip("its draws are the same for both orders, but sums of three numbers round to different signs")
+    if method.name == "metabalance":
+        pytest.skip("its target is the first task")
     order = [2, 0, 1]
     turned = Schema(SCHEMA.categorical, SCHEMA.numeric, [SCHEMA.tasks[place] for place in order])
     one, other = learner(method), learner(method, turned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from equipoise.optim import PUB, AdaTask
+from equipoise.optim import PUB, AdaTask, MetaBalance
 from equipoise.optim.forms import FORMS
 
 OPTIMIZERS = {
@@ -25,6 +25,8 @@ def _pub(form):
 WRAPPERS = {
     **{f"pub-{form}": _pub(form) for form in FORMS},
     "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
+    "metabalance": lambda optimizer, shared: MetaBalance(optimizer, shared=shared),
+    "pub-metabalance": lambda optimizer, shared: _pub("ours")(MetaBalance(optimizer, shared=shared), shared),
     "pub-adatask": lambda optimizer, shared: _pub("authors")(AdaTask(optimizer, shared=shared), shared),
 }
 SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]

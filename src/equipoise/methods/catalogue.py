@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from equipoise.forks import GradDrop, MultiBalance
 from equipoise.methods import from_torchjd
 from equipoise.methods.method import Method
-from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 from equipoise.optim.forms import FormName
 
 __all__ = ["CATALOGUE"]
@@ -102,6 +102,11 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method(
         "adatask", "AdaTask", "An optimizer state of each task's own on shared parameters.", "AAAI", 2023,
         optimizer=AdaTask, needs=_TASK_GRADIENTS,
+    ),
+    Method(
+        "metabalance", "MetaBalance",
+        "Gradients of the other tasks brought near the length of the first task's, tensor by tensor.",
+        "arXiv 2203.06801, WWW", 2022, optimizer=MetaBalance, needs=_TASK_GRADIENTS,
     ),
     Method(
         "clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size.",

@@ -2,6 +2,7 @@
 
 from equipoise.optim.adatask import AdaTask
 from equipoise.optim.clippy import Clippy
+from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.pub import PUB
 
-__all__ = ["PUB", "AdaTask", "Clippy"]
+__all__ = ["PUB", "AdaTask", "Clippy", "MetaBalance"]

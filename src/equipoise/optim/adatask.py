@@ -88,8 +88,10 @@ class AdaTask(TaskOptimizer):
         if tasks:
             gradients = [pending.of_task[task] for task in tasks]
             own = OwnState(len(pending.present), tasks)
-            weights = torch.ones(len(tasks), dtype=torch.float64, device=self.shared[0].device)
-            JointStep(self.torch_optimizer, self.shared, gradients, own).move(weights, joint=weights)
+            weights = torch.ones(len(tasks), dtype=torch.float64, device=self._device)
+            JointStep(self.torch_optimizer, self.shared, gradients, own, counts=self._counts).move(
+                weights, joint=weights
+            )
 
     def _create_state(self) -> None:
         super()._create_state()

@@ -1,6 +1,4 @@
-"""A shared parameter as a joint step sees it: the gradients, the values and the state as matrices of equal
-width.
-"""
+"""A shared parameter as a joint step sees it: gradients, values and state as matrices of equal width."""
 
 from __future__ import annotations
 
@@ -11,25 +9,42 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from equipoise.optim.rules import Count, Options, State, rule_of
+from equipoise.optim.host_counts import HostCounts
+from equipoise.optim.rules import Options, State, rule_of
 
-__all__ = ["Entry", "OwnState", "entry_of", "touched_rows"]
+__all__ = ["Entry", "OwnState", "entry_of", "rows_index", "touched_rows"]
 
 
 @dataclass(frozen=True)
 class OwnState:
-    """Every task keeps its own state: the optimizer's state tensors have a leading dimension of ``count``
-    tasks.
+    """Every task keeps its own state: the optimizer's state tensors have a leading dimension of ``count`` tasks.
 
-    ``tasks`` says to which of them the gradients of a step belong.
+    Attributes:
+        count: the number of tasks.
+        tasks: those that the gradients of the step belong to.
     """
 
     count: int
     tasks: list[int]
 
     def of_step(self, matrix: Tensor) -> Tensor:
-        """The rows of the step's tasks."""
-        return matrix if len(self.tasks) == self.count else matrix[self.tasks]
+        """Return the rows of the step's tasks."""
+        if len(self.tasks) == self.count:
+            return matrix
+        return matrix.index_select(0, rows_index(self.tasks, self.count, matrix.device))
+
+    def put(self, matrix: Tensor, rows: Tensor) -> None:
+        """Write the rows of the step's tasks into the matrix."""
+        if len(self.tasks) == self.count:
+            matrix.copy_(rows)
+        else:
+            matrix.index_copy_(0, rows_index(self.tasks, self.count, matrix.device), rows.to(matrix.dtype))
+
+
+def rows_index(rows: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Return the numbers of some out of ``count`` rows, made on the device: copied there, they would be waited for."""
+    every = torch.arange(count, device=device)
+    return torch.cat([every[row : row + 1] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -40,19 +55,19 @@ class Entry:
         p: the parameter.
         options: its group in the optimizer.
         kept: what the optimizer is to keep about it.
-        count: of the step under way.
+        count: of the step under way; a number per gradient where they differ.
         theta: the parameter's elements, shape [1, N].
         state: the rule's state tensors, shape [1, N], or [tasks, N] where every task has its own.
         gradients: one per row of the step, each of shape [1, N].
         reached: one per row of the step: whether there is a gradient.
         touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta``
-            and ``state`` are then copies of these rows.
+            and ``state`` are then copies of these rows. They are copies, too, of what is not contiguous in memory.
     """
 
     p: Tensor
     options: Options
     kept: State
-    count: Count
+    count: float | tuple[float, ...]
     theta: Tensor
     state: State
     gradients: list[Tensor]
@@ -60,10 +75,20 @@ class Entry:
     touched: Tensor | None
 
     def close(self, own: OwnState | None) -> None:
-        """Counts the step and writes back what was copied out."""
+        """Count the step, and write back what was copied out."""
         if "step" in self.kept:
-            self.kept["step"][... if own is None else own.tasks] += 1
+            step = self.kept["step"]
+            if own is None:
+                step += 1
+            else:
+                own.put(step, own.of_step(step) + 1)
         if self.touched is None:
+            for place, flat in (
+                (self.p.detach(), self.theta),
+                *((self.kept[name], self.state[name]) for name in self.state),
+            ):
+                if not place.is_contiguous():
+                    place.copy_(flat.view(place.shape))
             return
         self.p.detach().index_copy_(0, self.touched, self.theta.view(-1, *self.p.shape[1:]))
         for name, matrix in self.state.items():
@@ -72,9 +97,10 @@ class Entry:
             kept.index_copy_(len(leading), self.touched, matrix.view(*leading, -1, *self.p.shape[1:]))
 
     def as_gradient(self, row: Tensor) -> Tensor:
-        """A row of N elements in the form of the parameter's gradient."""
+        """Return a row of N elements in the form of the parameter's gradient, laid out as the parameter."""
         if self.touched is None:
-            return row.view_as(self.p)
+            gradient = row.view(self.p.shape)
+            return gradient if self.p.is_contiguous() else torch.empty_like(self.p).copy_(gradient)
         values = row.view(-1, *self.p.shape[1:])
         return torch.sparse_coo_tensor(
             self.touched.unsqueeze(0), values, self.p.shape, is_coalesced=True, check_invariants=False
@@ -88,8 +114,11 @@ def entry_of(
     *,
     optimizer: Optimizer,
     own: OwnState | None,
+    counts: HostCounts,
 ) -> Entry:
-    """The parameter with its gradients, at least one of which is not None; changes nothing in the optimizer.
+    """Return the parameter with its gradients, at least one of which is not None; changes nothing in the optimizer.
+
+    Where some gradients are sparse and others dense, all are made dense.
 
     Raises:
         ValueError: sparse gradients that the optimizer cannot take with these options.
@@ -104,7 +133,9 @@ def entry_of(
         # Every task begins with what the optimizer knows already.
         kept = {name: value.repeat(own.count, *[1] * value.dim()) for name, value in kept.items()}
     # SGD keeps no count and needs none but for its first step.
-    count = _count(kept["step"], own, p.device) if "step" in kept else 1.0 if first else 2.0
+    count = _count(kept["step"], own, counts) if "step" in kept else 1.0 if first else 2.0
+    if len({g.is_sparse for g in gradients if g is not None}) == 2:
+        gradients = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
     theta, state, touched = p.detach(), {name: kept[name] for name in names}, None
     if any(g is not None and g.is_sparse for g in gradients):
         touched, gradients = touched_rows(p, gradients)
@@ -117,22 +148,20 @@ def entry_of(
         options=options,
         kept=kept,
         count=count,
-        theta=theta.view(1, size),
-        state={name: value.view(own.count if own else 1, size) for name, value in state.items()},
+        theta=theta.reshape(1, size),
+        state={name: value.reshape(own.count if own else 1, size) for name, value in state.items()},
         gradients=[theta.new_zeros(1, 1).expand(1, size) if g is None else g.reshape(1, size) for g in gradients],
         reached=[g is not None for g in gradients],
         touched=touched,
     )
 
 
-def _count(step: Tensor, own: OwnState | None, device: torch.device) -> Count:
-    """The number of the step under way from the state's count; never asks an accelerator."""
+def _count(step: Tensor, own: OwnState | None, counts: HostCounts) -> float | tuple[float, ...]:
+    """Return the number of the step under way from the state's count."""
+    numbers = counts.read([step])[0] if step.device.type != "cpu" else step.flatten().tolist()
     if own is not None:
-        step = own.of_step(step).unsqueeze(1)
-    if step.device.type != "cpu":
-        return step.double() + 1
-    counts = set(step.flatten().tolist())
-    return counts.pop() + 1 if len(counts) == 1 else (step.double() + 1).to(device)
+        numbers = [numbers[task] for task in own.tasks]
+    return numbers[0] + 1 if len(set(numbers)) == 1 else tuple(number + 1 for number in numbers)
 
 
 def touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from equipoise.optim.blocks import Block, blocks
 from equipoise.optim.entries import OwnState, entry_of
+from equipoise.optim.host_counts import HostCounts
 from equipoise.optim.rules import State, rule_of
 
 __all__ = ["Gradients", "JointStep"]
@@ -31,6 +32,7 @@ class JointStep:
         shared: the shared parameters.
         gradients: R of them, at least one.
         own: given where every task keeps a state of its own.
+        counts: the step counts that lie on the device.
         unreached_stay: count the update of a parameter that a gradient does not reach as 0, and apply decoupled decay
             once per gradient that reaches the parameter. Otherwise momentum moves it as a gradient of 0 would, and
             decay comes once.
@@ -43,6 +45,7 @@ class JointStep:
         gradients: Sequence[Gradients],
         own: OwnState | None = None,
         *,
+        counts: HostCounts,
         unreached_stay: bool = False,
     ) -> None:
         self._optimizer = optimizer
@@ -53,8 +56,11 @@ class JointStep:
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in shared) else torch.float32
         options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._lead: float = max(options[id(p)]["lr"] for p in shared)
+        self._counts = counts
+        steps = [optimizer.state[p]["step"] for p in shared if "step" in optimizer.state.get(p, {})]
+        counts.read([step for step in steps if step.device.type != "cpu"])  # one wait for all, where there is any
         self._entries = [
-            entry_of(p, of_p, options[id(p)], optimizer=optimizer, own=own)
+            entry_of(p, of_p, options[id(p)], optimizer=optimizer, own=own, counts=counts)
             for p, *of_p in zip(shared, *gradients, strict=True)
             if any(g is not None for g in of_p)
         ]
@@ -62,7 +68,11 @@ class JointStep:
         self._thetas = [entry.theta for entry in self._entries]
         self._states: dict[str, Sequence[Tensor]] = {}
         self._by_row = [[entry.gradients[row] for entry in self._entries] for row in range(self._rows)]
-        places = [(entry.options, entry.count, entry.theta.numel()) for entry in self._entries]
+        apart = {entry.count: self._per_row(entry.count) for entry in self._entries if isinstance(entry.count, tuple)}
+        places = [
+            (entry.options, apart[entry.count] if isinstance(entry.count, tuple) else entry.count, entry.theta.numel())
+            for entry in self._entries
+        ]
         # Where the parameters fit one block, what gram() has gathered serves move() too.
         self._held: tuple[Block | None, Tensor] = (None, shared[0])
         self._blocks = list(blocks(places, self._rows + 2, self._device))  # 2: move() adds up to two sums as rows
@@ -138,7 +148,14 @@ class JointStep:
             torch._foreach_add_(places, steps, alpha=-self._lead)
         for entry in self._entries:
             self._optimizer.state[entry.p] = entry.kept
+            known = self._counts.known([entry.kept["step"]]) if "step" in entry.kept else []
             entry.close(self._own)
+            self._counts.counted(known, None if self._own is None else self._own.tasks)
+
+    def _per_row(self, count: tuple[float, ...]) -> Tensor:
+        """One count per row, made on the device: copied there, it would be waited for."""
+        rows = [torch.full((1, 1), number, dtype=torch.float64, device=self._device) for number in count]
+        return torch.cat(rows)
 
     def _theta(self, block: Block) -> Tensor:
         return block.take(self._thetas).to(self._dtype)
@@ -164,7 +181,7 @@ class JointStep:
                     place.copy_(part)
             else:
                 for part, place in block.pair(value, self._matrices(name)):
-                    place[self._own.tasks] = part.to(place.dtype)
+                    self._own.put(place, part)
 
     def _matrices(self, name: str) -> Sequence[Tensor]:
         # Groups may differ in the state they have; a block never takes from an entry of other options than its own.
@@ -182,7 +199,7 @@ class JointStep:
             for number, start, end in block.pieces:
                 for row, reached in enumerate(self._entries[number].reached):
                     if not reached:
-                        updates[row, offset : offset + end - start] = 0
+                        updates[row, offset : offset + end - start].zero_()
                 offset += end - start
         return updates
 

@@ -12,10 +12,11 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim.adatask import AdaTask
-from equipoise.optim.entries import OwnState
+from equipoise.optim.entries import OwnState, rows_index
 from equipoise.optim.forms import FormName, form_named
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
+from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
 from equipoise.solvers import bargaining_weights
 
@@ -80,8 +81,9 @@ class PUB(TaskOptimizer):
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters; or
-            :class:`Clippy` around one, which then shrinks the joint update; or :class:`AdaTask` around one
-            of these, for updates from a state per task.
+            :class:`Clippy` around one, which then shrinks the joint update; or around one of these :class:`AdaTask`,
+            for updates from a state per task, or :class:`MetaBalance`, whose rescaled gradients the updates come from
+            (one backward pass per task in every step).
         shared: the parameters to balance; ``"auto"``: those that at least two tasks reach, found in the graph of the
             first losses.
         form: ``"ours"``, ``"matched"``, ``"authors"``, ``"literal"`` or ``"shipped"``; None: ``"ours"``, around
@@ -143,17 +145,24 @@ class PUB(TaskOptimizer):
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, found {update_every}.")
         if isinstance(optimizer, PUB):
-            raise TypeError("PUB wraps a torch.optim optimizer, Clippy or AdaTask, found PUB.")
+            raise TypeError("PUB wraps a torch.optim optimizer, Clippy, AdaTask or MetaBalance, found PUB.")
         self._own = isinstance(optimizer, AdaTask)
+        self._metabalance = optimizer if isinstance(optimizer, MetaBalance) else None
         self.form: FormName = form or ("matched" if self._own else "ours")
         self._form = form_named(self.form)
-        if isinstance(optimizer, AdaTask) and not (self._shared_is_known and optimizer._shared_is_known):
+        if isinstance(optimizer, TaskOptimizer) and not (self._shared_is_known and optimizer._shared_is_known):
             if optimizer._shared_is_known or self._shared_is_known:
                 self._settle_shared(self.shared or optimizer.shared)
-        elif isinstance(optimizer, AdaTask) and set(map(id, optimizer.shared)) != set(map(id, self.shared)):
+        elif isinstance(optimizer, TaskOptimizer) and set(map(id, optimizer.shared)) != set(map(id, self.shared)):
             raise ValueError(
-                f"PUB and the AdaTask inside it must share the same parameters, found {len(self.shared)} in PUB and "
-                f"{len(optimizer.shared)} in AdaTask that are not the same."
+                f"PUB and the {type(optimizer).__name__} inside it must share the same parameters, found "
+                f"{len(self.shared)} in PUB and {len(optimizer.shared)} in {type(optimizer).__name__} that are not the "
+                "same."
+            )
+        if self._metabalance is not None and self._form.spans_towers:
+            raise ValueError(
+                f"Around MetaBalance form must be one that leaves the towers to the optimizer, found {self.form!r}: "
+                "MetaBalance rescales the gradients of shared parameters."
             )
         if self._own and self.form not in _FORMS_AROUND_ADATASK:
             raise ValueError(
@@ -214,7 +223,7 @@ class PUB(TaskOptimizer):
         if len(self.tasks) == 1:
             return False
         sum_is_enough = self._rule.affine and not self._own and not self._form.spans_towers
-        return self._due() or not (self._weighs_gradients() or sum_is_enough)
+        return self._due() or self._metabalance is not None or not (self._weighs_gradients() or sum_is_enough)
 
     def _needs_total(self) -> bool:
         return self._memory["solved"] and not self._weighs_gradients() and self._form.matched
@@ -238,14 +247,23 @@ class PUB(TaskOptimizer):
     def _move_each(self, pending: Pending, tasks: list[int]) -> None:
         own = OwnState(len(pending.present), tasks) if self._own else None
         gradients = [pending.of_task[task] for task in tasks]
-        joint = JointStep(self.torch_optimizer, self.balanced, gradients, own, unreached_stay=self._form.spans_towers)
+        if self._metabalance is not None:
+            gradients = self._metabalance.rescaled(gradients, tasks)
+        joint = JointStep(
+            self.torch_optimizer,
+            self.balanced,
+            gradients,
+            own,
+            counts=self._counts,
+            unreached_stay=self._form.spans_towers,
+        )
         if self._due():
             self._solve(joint, tasks)
         weights = self._of(tasks)
         if self._weighs_gradients():
             for p, grad in joint.combine(weights):
                 p.grad = grad
-            self.torch_optimizer.step()
+            self._step_torch()
         else:
             self._step_towers()
             self._balanced_move(joint, weights, torch.ones_like(weights))
@@ -263,7 +281,9 @@ class PUB(TaskOptimizer):
             weights = torch.stack((size, torch.zeros_like(size)))
             plain = torch.stack((torch.zeros_like(size), torch.ones_like(size)))
         self._step_towers()
-        self._balanced_move(JointStep(self.torch_optimizer, self.balanced, gradients), weights, plain)
+        self._balanced_move(
+            JointStep(self.torch_optimizer, self.balanced, gradients, counts=self._counts), weights, plain
+        )
 
     def _balanced_move(self, joint: JointStep, weights: Tensor, plain: Tensor) -> None:
         joint.move(
@@ -288,7 +308,7 @@ class PUB(TaskOptimizer):
             memory["alpha"], memory["gram"] = alpha, gram
             memory["present"] = torch.ones_like(memory["present"])
         else:
-            here = torch.tensor(tasks, device=alpha.device)
+            here = rows_index(tasks, len(self.tasks), alpha.device)
             memory["alpha"] = memory["alpha"].index_copy(0, here, alpha)
             memory["gram"] = torch.zeros_like(memory["gram"]).index_put_((here.unsqueeze(1), here), gram)
             memory["present"] = torch.zeros_like(memory["present"]).index_fill_(0, here, True)
@@ -299,7 +319,9 @@ class PUB(TaskOptimizer):
         return self._rows_of(self._memory["alpha"], tasks)
 
     def _rows_of(self, values: Tensor, tasks: list[int]) -> Tensor:
-        return values if len(tasks) == len(self.tasks) else values[tasks]
+        if len(tasks) == len(self.tasks):
+            return values
+        return values.index_select(0, rows_index(tasks, len(self.tasks), values.device))
 
     def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
         memory = self._memory

@@ -16,6 +16,7 @@ from equipoise.optim.averaging import Averaging, averaging_of, refuse_unaveraged
 from equipoise.optim.checks import check_groups, check_shared, distinct, scalars_of
 from equipoise.optim.clippy import Clippy
 from equipoise.optim.gradients import Pending, marks_of, same_marks, sum_of, take
+from equipoise.optim.host_counts import HostCounts
 from equipoise.optim.passes import Passes, other_leaves
 from equipoise.optim.rules import rule_of
 from equipoise.optim.shared_parameters import find_shared, warn_about_shared
@@ -63,6 +64,7 @@ class TaskOptimizer(Wrapper):
         self._pending: Pending | None = None
         self._stepped = False
         self._checked = False  # the first losses' graph, which takes a moment
+        self._counts = HostCounts()
         self._remember({"tasks": []})
         if tasks is not None:
             self._begin(check_names(tasks))
@@ -273,12 +275,19 @@ class TaskOptimizer(Wrapper):
         for p, grad in zip(self.balanced, kept, strict=True):
             p.grad = grad
 
+    def _step_torch(self) -> None:
+        """The wrapped optimizer's own step of the parameters that have a gradient."""
+        moving = [p for p in self.balanced if p.grad is not None]
+        known = self._counts.known([self.state[p]["step"] for p in moving if "step" in self.state.get(p, {})])
+        self.torch_optimizer.step()
+        self._counts.counted(known)
+
     def _step_all(self) -> None:
         """The wrapped optimizer's own step with the ``grad`` of the shared parameters as it is, made finite."""
         for p in self.balanced:
             if p.grad is not None:
                 (p.grad._values() if p.grad.is_sparse else p.grad).nan_to_num_(0.0, 0.0, 0.0)
-        self.torch_optimizer.step()
+        self._step_torch()
 
     def _pending_for(self, count: int) -> Pending:
         clean = all(p.grad is None for p in self.balanced)
@@ -362,6 +371,9 @@ class TaskOptimizer(Wrapper):
 
     def _create_state(self) -> None:
         """Create the optimizer's state as it is before the first step."""
+        if isinstance(self.optimizer, TaskOptimizer):
+            self.optimizer._create_state()
+            return
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
