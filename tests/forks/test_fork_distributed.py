@@ -202,6 +202,7 @@ def groups_used(rank: int) -> dict:
     return {
         "own": len(own),
         "apart": dist.group.WORLD not in own,
+        "timeouts": [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in own],
         "of all ranks": [dist.get_world_size(group) for group in own],
         "the default": set(found["the default"]) == {dist.group.WORLD},
     }
@@ -359,7 +360,13 @@ def test_ranks_agree_with_one_process(ranks, scenario):
 
 def test_forks_share_a_process_group_of_their_own_unless_they_are_given_one(ranks):
     for result in ranks:
-        assert result["groups"] == {"own": 1, "apart": True, "of all ranks": [RANKS], "the default": True}
+        assert result["groups"] == {
+            "own": 1,
+            "apart": True,
+            "timeouts": [120.0],
+            "of all ranks": [RANKS],
+            "the default": True,
+        }
 
 
 def test_a_fork_with_overlap_refuses_to_be_captured(ranks):

@@ -25,6 +25,7 @@ def paused(model: nn.Module, /) -> Iterator[None]:
         model: a module that holds forks, or one itself; a model without any is left alone.
 
     Example:
+        >>> import torch
         >>> fork = Fork(["click", "like"])
         >>> shared = torch.ones(3, requires_grad=True)
         >>> losses = [for_task.sum() for for_task in fork(shared)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
@@ -29,6 +31,19 @@ def group_of_several(process_group: dist.ProcessGroup | None) -> dist.ProcessGro
         return _own_group[1]
     if torch.compiler.is_compiling():
         return default
-    own: dist.ProcessGroup = dist.new_group(group_desc="equipoise forks")
+    own: dist.ProcessGroup = dist.new_group(timeout=_timeout_of(default), group_desc="equipoise forks")
     _own_group = default, own
     return own
+
+
+def _timeout_of(group: dist.ProcessGroup) -> timedelta | None:
+    """Return how long the group's ranks wait for each other; None, which is the backend's default, if it does not say.
+
+    A group that is made later does not inherit it.
+    """
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        if options is not None:
+            timeout: timedelta = options._timeout
+            return timeout
+    return None
