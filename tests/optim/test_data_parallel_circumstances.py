@@ -125,6 +125,19 @@ def copied(rank: int) -> Tensor:
     return net.heads[0].weight.grad
 
 
+def other_leaves(rank: int, form: str) -> dict[str, object]:
+    """A parameter of another optimizer, and an input whose gradient is wanted."""
+    net, foreign = Net(), nn.Parameter(torch.ones(3))
+    optimizer = FORMS[form](net, data_parallel=dist.group.WORLD)
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.backward(net(inputs(rank, 0) * foreign))
+    optimizer.zero_grad()
+    x = inputs(rank, 0).requires_grad_()
+    expected = torch.autograd.grad(sum(net(x)), x)[0]
+    optimizer.backward(net(x))
+    return {"message": str(caught.value), "input": x.grad, "expected": expected}
+
+
 def work(rank: int, folder: Path) -> None:
     early = Net()
     optimizer = FORMS["pub"](early)
@@ -142,6 +155,7 @@ def work(rank: int, folder: Path) -> None:
         "refused modules": refused_modules(rank),
         "early": made_before_the_group(early, optimizer),
         "copied": copied(rank),
+        **{f"other leaves, {form}": other_leaves(rank, form) for form in FORMS},
     }
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()  # gloo's threads now and then abort a process that ends at once
@@ -192,3 +206,11 @@ def test_a_group_that_comes_later_is_noticed(ranks):
 
 def test_a_copy_trains_with_the_same_ranks(ranks):
     assert torch.equal(ranks[0]["copied"], ranks[1]["copied"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_parameter_of_another_optimizer_is_refused_and_an_input_gets_its_ranks_gradient(ranks, form):
+    for found in ranks:
+        of_form = found[f"other leaves, {form}"]
+        assert "found 1 parameters in the losses' graph that are not its own" in of_form["message"]
+        torch.testing.assert_close(of_form["input"], of_form["expected"], rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""AdaTask: every task with its own optimizer state on the shared parameters."""
+"""AdaTask: keeps an optimizer state per task on the shared parameters."""
 
 from __future__ import annotations
 

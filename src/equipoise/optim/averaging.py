@@ -1,4 +1,4 @@
-"""Data parallel training: all gradients that a step needs, averaged over the ranks in one large collective.
+"""Average over the ranks all gradients that a step needs, in one large collective.
 
 ``DistributedDataParallel`` averages what one backward pass leaves behind, once per step. An optimizer that makes
 several passes, or needs the tasks' gradients apart, takes that over.
@@ -49,7 +49,7 @@ class Averaging:
     def average(
         self, parameters: Sequence[Parameter], gradients: Sequence[Tensor | None], present: Sequence[bool]
     ) -> tuple[list[Tensor | None], list[bool]]:
-        """The mean over all ranks of every gradient, None counting as 0; and the tasks that any rank has.
+        """Return the mean of every gradient over the ranks, None counting as 0, and the tasks that any rank has.
 
         A small collective first tells who has what, so that what nobody has is not sent and stays None: one wait for
         the device, which ``find_unused_parameters`` of DDP has too. Then everything goes at once. Of sparse gradients
@@ -140,7 +140,7 @@ class Averaging:
 
 
 def refuse_unknown_ranks(name: str) -> None:
-    """Several ranks, of which an optimizer of this name has not been told, would drift apart.
+    """Refuse several ranks where the optimizer of this name has not been told which of them train together.
 
     Raises:
         RuntimeError: there are several.
@@ -172,7 +172,7 @@ def refuse_unaveraged(leaves: Sequence[Tensor], name: str) -> None:
 def averaging_of(
     data_parallel: nn.Module | dist.ProcessGroup | None, groups: Sequence[dict[str, Any]], name: str
 ) -> Averaging | None:
-    """What ``data_parallel`` means for an optimizer of this name with these groups; None: a single process.
+    """Return the averaging that ``data_parallel`` asks for; None for a single process.
 
     Raises:
         RuntimeError: there are several ranks, and nothing says that and how they train together.

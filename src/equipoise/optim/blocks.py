@@ -1,4 +1,4 @@
-"""Many parameters as a few matrices that fit the cache: rows are tasks, columns are elements of parameters.
+"""Treat many parameters as a few matrices that fit the cache: rows are tasks, columns elements of parameters.
 
 Update rules work element by element, so many small parameters can be treated as one, and a large one in
 parts: few operations for a model of many biases, and little memory traffic for an embedding table.
@@ -30,14 +30,12 @@ class Block:
     """Number of the parameter, its first element in the block, and the end."""
 
     def take(self, matrices: Sequence[Tensor]) -> Tensor:
-        """The block's columns of matrices that are as wide as the parameters, one matrix per parameter."""
+        """Return the block's columns of matrices that are as wide as the parameters, one matrix per parameter."""
         parts = [_columns(matrices[number], start, end) for number, start, end in self.pieces]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def pair(self, columns: Tensor, matrices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every part of ``columns``, a matrix of this block, with the place in ``matrices`` that it belongs
-        to.
-        """
+        """Yield each part of ``columns``, a matrix of this block, with its place in ``matrices``."""
         offset = 0
         for number, start, end in self.pieces:
             yield _columns(columns, offset, offset + end - start), _columns(matrices[number], start, end)
@@ -45,9 +43,7 @@ class Block:
 
 
 def blocks(places: Sequence[tuple[Options, Count, int]], rows: int, device: torch.device) -> Iterator[Block]:
-    """Blocks of ``rows`` rows over parameters of which options, count of the step and number of elements
-    are given.
-    """
+    """Yield blocks of ``rows`` rows over parameters, given by options, count of the step and number of elements."""
     width = max((_ELEMENTS_ON_CPU if device.type == "cpu" else _ELEMENTS_ON_ACCELERATOR) // rows, 1)
     block: Block | None = None
     room = 0

@@ -78,7 +78,7 @@ class JointStep:
         self._blocks = list(blocks(places, self._rows + 2, self._device))  # 2: move() adds up to two sums as rows
 
     def gram(self, *, momentum: bool) -> Tensor:
-        """Inner products of the R updates, float64, shape [R, R].
+        """Return the inner products of the R updates, float64, shape [R, R].
 
         With ``momentum=False`` those of the gradients scaled as the optimizer would, see :meth:`Rule.precondition`.
         """
@@ -94,7 +94,7 @@ class JointStep:
         return total
 
     def combine(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """``(p, Σ_m weights[m] g_m)`` for every parameter p that has a gradient; sparse where the gradients are."""
+        """Return ``(p, Σ_m weights[m] g_m)`` for each parameter p with a gradient; sparse if they are."""
         targets = [torch.empty_like(entry.theta) for entry in self._entries]
         mix = weights.to(self._dtype).unsqueeze(0)
         for block in self._blocks:
@@ -103,7 +103,7 @@ class JointStep:
         return [(entry.p, entry.as_gradient(target)) for entry, target in zip(self._entries, targets, strict=True)]
 
     def move(self, weights: Tensor, *, joint: Tensor, plain: Tensor | None = None) -> None:
-        """Subtracts ``lr · Σ_m weights[m] u_m`` from the parameters and advances the state.
+        """Subtract ``lr · Σ_m weights[m] u_m`` from the parameters, and advance the state.
 
         A shared state advances with ``Σ_m joint[m] g_m``, own states each with their gradient. Decoupled weight decay
         comes once.

@@ -33,38 +33,38 @@ class Rule(ABC):
     """Whether the update is affine in the gradient: then a weighted sum of updates needs only that of gradients."""
 
     def is_identity(self, options: Options, /) -> bool:
-        """Whether the update is the gradient itself."""
+        """Tell whether the update is the gradient itself."""
         return False
 
     @abstractmethod
     def names(self, options: Options, /) -> tuple[str, ...]:
-        """The names of the state tensors that have the parameter's shape."""
+        """Return the names of the state tensors that have the parameter's shape."""
 
     @abstractmethod
     def advance(
         self, g: Tensor, theta: Tensor, state: State, count: Count, options: Options, /
     ) -> tuple[Tensor, State]:
-        """For every row of ``g``, [R, n]: the update, and the state after it, had this gradient come alone.
+        """Return the update and the state after it for each row of ``g``, [R, n], had this gradient come alone.
 
         ``theta`` [n] is needed for weight decay that is part of the gradient; decoupled decay is not applied.
         """
 
     @abstractmethod
     def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
-        """Every row of ``g`` as the rule scales it, without momentum and with one scale for all rows.
+        """Return each row of ``g`` as the rule scales it, without momentum and with one scale for all rows.
 
         The scale is the state's second moment advanced by the sum of the rows' squares, which is never smaller than
         one row's own part: a parameter that has had no gradient before gives finite, moderate values.
         """
 
     def initial(self, p: Tensor, options: Options, /) -> State:
-        """The state before the first step, as torch creates it."""
+        """Return the state before the first step, as torch creates it."""
         on_device = options.get("fused") or options.get("capturable")
         state = {"step": torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")}
         return state | {name: torch.zeros_like(p) for name in self.names(options)}
 
     def decoupled_decay(self, options: Options, /) -> float:
-        """The weight decay that is applied to the parameters beside the update."""
+        """Return the weight decay that is applied to the parameters beside the update."""
         return 0.0
 
 
@@ -210,7 +210,7 @@ _RULES: dict[type[Optimizer], Rule] = {
 
 
 def rule_of(optimizer: object, /) -> Rule:
-    """The rule of a torch.optim optimizer.
+    """Return the rule of a torch.optim optimizer.
 
     Raises:
         TypeError: it is none of SGD, Adam, AdamW, Adagrad, RMSprop.

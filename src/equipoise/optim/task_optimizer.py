@@ -1,4 +1,4 @@
-"""What optimizers that take one loss per task have in common: backward passes per task, and a joint step."""
+"""The base of optimizers that take one loss per task: backward passes, names, state, and checks of their order."""
 
 from __future__ import annotations
 
