@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from equipoise.data import Dataset, Split, load
 from equipoise.data.cache import read_dataset, write_dataset
 from equipoise.ranking.metrics import auc, normalized_entropy
-from equipoise.schema import Batch
+from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
 from equipoise.training import (
     METHODS,
     CheckpointError,
+    FolderInUseError,
     Learner,
     NonFiniteError,
     Run,
@@ -27,6 +29,7 @@ from equipoise.training import (
 )
 from equipoise.training import loop as loop_module
 from equipoise.training.checkpoint.folder import last_checkpoint, load_checkpoint
+from equipoise.training.faults.folder_owner import OWNER_FILE
 from equipoise.training.reproducibility import why_irreproducible
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4}
@@ -447,3 +450,50 @@ def test_a_task_without_labels_in_validation_has_no_metrics_there_and_does_not_e
     assert run.status == "ok"
     assert math.isnan(run.validation["like"]["auc"])
     assert json.loads(run.to_json())["validation"]["like"]["auc"] is None
+
+
+def test_a_second_training_into_the_folder_of_checkpoints_is_refused_while_the_first_runs(
+    tiny: Dataset, tmp_path
+) -> None:
+    refused = []
+
+    def start_another(done: int, _: int) -> None:
+        if done == 10:
+            for resume in (False, True):
+                with pytest.raises(FolderInUseError, match=f"process {os.getpid()} on"):
+                    train(tiny, METHODS["equal"], **SETTINGS, checkpoint=tmp_path, resume=resume)
+                refused.append(resume)
+
+    disturbed = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=tmp_path, on_step=start_another)
+    assert refused == [False, True]
+    assert comparable(disturbed) == comparable(train(tiny, METHODS["equal"], **SETTINGS))
+    assert not (tmp_path / OWNER_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["multibalance", "pub", "adatask"])
+def test_a_checkpoint_of_tasks_in_another_order_is_refused_and_both_orders_are_named(
+    tiny: Dataset, tmp_path, name: str
+) -> None:
+    train(tiny, METHODS[name], **SETTINGS, checkpoint=tmp_path)
+    other = Schema(tiny.schema.categorical, tiny.schema.numeric, tiny.schema.tasks[::-1])
+    splits = {
+        part: replace(getattr(tiny, part), labels=getattr(tiny, part).labels.flip(1))
+        for part in ("train", "validation", "test")
+    }
+    with pytest.raises(CheckpointError, match="tasks: click, like there, like, click here"):
+        train(replace(tiny, schema=other, **splits), METHODS[name], **SETTINGS, checkpoint=tmp_path, resume=True)
+
+
+def test_a_split_that_fits_is_copied_to_the_device_once_and_gives_the_same_batches(tiny: Dataset) -> None:
+    """The meta device stands for an accelerator, on which no number can be looked at."""
+    device, size = torch.device("meta"), 700 * (2 * 4 + 2 * 4 + 2 * 4 + 4)
+    assert loop_module._on_device(tiny.train, device, 2 * size).labels.is_meta
+    assert loop_module._on_device(tiny.train, device, 2 * size - 1) is tiny.train
+    batches = list(loop_module._stream(loop_module._on_device(tiny.train, device, 2 * size), 64, 0, 2, done=3))
+    assert [step for step, _ in batches] == list(range(4, 21))
+    assert all(batch.categorical.is_meta and len(batch) == 64 for _, batch in batches)
+
+
+def test_on_a_cpu_the_batches_are_those_of_the_split_itself(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Split, "to", lambda *_: pytest.fail("the split was copied"))
+    train(tiny, METHODS["equal"], **SETTINGS)

@@ -1,4 +1,4 @@
-"""What takes a training step: the models of one method, each with its optimizer and the tasks it learns."""
+"""One training step of a method: its models, each with its optimizer and the tasks that it learns."""
 
 from __future__ import annotations
 
@@ -187,9 +187,9 @@ class Learner:
         return torch.stack(losses)
 
     def take_back(self) -> bool:
-        """After what has ended :meth:`step` early: back to before it; False where it cannot be.
+        """Undo a :meth:`step` that an exception has ended; return False if that is not possible.
 
-        In a single process it can until parameters begin to move: before, nothing has but the forks' state.
+        It is possible in a single process until parameters begin to move; before, only the forks' state has moved.
         """
         if self.world.size > 1 or self._stage == "moving":
             return False
@@ -206,7 +206,7 @@ class Learner:
         return True
 
     def logits(self, batch: Batch, /) -> Tensor:
-        """Every task's logits from the model that learns it, in eval mode, shape [B, M]."""
+        """Return each task's logits from the model that learns it, in eval mode, shape [B, M]."""
         columns: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
         with torch.no_grad():  # not inference mode, in which sharded tables cannot be looked up
             for member in self._members:
@@ -284,7 +284,7 @@ class Learner:
             self._stage = "begun"
 
     def _restore_forks(self, model: nn.Module) -> None:
-        """In a step that is skipped they do not move either, but for a matrix that is still under way between ranks."""
+        """Undo what a skipped step did to the forks, but for a matrix that is still on its way between ranks."""
         known = {id(buffer): kept for buffer, kept in zip(self._buffers, self._kept, strict=True)}
         for fork in (part for part in model.modules() if isinstance(part, Fork)):
             for buffer in fork.buffers():
@@ -292,7 +292,7 @@ class Learner:
                     buffer.copy_(known[id(buffer)])
 
     def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
-        """This rank's rows, and its divisors for the sums of the tasks' losses."""
+        """Return this rank's rows, and its divisors for the sums of the tasks' losses."""
         if self.world.size == 1:
             return batch, None
         if self._in_equal_shares and len(batch.labels) % self.world.size:
@@ -347,7 +347,7 @@ def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | 
 
 
 def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> None:
-    """What none of these tasks reaches gets no gradient, for which the engines of several ranks would wait."""
+    """Freeze parameters that no task reaches: DDP would wait for their gradients."""
     logits = trial_logits(model, schema)
     parameters = list(model.parameters())
     found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)

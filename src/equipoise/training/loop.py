@@ -1,4 +1,4 @@
-"""The training loop: batches in, one step of every model, metrics at a few points, one record out."""
+"""The training loop: one step per batch, metrics at a few points, one record at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from equipoise.training.run import CurvePoint, Run
 __all__ = ["count_steps", "train"]
 
 _EVALUATION_BATCH = 16_384
-_LOOK_EVERY = 100  # steps at most between two looks at whether losses are finite, each of which waits for the device
+_LOOK_EVERY = 100  # steps at most between two checks for losses that are not finite, which wait for the device
 _SUBSET_SEED = 0  # the same validation rows for every method and seed
 
 Metrics = dict[str, dict[str, float]]
@@ -50,31 +50,34 @@ def train(
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
 
-    The seed decides the initial weights and the order of the batches, both the same for every method: a second run
-    gives the same numbers, unless the record says why not (``Run.irreproducible``). Nothing is read from the device
-    between two evaluation points.
+    The seed decides the initial weights and the order of the batches, which are the same for every method. A second run
+    gives the same numbers, unless the record says why not (``Run.irreproducible``).
+
+    On an accelerator the training split is copied to the device once, if it fits into half of the free memory. A step
+    reads nothing from the device; losses are read at evaluation points, and checked at least every 100 steps.
 
     Args:
-        dataset: the data set; it says how many epochs in which batches suit it.
+        dataset: the data set; it states the epochs and the batch size that suit it.
         method: the method, or its name with options behind a colon.
-        world: the processes that train together, each with the whole data set; every one gets the same record.
-        checkpoint: a folder to write to at every evaluation point: models, optimizers, forks, random state and
-            the record so far. What ends the training otherwise, such as want of memory or Ctrl-C, leaves a checkpoint
-            too in a single process, unless parameters were moving; a note on the exception says so.
-            Those of an earlier training there are put aside, into a folder of the same name with ``.before``.
-        resume: go on from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
-        on_step: called with (steps done, steps in all) after every step; what it raises ends the run.
-        stop: asked after every step whether to end there, with a checkpoint; under several ranks all ask about once a
-            second, and end together once one is told to.
+        world: the processes that train together, each with the whole data set; each returns the same record.
+        checkpoint: the folder for checkpoints, written at every evaluation point: models, optimizers, forks, random
+            state and the record so far. In a single process an error such as a lack of memory, or Ctrl-C, leaves a
+            checkpoint too, unless parameters had begun to move; a note on the exception says so. Checkpoints of an
+            earlier training are moved to a folder of the same name with ``.before``.
+        resume: continue from ``checkpoint``; the result is that of an uninterrupted run, to the bit.
+        on_step: called with (steps done, steps in all) after every step; an exception in it ends the run.
+        stop: called after every step; True ends the run there, with a checkpoint. Several ranks call it about once a
+            second and end together once it is True on one of them.
         settings: any field of :class:`equipoise.settings.TrainingSettings`, such as ``lr``, ``epochs`` or ``model``.
 
     Raises:
         SettingError: a setting is not known or out of range, the training split is smaller than a batch, or there is no
             folder to resume from.
-        CheckpointError: there is nothing to resume from, or it belongs to other settings.
-        NonFiniteError: a loss was not finite under "raise", or a prediction in any case; the checkpoint is the last
-            one from before.
-        StoppedError: ``stop`` has said so.
+        FolderInUseError: another process writes to ``checkpoint``.
+        CheckpointError: there is nothing to resume from, it belongs to other settings, or it cannot be loaded.
+        NonFiniteError: a prediction was not finite, or under ``non_finite="raise"`` a loss; the last checkpoint is one
+            from before.
+        StoppedError: ``stop`` has returned True.
 
     Example:
         >>> from equipoise.data import load
@@ -97,47 +100,49 @@ def train(
         method.name, chosen.seed, chosen.lr, chosen.table_decay, irreproducible=why_irreproducible(learner.device)
     )
     identity = chosen.identity() | {
-        "dataset": dataset.name, "training_rows": str(len(dataset.train)),
+        "dataset": dataset.name, "tasks": ", ".join(schema.task_names), "training_rows": str(len(dataset.train)),
         "data": dataset.fingerprint() if checkpoint else "", "method": method.settings(schema.task_names),
     }  # fmt: skip
     record = TrainingRecord(
         run, NonFiniteLosses(world, schema.task_names), Window(world, len(schema.tasks)), chosen.non_finite
     )
     checkpoints = Checkpoints(checkpoint, identity, learner)
-    checkpoints.begin(record, resume=resume)
+    with checkpoints.owned_folder():
+        checkpoints.begin(record, resume=resume)
 
-    points = {math.ceil(total * (i + 1) / chosen.evaluations) for i in range(chosen.evaluations)}
-    read_every = max(1, total // chosen.monitor_reads)
-    look_every = min(read_every, _LOOK_EVERY)
-    poll = StopPoll(stop, world)
-    subset = _random_rows(dataset.validation, chosen.evaluation_rows)
-    try:
-        if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
-            _evaluate(record, learner, subset, batch_size)
-        for step, batch in _stream(dataset.train, batch_size, chosen.seed, epochs, done=record.steps):
-            record.add(step, learner.step(batch.to(learner.device)))
-            if step % read_every == 0:
-                record.window.readings += [(step, reading) for reading in learner.read()]
-            if step % look_every == 0:
-                record.refuse_non_finite()
-            if on_step is not None:
-                on_step(step, total)
-            if step in points:
+        points = {math.ceil(total * (i + 1) / chosen.evaluations) for i in range(chosen.evaluations)}
+        read_every = max(1, total // chosen.monitor_reads)
+        look_every = min(read_every, _LOOK_EVERY)
+        poll = StopPoll(stop, world)
+        subset = _random_rows(dataset.validation, chosen.evaluation_rows)
+        try:
+            if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
                 _evaluate(record, learner, subset, batch_size)
-            if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
-                checkpoints.save(record)
-            if poll.should_stop(step):
-                raise StoppedError(step, saved=checkpoints.save(record))
-        return _finish(record.run, learner, dataset, batch_size)
-    except (NonFiniteError, StoppedError):
-        raise
-    except BaseException as error:
-        checkpoints.rescue(record, error)
-        raise
+            rows = _on_device(dataset.train, learner.device, _free_bytes(learner.device))
+            for step, batch in _stream(rows, batch_size, chosen.seed, epochs, done=record.steps):
+                record.add(step, learner.step(_upload(batch, learner.device)))
+                if step % read_every == 0:
+                    record.window.readings += [(step, reading) for reading in learner.read()]
+                if step % look_every == 0:
+                    record.refuse_non_finite()
+                if on_step is not None:
+                    on_step(step, total)
+                if step in points:
+                    _evaluate(record, learner, subset, batch_size)
+                if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
+                    checkpoints.save(record)
+                if poll.should_stop(step):
+                    raise StoppedError(step, saved=checkpoints.save(record))
+            return _finish(record.run, learner, dataset, batch_size)
+        except (NonFiniteError, StoppedError):
+            raise
+        except BaseException as error:
+            checkpoints.rescue(record, error)
+            raise
 
 
 def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
-    """How many steps the training takes: the last, short batch of each epoch is left out.
+    """Return the number of steps of a training; the last, short batch of each epoch is left out.
 
     Raises:
         SettingError: a number is under 1, or the training split holds fewer rows than one batch.
@@ -168,13 +173,35 @@ def _expect_positive(numbers: Mapping[str, int]) -> None:
 
 
 def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
-    """The batches of all epochs, numbered from one, without the first ``done`` of them."""
+    """Yield the batches of all epochs, numbered from one, without the first ``done`` of them."""
     per_epoch = len(train) // batch_size
     for epoch in range(done // per_epoch, epochs):
         # a generator of its own for each epoch: a resumed run finds its order without replaying the past
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = enumerate(train.batches(batch_size, generator=generator), start=epoch * per_epoch + 1)
         yield from islice(batches, max(0, done - epoch * per_epoch), None)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return the free memory of an accelerator; 0 where PyTorch does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _on_device(split: Split, device: torch.device, free_bytes: int) -> Split:
+    """Copy a split to the device if it takes at most half of the free memory, so that batches are gathered there.
+
+    The order of the batches comes from a generator on the CPU, so they are the same either way.
+    """
+    columns = (split.categorical, split.numeric, split.labels, split.weight)
+    return split.to(device) if sum(column.nbytes for column in columns) <= free_bytes / 2 else split
+
+
+def _upload(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on the device, copied without waiting: from pinned memory, while earlier steps still run."""
+    if device.type != "cuda" or batch.labels.is_cuda:
+        return batch.to(device)
+    columns = (batch.categorical, batch.numeric, batch.labels, batch.weight)
+    return Batch(*(column.pin_memory().to(device, non_blocking=True) for column in columns))
 
 
 def _random_rows(split: Split, most: int) -> Split:
@@ -190,7 +217,7 @@ def _diverged(run: Run) -> NonFiniteError:
 
 
 def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
-    """Every task's logits on a whole split, on the CPU; None where one of them is not finite."""
+    """Return the logits of each task on a whole split, on the CPU; None if one of them is not finite."""
     parts = []
     for batch in split.batches(_EVALUATION_BATCH):
         rows = learner.world.share(len(batch.labels))
@@ -207,7 +234,7 @@ def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
 
 
 def _evaluate(record: TrainingRecord, learner: Learner, split: Split, batch_size: int) -> None:
-    """One more point of the learning curve."""
+    """Add a point to the learning curve."""
     record.refuse_non_finite()
     schema, step = learner.schema, record.steps
     logits = _predict(learner, split)
@@ -225,7 +252,7 @@ def _measure(schema: Schema, split: Split, logits: list[Tensor], weight: Tensor 
 
 
 def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Run:
-    """The last evaluation, on the whole validation and test splits."""
+    """Evaluate on the whole validation and test splits, and complete the run."""
     run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
     if learner.device.type == "cuda":
         run.peak_memory_bytes = torch.cuda.max_memory_allocated(learner.device)

@@ -35,7 +35,7 @@ class Run:
         steps: the number of batches. Single-task training makes one step per task for each of them.
         seconds: the time of the training steps, without evaluation and set-up.
         examples_per_second: examples seen, once per batch, over ``seconds``.
-        peak_memory_bytes: the most bytes allocated on the accelerator; None on a CPU, where
+        peak_memory_bytes: the most bytes allocated on the accelerator, training split included; None on a CPU, where
             :func:`equipoise.compare.throughput.peak_memory` measures it.
         test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
         test_natural: the same, weighted back to the natural rate; empty if all weights are 1.

@@ -1,6 +1,7 @@
 """What ends a training within a step or an evaluation loses nothing but that step, if that can be."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_a_disk_without_room_for_it_is_said_beside_what_ended_the_training(tiny:
     folder = tmp_path / "checkpoint"
 
     def pressed(*_: int) -> None:
-        folder.rmdir()
+        shutil.rmtree(folder)
         folder.write_text("where the folder was")
         raise KeyboardInterrupt
 

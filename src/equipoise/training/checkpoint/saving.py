@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from equipoise.training.checkpoint.folder import (
     save_checkpoint,
     set_aside,
 )
+from equipoise.training.faults.folder_owner import own_folder
 from equipoise.training.learner import Learner
 from equipoise.training.record import TrainingRecord
 from equipoise.training.reproducibility import check_random_state, random_states, restore_random_states
@@ -62,6 +64,10 @@ class Checkpoints:
     _saved: int = field(default=0, init=False)
     _begun: int = field(default=0, init=False)
 
+    def owned_folder(self) -> AbstractContextManager[None]:
+        """Return the block in which no other process may write to the folder, see :func:`own_folder`."""
+        return nullcontext() if self.folder is None else own_folder(self.folder, self.learner.world)
+
     def save(self, record: TrainingRecord) -> bool:
         """Write a checkpoint of the last step, unless there is one; return False if there is no folder.
 
@@ -95,7 +101,6 @@ class Checkpoints:
             return
         if not resume and not (self.learner.world.restarted and has_settings(self.folder, self.identity)):
             set_aside(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after some hours
             return
         state = load_checkpoint(self.folder, self.identity, self.learner.sharded_state())
         try:

@@ -1,3 +1,6 @@
-"""Several processes that train one model: who they are, and how the model is spread over them."""
+"""Several processes that train one model: their ranks, and the engines that spread the model over them."""
 
-__all__: list[str] = []
+from equipoise.training.ranks.parallel import parallelize
+from equipoise.training.ranks.world import LostRanksError, World, launched
+
+__all__ = ["LostRanksError", "World", "launched", "parallelize"]

@@ -1,6 +1,6 @@
-"""Several processes, one training: how a model is spread over them.
+"""Spread a model over several processes with existing engines.
 
-Only existing engines: DistributedDataParallel, FSDP2, and TorchRec's DistributedModelParallel for embedding tables.
+They are DistributedDataParallel, FSDP2, and TorchRec's DistributedModelParallel for embedding tables.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def parallelize(
     device: torch.device | str = "cpu",
     table_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] = (torch.optim.Adagrad, {"lr": 0.01}),
 ) -> nn.Module:
-    """The model, spread over the ranks of the default process group; call it in the place of ``model``.
+    """Spread a model over the ranks of the default process group, and return the module to call instead of ``model``.
 
-    Forks need no change: their Gram matrix is summed over the ranks. Every rank must hold the same weights before.
+    Forks need no change: their Gram matrix is summed over the ranks. All ranks must hold the same weights before.
 
     Args:
         model: on ``device``. For TorchRec a :class:`RankingModel`, whose embedding becomes TorchRec's with its
@@ -66,7 +66,7 @@ def parallelize(
 
 
 def dense_parameters(module: nn.Module, /) -> dict[str, nn.Parameter]:
-    """The parameters that an optimizer is to step, by name: all that are not fused into a backward pass."""
+    """Return the parameters that an optimizer must step, by name: those that no backward pass steps."""
     return {
         name: parameter
         for name, parameter in module.named_parameters()
@@ -75,13 +75,13 @@ def dense_parameters(module: nn.Module, /) -> dict[str, nn.Parameter]:
 
 
 def fused_optimizer(module: nn.Module, /) -> torch.optim.Optimizer | None:
-    """What steps TorchRec's tables in the backward pass: its ``step`` only hands the learning rate on."""
+    """Return the optimizer that steps TorchRec's tables in the backward pass; its ``step`` only sets the rate."""
     found: torch.optim.Optimizer | None = getattr(module, "fused_optimizer", None)
     return found if found is not None and found.param_groups else None
 
 
 def is_sharded(tensor: Tensor, /) -> bool:
-    """Whether it is a DTensor (FSDP2) or a ShardedTensor (TorchRec), whose modules are slow to import."""
+    """Return whether a tensor is a DTensor (FSDP2) or a ShardedTensor (TorchRec), without their slow imports."""
     return hasattr(tensor, "placements") or hasattr(tensor, "local_shards")
 
 
@@ -102,21 +102,21 @@ def _fully_sharded(model: nn.Module, device: torch.device) -> nn.Module:
     sparse = [name for name, part in model.named_modules() if getattr(part, "sparse", False)]
     if sparse:
         raise SettingError(f"FSDP2 cannot shard sparse gradients, found sparse=True in {', '.join(sparse)}: set False.")
-    _shard(model, device, apart=set())
+    _shard(model, device, sharded=set())
     return model
 
 
-def _shard(model: nn.Module, device: torch.device, apart: set[nn.Parameter]) -> None:
-    """FSDP2 on the model and each child of its own, but not on the parameters that are sharded already."""
+def _shard(model: nn.Module, device: torch.device, sharded: set[nn.Parameter]) -> None:
+    """Shard the model and each of its children with FSDP2, but for the parameters in ``sharded`` already."""
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - slow to import
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in model.children():
         own = set(child.parameters())
-        if own and not own & apart and not isinstance(child, nn.ModuleList):
+        if own and not own & sharded and not isinstance(child, nn.ModuleList):
             fully_shard(child, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params=apart)
+    fully_shard(model, mesh=mesh, ignored_params=sharded)
 
 
 def _table_sharded(
@@ -226,7 +226,7 @@ def _plan(model: nn.Module, tables: Mapping[str, nn.Module], sharding: str, devi
 
 
 def _leaves_ranks_out(rows: int) -> bool:
-    """Whether a table is too small to be cut by rows: FBGEMM's kernels fail on parts without any."""
+    """Return whether a table has too few rows to give some to each rank: FBGEMM's kernels fail on empty parts."""
     ranks = dist.get_world_size()
     return (ranks - 1) * -(-rows // ranks) >= rows
 
