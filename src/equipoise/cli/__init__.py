@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: commands, their options, progress bars and tables."""
 
 from equipoise.cli.commands import app, main
 

@@ -1,4 +1,4 @@
-"""The commands. Each reads its arguments, calls one function and says what came of it."""
+"""The commands: each reads its arguments, calls one function and prints the result."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ app.add_typer(data_app, name="data")
 console = Console()
 errors = Console(stderr=True)
 
-Rows = Annotated[int | None, typer.Option(min=1, help="How many rows, where the data set can be had in sizes.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options given here win.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Number of rows, for data sets that come in several sizes.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options override it.")]
 
 
 def _print_version(asked: bool) -> None:
@@ -74,20 +74,20 @@ def train(
     *,
     rows: Rows = None,
     config: Config = None,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path("equipoise-train"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and results.")] = Path("equipoise-train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in --out.")] = False,
     rank_timeout: Annotated[
-        float, typer.Option(min=1, max=1e6, help="Seconds that torchrun's processes wait for one that does not answer.")
+        float, typer.Option(min=1, max=1e6, help="Seconds that torchrun's processes wait for each other.")
     ] = 600,
 ) -> None:
-    """Train one method once; leaves checkpoints and run.json in --out.
+    """Train one method once; write checkpoints and run.json to --out.
 
     Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
-    130 Ctrl-C, 143 SIGTERM. After all but wrong input the command that goes on is printed. torchrun itself ends with 1
-    where one of its processes has not ended with 0, and prints a summary of its own.
+    130 Ctrl-C, 143 SIGTERM. After a failure, Ctrl-C or SIGTERM the command that continues is printed. torchrun itself
+    exits with 1 if any of its processes failed, and prints its own summary.
 
-    Under torchrun all its processes train together: torchrun --nproc-per-node N -m equipoise train ... With
-    --max-restarts R they go on from the last checkpoint when one of them dies.
+    To train with several processes: torchrun --nproc-per-node N -m equipoise train ... With --max-restarts R they
+    resume from the last checkpoint when one of them dies.
     """
     with (
         _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
@@ -115,11 +115,15 @@ def compare(
     words: Words,
     *,
     rows: Rows = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Number of worker processes; one per core by default.")
+    ] = None,
     config: Config = None,
-    out: Annotated[Path, typer.Option(help="Folder for results; what it holds is kept.")] = Path("equipoise-compare"),
+    out: Annotated[Path, typer.Option(help="Folder for results; finished runs in it are kept.")] = Path(
+        "equipoise-compare"
+    ),
 ) -> None:
-    """Compare methods: every method, every seed, then a report."""
+    """Compare methods: train every method with every seed, then write a report."""
     again = f"Run the same command again to go on from {out}."
     with _plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -138,11 +142,9 @@ def compare(
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")],
     *,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Write report.md, the words and tables without the charts.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write report.md: text and tables, no charts.")] = False,
 ) -> None:
-    """Write the report of a comparison anew."""
+    """Write the report of a finished comparison again."""
     with _plainly():
         _say(f"Report: {write_markdown(folder) if markdown else write_report(folder)}")
 
@@ -154,7 +156,7 @@ def methods() -> None:
 
 
 @data_app.command()
-def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which.")]) -> None:  # noqa: ARG001 - one so far
+def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="The data set.")]) -> None:  # noqa: ARG001 - one so far
     """Download a data set from its publisher and verify it."""
     from equipoise.data.sets.census_income import fetch as fetch_census_income
 
@@ -164,12 +166,12 @@ def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="Which."
 
 @data_app.command()
 def build(
-    name: Annotated[Literal["complete-journey"], typer.Argument(help="Which.")],
+    name: Annotated[Literal["complete-journey"], typer.Argument(help="The data set.")],
     rows: Rows = None,
-    full: Annotated[bool, typer.Option("--full", help="All 319 million exposures, streamed to --out.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Write all 319 million exposures to --out.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
 ) -> None:
-    """Build a data set that comes with a package, and keep it for the commands."""
+    """Build a data set from its installed package, and cache it for the other commands."""
     options: dict[str, Any] = {} if rows is None else {"rows": rows}
     with _plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
         if full:
@@ -184,7 +186,7 @@ def build(
 
 
 def _settings(config: Path | None, words: Words, rows: int | None) -> Settings:
-    """The settings that the options state over those of the file."""
+    """Return the settings of the file, overridden by those that the options state."""
     stated = stated_settings(words)
     if rows is not None:
         stated = {**stated, "data_options": {**stated.get("data_options", {}), "rows": rows}}
@@ -201,7 +203,7 @@ def _check_comparable(settings: Settings) -> None:
 
 
 def _check_writable(out: Path) -> None:
-    """Without writing anything, for which it is too early."""
+    """Check that ``out`` is writable, without writing anything yet."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise SettingError(f"--out: expected a folder, or none yet, found the file {there}: name another.")
@@ -210,7 +212,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _say(text: str) -> None:
-    """As it is: square brackets in a path are no markup, and a path that is too long is not broken into two."""
+    """Print a text without markup, so that paths keep their square brackets, and without line breaks."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -219,11 +221,11 @@ _NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a Runtim
 
 @contextmanager
 def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] = bool) -> Iterator[None]:
-    """One message instead of a traceback: exit code 2 for wrong input, 1 for a training that failed, 130 for Ctrl-C.
+    """Turn an exception into one message and an exit code: 2 wrong input, 1 training failed, 130 Ctrl-C, 143 SIGTERM.
 
     Args:
-        how_to_go_on: the command that does.
-        kept: whether there is something to go on from, where data are missing.
+        how_to_go_on: returns a sentence that says how to continue.
+        kept: returns whether results are kept; a data error then says how to continue, too.
     """
     try:
         yield
@@ -253,7 +255,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] 
 
 
 def _how_to_resume(out: Path) -> str:
-    """The command of this very training, with --resume if there is something to resume from."""
+    """Return a sentence with the command of this training, with --resume if there is a checkpoint."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
     command = ["equipoise"] if Path(sys.argv[0]).stem == "equipoise" else ["python", "-m", "equipoise"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -268,20 +270,20 @@ def _how_to_resume(out: Path) -> str:
 
 
 def _nodes() -> list[str]:
-    """Of several nodes, each with its own --node-rank, how they find each other."""
+    """Return torchrun's options that connect several nodes; none on a single node."""
     if (nodes := os.environ["GROUP_WORLD_SIZE"]) == "1":
         return []
     where = ["--master-addr", os.environ["MASTER_ADDR"], "--master-port", os.environ["MASTER_PORT"]]
     return ["--nnodes", nodes, "--node-rank", os.environ["GROUP_RANK"], *where]
 
 
-# What libraries tell each other: a user of the command cannot do anything about it. FSDP2 warns of views that one might
-# write into: the logits, into which nothing here writes.
+# Warnings between libraries, which a user of the command cannot act on. FSDP2 warns about writes into views; nothing
+# writes into the logits here.
 _AMONG_LIBRARIES = ("FSDP2-wrapped module", "`torch.distributed.", "`broadcast_buffers` is deprecated")
 
 
 def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a warning about the user's model as a sentence, and show any other one by ``others``."""
+    """Print a warning about the user's model as a sentence, and pass any other warning to ``others``."""
     if issubclass(category, MisplacedForkWarning):
         errors.print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
     else:

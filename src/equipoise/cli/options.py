@@ -1,4 +1,4 @@
-"""Command-line options made of the settings: one for each field that a command takes."""
+"""Command-line options, one for each setting that a command takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Words = dict[str, Any]
 def takes_settings(command: Command, /) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each setting that it takes.
 
-    The command gets what was stated as its first argument, see :func:`stated_settings`. Its own options follow.
+    The command receives the stated words as its first argument, see :func:`stated_settings`. Its own options follow.
     """
 
     def give(function: Callable[..., None]) -> Callable[..., None]:
@@ -49,7 +49,7 @@ def takes_settings(command: Command, /) -> Callable[[Callable[..., None]], Calla
 
 
 def stated_settings(words: Words, /) -> dict[str, Any]:
-    """The settings that the words of the command line state.
+    """Return the settings that the words of the command line state.
 
     Raises:
         SettingError: a word has another form than its setting takes.
@@ -70,7 +70,7 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _option_type(field: FieldInfo) -> Any:
-    """The type that typer reads: pairs of a mapping are words, a list is one word with commas."""
+    """Return the type that typer reads: a list of words for a mapping, one word with commas for a list."""
     kind = _without(field.annotation)
     if get_origin(kind) is dict:
         return list[str]
@@ -78,7 +78,7 @@ def _option_type(field: FieldInfo) -> Any:
 
 
 def _without(kind: Any) -> Any:
-    """A type without its checks, and without None."""
+    """Return a type without its checks and without None."""
     if get_origin(kind) is Annotated:
         return _without(get_args(kind)[0])
     if get_origin(kind) in {Union, types.UnionType}:
@@ -101,7 +101,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _value(name: str, value: Any) -> Any:
-    """A setting's value from the words of the command line."""
+    """Return a setting's value from the words of the command line."""
     option = about(name).option or f"--{name.replace('_', '-')}"
     kind = _without(Settings.model_fields[name].annotation)
     if get_origin(kind) is dict:

@@ -29,7 +29,7 @@ _NAME_WIDTH = 30
 
 
 class _Bars:
-    """Bars on a terminal for as long as a block lasts; nothing in a log."""
+    """Shows bars on a terminal while a block runs; nothing in a log."""
 
     def __init__(self, console: Console, count: ProgressColumn) -> None:
         self._progress = Progress(
@@ -48,7 +48,7 @@ class _Bars:
 
 
 class Display(_Bars, RunListener):
-    """One bar for the phase, one for every run in progress, gone when the block ends; lines in a log."""
+    """Shows a bar for the phase and one for each run in progress while a block runs; lines in a log."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, MofNCompleteColumn())
@@ -103,12 +103,12 @@ def _validation_ne(run: Run) -> str:
 
 
 class DataBar(_Bars):
-    """One bar for a data set that is being built; gone when the block ends."""
+    """Shows a bar for a data set that is being built, while a block runs."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, TaskProgressColumn())
         self._bar = self._progress.add_task("", total=1.0)
 
     def advance(self, step: str, done: float, /) -> None:
-        """Say what comes next and what share of the work is done."""
+        """Show the next stage and the share of the work that is done."""
         self._progress.update(self._bar, description=step, completed=done)

@@ -1,4 +1,4 @@
-"""What the terminal shows at the end: tables narrow enough for sixty columns."""
+"""Tables for the terminal, narrow enough for sixty columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = {
 
 
 def method_table() -> Table:
-    """Every method with its summary and options."""
+    """Return a table of all methods with summary and options."""
     table = Table(title="Methods", title_justify="left", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("what it does")
@@ -36,7 +36,7 @@ def method_table() -> Table:
 
 
 def run_table(run: Run) -> Table:
-    """One run's test metrics by task."""
+    """Return a table of a run's test metrics by task."""
     title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: test split"
     if run.status == "diverged":
         title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
@@ -58,7 +58,7 @@ def run_table(run: Run) -> Table:
 
 
 def summary_table(folder: Path) -> Table:
-    """A comparison's methods, best first, and what that says: columns of the report's main table that fit a terminal.
+    """Return a comparison's outcome in words and its methods, best first, in the columns that fit a terminal.
 
     Raises:
         ReportError: the folder holds no comparison, or a file in it is damaged.
