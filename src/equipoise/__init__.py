@@ -1,7 +1,8 @@
 """Balanced multi-task training for recommender systems.
 
 Put :class:`MultiBalance` between the shared layers and the tasks' towers and train as before, or wrap the optimizer in
-:class:`PUB`. :func:`check` says if they stand where the tasks meet, :class:`Monitor` shows what they do.
+:class:`PUB`. :func:`check` finds misplaced forks and wrong shared parameters; :class:`Monitor` reads gradient norms,
+weights and cosines during training.
 """
 
 from equipoise.checking import check

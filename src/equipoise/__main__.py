@@ -1,4 +1,4 @@
-"""The command ``equipoise``, which is ``python -m equipoise`` too."""
+"""The command ``equipoise``, also run by ``python -m equipoise``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line. Without its packages, say in one line how to install them and end with exit code 2."""
+    """Run the command line; without its packages, print how to install them and exit with code 2."""
     try:
         from equipoise.cli import main as run
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
-"""Errors that bad input ends in, which the command line turns into one message and exit code 2; a warning; and the
-words that say how to install.
+"""Errors for bad input, a warning about misplaced forks, and the command that installs an extra.
+
+The command line turns these errors into one message and exit code 2.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ class SettingError(ValueError):
 
 
 class DataError(ValueError):
-    """A data set cannot be had as asked: the message says what was expected, what was found and what to do.
+    """A data set cannot be loaded as asked: the message says what was expected, what was found and what to do.
 
     Example:
         >>> raise DataError("Expected 42 columns, found 41: fetch the file again.")

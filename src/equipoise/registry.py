@@ -1,8 +1,8 @@
 """Names for methods, models and data sets, open to other packages.
 
 An entry comes from one of four places: equipoise itself, :meth:`Registry.register` at run time, an entry point of an
-installed package, or an import path such as ``"package.module:attribute"`` in the place of a name. Nothing is imported
-before it is asked for, so a broken package does not get in the way of the others.
+installed package, or an import path such as ``"package.module:attribute"`` given as the name. An entry is imported when
+it is first looked up, so a broken package does not affect the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REGISTRIES: Final[dict[str, Registry[Any]]] = {}
 
 @dataclass(frozen=True)
 class _Pickled:
-    """An entry that came from another process; it is unpickled when it is asked for."""
+    """An entry from another process, unpickled when it is first looked up."""
 
     content: bytes
 
@@ -45,7 +45,7 @@ class Registry(Generic[Entry]):
         own: the entries of equipoise itself; a string is an import path.
         adapt: called with a name and what was found under it; returns the entry, or raises ``TypeError`` with a
             message that says what was expected and found.
-        error: raised for everything that is wrong, with one message.
+        error: the type of all errors raised.
 
     Example:
         >>> colours = Registry("colour", "example.colours", own={"red": 0xFF0000})
@@ -81,7 +81,7 @@ class Registry(Generic[Entry]):
         Args:
             name: letters, digits, ``-``, ``_`` and ``.``.
             entry: the entry, or its import path ``"package.module:attribute"``, which is followed when it is used.
-            replace: take the place of an entry that was registered before, as a notebook's cell does that runs twice.
+            replace: replace an entry registered before under this name, for example when a notebook cell runs twice.
 
         Raises:
             SettingError: (or the registry's own error) the name is taken, or has another form.
@@ -128,15 +128,15 @@ class Registry(Generic[Entry]):
         return sum(1 for _ in self)
 
     def usable(self) -> dict[str, Entry]:
-        """Every entry that can be had, by name."""
+        """Return all entries that can be loaded, by name."""
         return self._tried()[0]
 
     def broken(self) -> dict[str, str]:
-        """Why the other entries cannot be had, by name: the message that asking for one ends in."""
+        """Return the error messages of the entries that cannot be loaded, by name."""
         return self._tried()[1]
 
     def registered(self) -> dict[str, bytes]:
-        """What was registered at run time, for :meth:`restore` in another process.
+        """Return the entries registered at run time, for :meth:`restore` in another process.
 
         Raises:
             SettingError: (or the registry's own error) an entry cannot be pickled, such as a lambda.
@@ -144,7 +144,7 @@ class Registry(Generic[Entry]):
         return {name: self._pickled(name, entry) for name, entry in self._at_run_time.items()}
 
     def restore(self, entries: Mapping[str, bytes], /) -> None:
-        """Replace what was registered at run time by what :meth:`registered` returned, maybe in another process."""
+        """Replace the entries registered at run time by those that :meth:`registered` returned in any process."""
         self._at_run_time = {name: _Pickled(content) for name, content in entries.items()}
         self._registered_at = dict.fromkeys(entries, "in the main process")
 
@@ -156,7 +156,7 @@ class Registry(Generic[Entry]):
         return found
 
     def _origins(self, name: str) -> list[tuple[dict[str, Any], str]]:
-        """Every place that holds the name, and that place in words."""
+        """Return the places that hold an entry of this name, each with its description."""
         found: list[tuple[dict[str, Any], str]] = []
         if name in self._own:
             found.append((self._own, "equipoise itself"))
@@ -216,7 +216,7 @@ class Registry(Generic[Entry]):
 
 
 def registered() -> dict[str, dict[str, bytes]]:
-    """What was registered at run time in every registry, by group, to hand to worker processes.
+    """Return the entries registered at run time in all registries, by group, to hand to worker processes.
 
     Raises:
         SettingError: an entry cannot be pickled; see :meth:`Registry.registered`.
@@ -225,7 +225,7 @@ def registered() -> dict[str, dict[str, bytes]]:
 
 
 def restore(entries: Mapping[str, Mapping[str, bytes]], /) -> None:
-    """Register in this process what :func:`registered` returned in another one."""
+    """Register in this process the entries that :func:`registered` returned in another one."""
     for group, of_group in entries.items():
         if group in _REGISTRIES:
             _REGISTRIES[group].restore(of_group)

@@ -41,7 +41,7 @@ SEED_LIMIT: Final = 2**43
 """Seeds of epochs are made of a seed, and must fit 64 bits."""
 
 DEFAULT_METHODS: Final = ("single-task", "equal", "multibalance", "pub")
-"""What ``equipoise compare`` compares unless told otherwise."""
+"""Methods that ``equipoise compare`` compares by default."""
 
 Command = Literal["train", "compare"]
 
@@ -77,12 +77,12 @@ the dense parameters lie whole on every rank, or are sharded by FSDP2."""
 
 @dataclass(frozen=True)
 class About:
-    """What derives from a setting besides its value.
+    """Facts about a setting besides its type and default.
 
     Attributes:
-        commands: those that take it.
-        decides_numbers: whether another value gives other numbers: then checkpoints and result folders belong to it.
-        may_change: whether a training may go on from a checkpoint under another value.
+        commands: the commands that take it.
+        decides_numbers: whether another value changes the results; checkpoints and result folders then record it.
+        may_change: whether a training may resume from a checkpoint under another value.
         option: its name on the command line; ``--name-of-the-field`` if empty.
         metavar: how the help shows its value.
     """
@@ -99,7 +99,7 @@ _COMPARE: Final = About(commands=("compare",), decides_numbers=False)
 
 
 class _SuitedTo(Protocol):
-    """A data set: it says how long it is best trained on, and in batches of which size."""
+    """A data set that states how many epochs and which batch size suit it."""
 
     @property
     def epochs(self) -> int: ...
@@ -108,7 +108,7 @@ class _SuitedTo(Protocol):
 
 
 class TrainingSettings(BaseModel):
-    """One training, complete: the same settings give the same numbers on the same machine.
+    """All settings of one training: the same settings give the same numbers on the same machine.
 
     Every field can be given to :func:`equipoise.training.train` by keyword.
 
@@ -174,7 +174,7 @@ class TrainingSettings(BaseModel):
 
     @classmethod
     def of(cls, config: Path | None = None, /, **stated: Any) -> Self:
-        """The settings of a YAML file, overridden by those stated; defaults for the rest.
+        """Return the settings of a YAML file, overridden by those stated; the rest have their defaults.
 
         Raises:
             SettingError: the file cannot be read, or a setting is unknown, of another type, or out of range.
@@ -190,7 +190,7 @@ class TrainingSettings(BaseModel):
             raise SettingError(f"{origin} cannot be used.\n{_explain(error, cls)}") from error
 
     def suited_to(self, dataset: _SuitedTo, /) -> Self:
-        """The same settings with the data set's own epochs and batch size where none are stated."""
+        """Return the same settings, with the data set's epochs and batch size where none are stated."""
         missing = {name: getattr(dataset, name) for name in ("epochs", "batch_size") if getattr(self, name) is None}
         return self.model_copy(update=missing) if missing else self
 
@@ -206,7 +206,7 @@ class TrainingSettings(BaseModel):
         return self.epochs, self.batch_size
 
     def identity(self) -> dict[str, str]:
-        """The settings that decide a training's numbers, by name, as a checkpoint keeps them."""
+        """Return the settings that change a training's results, by name, as a checkpoint keeps them."""
         return {
             name: _as_text(getattr(self, name))
             for name in TrainingSettings.model_fields
@@ -215,7 +215,7 @@ class TrainingSettings(BaseModel):
 
 
 class Settings(TrainingSettings):
-    """Everything that the commands `equipoise train` and `equipoise compare` can be told, in one file.
+    """All settings of the commands `equipoise train` and `equipoise compare`.
 
     Example:
         >>> Settings.of(data="census-income", methods=["equal", "multibalance"]).data
@@ -261,12 +261,12 @@ class Settings(TrainingSettings):
     )
 
     def training(self, **stated: Any) -> TrainingSettings:
-        """The settings of one training under these, with some of them replaced."""
+        """Return the settings of one training, with some of them replaced."""
         shared = {name: getattr(self, name) for name in TrainingSettings.model_fields}
         return TrainingSettings.of(**{**shared, **stated})
 
     def of_comparison(self) -> dict[str, Any]:
-        """The settings that all runs of a comparison share and that decide its numbers, by name, as JSON holds them."""
+        """Return the settings that all runs share and that change the results, by name, as JSON holds them."""
         found = self.model_dump(mode="json")
         return {
             name: found[name] for name in found if about(name).decides_numbers and "compare" in about(name).commands
@@ -274,12 +274,12 @@ class Settings(TrainingSettings):
 
 
 def about(name: str, /) -> About:
-    """What derives from the setting of that name."""
+    """Return the facts about the setting of that name."""
     return next(entry for entry in Settings.model_fields[name].metadata if isinstance(entry, About))
 
 
 def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
-    """The options of a command that state these settings.
+    """Return the command-line options that state these settings.
 
     Example:
         >>> command_words("compare", {"data": "funnel", "rates": {"equal": 0.01}, "tune": True, "model_options": {}})
@@ -303,7 +303,7 @@ def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
 
 
 def settings_table() -> str:
-    """Every setting as a table in Markdown, as ``docs/settings.md`` shows it.
+    """Return a table of all settings in Markdown, for ``docs/settings.md``.
 
     Example:
         >>> settings_table().splitlines()[0]
@@ -323,7 +323,7 @@ _WIDTHS = re.compile(r"\d+(-\d+)+")
 
 
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[int]]:
-    """``KEY=VALUE`` words of the command line as a mapping; ``128-64`` is a list of numbers.
+    """Return ``KEY=VALUE`` words of the command line as a mapping; ``128-64`` becomes a list of numbers.
 
     Raises:
         SettingError: a word has another form.
@@ -344,7 +344,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[in
 
 
 def parse_scalar(text: str, /) -> Scalar:
-    """A word of the command line as the number or truth value that it spells, else as it is.
+    """Convert a word of the command line to the number or truth value that it spells, else return it as it is.
 
     Example:
         >>> parse_scalar("0.3"), parse_scalar("10"), parse_scalar("true"), parse_scalar("gram")
@@ -361,7 +361,7 @@ def parse_scalar(text: str, /) -> Scalar:
 
 
 def split_methods(text: str) -> list[str]:
-    """The methods of a comma-separated list; options of a method have commas between them too.
+    """Split a comma-separated list of methods, whose options are separated by commas too.
 
     Example:
         >>> split_methods("equal,multibalance:beta=0.1,direction=gram,pub")
@@ -393,5 +393,5 @@ def _as_text(value: Any) -> str:
 
 
 def _as_word(value: Any) -> Any:
-    """A value as the command line takes it."""
+    """Return a value as a word of the command line."""
     return "-".join(map(str, value)) if isinstance(value, list) else value

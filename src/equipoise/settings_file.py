@@ -1,4 +1,4 @@
-"""Reads a file of settings: YAML that can only be data."""
+"""Reads settings from a YAML file that can hold data only, never code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["read_settings"]
 
 
 def read_settings(path: Path, /) -> Mapping[str, Any]:
-    """The settings in a YAML file, by name.
+    """Return the settings in a YAML file, by name.
 
     Raises:
-        SettingError: the file cannot be read, is not YAML, names Python objects, says a setting twice, or holds
+        SettingError: the file cannot be read, is not YAML, names Python objects, states a setting twice, or holds
             something else than settings.
     """
     try:
@@ -36,7 +36,7 @@ def read_settings(path: Path, /) -> Mapping[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Numbers such as 3e-2, which YAML 1.1 takes for words, are numbers; a key said twice is a mistake."""
+    """Reads 3e-2 as a number, which YAML 1.1 takes for a word, and refuses a key that occurs twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)

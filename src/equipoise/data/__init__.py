@@ -1,4 +1,4 @@
-"""Data sets by name; each is loaded as a schema and three splits of whole columns."""
+"""Data sets by name; each loads as a schema and three splits of whole columns."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def load(name: str, *, on_stage: StageListener | None = None, **options: object)
     Args:
         name: one of :data:`DATASETS`, which ``docs/data-sets.md`` describes, or an import path such as
             ``"package.module:function"`` of a function that returns a :class:`Dataset`.
-        on_stage: called as the building goes on, by the sets that take long.
-        options: what that data set's own loader takes by keyword, such as ``seed``.
+        on_stage: called at each stage of the building, by data sets that take long.
+        options: keyword options of that data set's loader, such as ``seed``.
 
     Raises:
         DataError: the name, an option or a file is not as expected, or a package is missing (with the command

@@ -47,7 +47,7 @@ class _Description:
 def cache_folder() -> Path:
     """Return the folder for built data: ``$EQUIPOISE_CACHE``, else the user cache of the platform.
 
-    No option of a data set names it, so that a settings file cannot make a run write elsewhere.
+    No option of a data set sets it, so that a settings file cannot make a run write elsewhere.
     """
     chosen = os.environ.get("EQUIPOISE_CACHE")
     if chosen:
@@ -92,9 +92,9 @@ def cached(
 
     Args:
         name: the data set's name, the beginning of the file's name.
-        options: everything that the result depends on, as JSON can hold it.
-        build: makes the data set.
-        version: changes whenever ``build`` would give something else for the same options.
+        options: everything that the result depends on, as JSON holds it.
+        build: builds the data set.
+        version: to change whenever ``build`` gives another result for the same options.
     """
     identity = {"name": name, "options": dict(options), "version": version}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -142,7 +142,7 @@ def read_dataset(path: Path) -> Dataset:
     """Read a file of :func:`write_dataset`.
 
     Raises:
-        ValueError: the file is no Parquet, or holds something else.
+        ValueError: the file is not a Parquet file of this format.
         OSError: the file cannot be opened.
     """
     # memory_map=False: a mapped file that another process replaces would change under the tensors

@@ -78,7 +78,7 @@ class Split:
         )
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Yield batches of ``batch_size`` rows; a generator shuffles them and leaves out the last, short one.
+        """Yield batches of ``batch_size`` rows; a generator shuffles the rows, and a short last batch is then left out.
 
         Raises:
             ValueError: ``batch_size`` is under 1, or a shuffled split holds fewer rows than one batch.
@@ -109,16 +109,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set: its splits, and what a reader of its results has to know.
+    """A named data set: its schema, its splits, and notes for readers of its results.
 
     Attributes:
-        name: the name that reports show, with what a reader must not miss (such as: generated).
-        notes: sentences that every report shows: generated? not comparable with what? sampled how?
+        name: the name that reports show, with its most important caveat (such as: generated).
+        notes: sentences that every report shows, such as how rows were sampled.
         best_ne: per task, the best reachable normalized entropy on the test split, where the truth is known.
-        epochs: how often to pass over the train split where the user does not say.
-        batch_size: rows per step where the user does not say.
-        licence: what the publisher allows, in a few words; empty where it is not known.
-        source: where the data comes from: a web address, a package, a file; empty where it is not known.
+        epochs: the default number of passes over the train split.
+        batch_size: the default number of rows per step.
+        licence: the publisher's licence in a few words; empty if unknown.
+        source: a web address, a package or a file that the data comes from; empty if unknown.
 
     Raises:
         DataError: a split is empty or does not fit the schema, an id lies outside its feature's range, a
@@ -159,7 +159,7 @@ class Dataset:
                 raise DataError(f"{self.name}, {name} split, {error}") from None
 
     def fingerprint(self) -> str:
-        """Return a few letters that tell this data from other data, from the schema and 10,000 rows of each split.
+        """Return a short hash of the schema and of 10,000 rows of each split, to tell data sets apart.
 
         Example:
             >>> from equipoise.data import load

@@ -1,4 +1,4 @@
-"""The description of a data set before it is loaded: its loader, its source, how to train on it."""
+"""The description of a data set that is not loaded yet: loader, source, training defaults."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ StageListener = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name: its loader, and what a user wants to know before loading it.
+    """The description of a data set: its loader, and the facts a user needs before loading it.
 
-    Every file in ``data/sets/`` states its own; ``docs/data-sets.md`` is made of them.
+    Each module in ``data/sets/`` states its own; ``docs/data-sets.md`` is generated from them.
 
     Attributes:
         name: the name that :func:`equipoise.data.load` takes.
@@ -28,10 +28,10 @@ class DataSource:
         obtain: how to get the files.
         columns: features and tasks, in a few words.
         splits: how rows become train, validation and test.
-        epochs: how often to pass over the train split where the user does not say.
-        batch_size: rows per step where the user does not say.
-        licence: what the publisher allows.
-        source: where the data comes from: a web address or a package.
+        epochs: the default number of passes over the train split.
+        batch_size: the default number of rows per step.
+        licence: the publisher's licence in a few words.
+        source: the web address or package that the data comes from.
 
     Example:
         >>> from equipoise.data import DATASETS
@@ -51,7 +51,7 @@ class DataSource:
     source: str = ""
 
     def for_dataset(self) -> dict[str, Any]:
-        """Return the fields that a :class:`Dataset` has, too, as keyword arguments for it."""
+        """Return the fields shared with :class:`Dataset`, as keyword arguments for it."""
         return {
             "epochs": self.epochs,
             "batch_size": self.batch_size,

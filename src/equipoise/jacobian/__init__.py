@@ -1,4 +1,4 @@
-"""Methods on the Jacobian of the losses with respect to the shared parameters: the costly classic."""
+"""Methods on the Jacobian of the losses with respect to the shared parameters; they need M backward passes."""
 
 from equipoise.jacobian.descent import JacobianDescent
 

@@ -1,4 +1,4 @@
-"""Jacobian descent: a step with an aggregation of the tasks' gradients of the shared parameters."""
+"""Jacobian descent: steps with an aggregation of the tasks' gradients of the shared parameters."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["JacobianDescent"]
 
 
 class JacobianDescent(TaskOptimizer):
-    """Replaces the sum of the tasks' gradients of the shared parameters by an aggregation of them.
+    """Replaces the sum of the tasks' gradients of the shared parameters by another aggregation.
 
     With ``J`` the Jacobian of the losses, one row per task and one column per shared parameter, the wrapped optimizer
     steps with the gradient ``aggregator(J)`` on the shared parameters, and with the sum of the gradients on all others.
     Any ``Aggregator`` of ``torchjd.aggregation`` that keeps no state fits.
 
-    It takes one backward pass per task in every step and M times the memory of the shared gradients; the step waits for
-    the device, because ``J`` has the rows of the present tasks only. A task is absent where it has no loss, or where
-    its row is all zeros or not finite. With one task it is the wrapped optimizer to the last bit.
+    Each step makes one backward pass per task and takes M times the memory of the shared gradients. It waits for the
+    device, because ``J`` has rows for the present tasks only. A task is absent if it has no loss, or if its row is
+    all zeros or not finite. With one task the result equals that of the wrapped optimizer bit for bit.
 
-    Over several ranks ``J`` is averaged first, and all ranks step with the aggregation that the first one finds, so
-    that an aggregator may be random.
+    Over several ranks ``J`` is averaged first. All ranks step with the first rank's aggregation, so that an aggregator
+    may be random.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters, or
@@ -40,8 +40,8 @@ class JacobianDescent(TaskOptimizer):
 
     Raises:
         TypeError: ``optimizer`` is none of these, or ``aggregator`` keeps a state, which checkpoints would not hold; in
-            :meth:`step`, if a shared parameter has a sparse gradient.
-        ValueError: ``shared`` is empty, or holds what is not the optimizer's.
+            :meth:`step`, a shared parameter has a sparse gradient.
+        ValueError: ``shared`` is empty, or holds a parameter that the optimizer lacks.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -83,7 +83,7 @@ class JacobianDescent(TaskOptimizer):
         self._step_all()
 
     def _aggregate(self, of_task: Sequence[Sequence[Tensor | None]]) -> None:
-        """Bring the aggregation of the tasks' gradients into ``grad`` of the shared parameters."""
+        """Write the aggregation of the tasks' gradients into ``grad`` of the shared parameters."""
         reached = [
             (p, of_p) for p, *of_p in zip(self.shared, *of_task, strict=True) if any(g is not None for g in of_p)
         ]
@@ -107,7 +107,7 @@ class JacobianDescent(TaskOptimizer):
 
 
 def _rows(p: Parameter, gradients: Sequence[Tensor | None]) -> Tensor:
-    """The gradients of one parameter, zeros for None, in float32 or wider, shape [M, number of elements]."""
+    """Return the gradients of one parameter, zeros for None, in float32 or wider, shape [M, number of elements]."""
     if any(gradient is not None and gradient.is_sparse for gradient in gradients):
         raise TypeError(
             "JacobianDescent takes dense gradients of shared parameters, found a sparse one: set sparse=False in its "

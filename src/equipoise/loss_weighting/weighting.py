@@ -1,4 +1,4 @@
-"""A loss weighting: from the tasks' losses to one weight each, with a state that checkpoints hold."""
+"""Loss weighting: computes one weight per task from the losses; its state is saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ class LossWeighting(nn.Module):
     With ``L`` the losses, the model is trained on ``Σ_m w_m L_m``, ``w_m = ∂S(L)/∂L_m`` held constant: its gradient is
     that of ``S(L)``. Parameters of the scalarizer get their gradient of ``S`` in the same call.
 
-    An absent task (no label in the batch, or a loss that is not finite) enters ``S`` with the last loss that it had, 1
-    before it has had one. So the weighting's state stays defined, and the task itself sends nothing into the model.
+    An absent task (no label in the batch, or a loss that is not finite) enters ``S`` with its last known loss, or 1 if
+    it had none. The weighting's state then stays finite; the absent task has no gradient in the model.
 
-    A saved state belongs to the tasks' names, and is loaded in whatever order the tasks stand.
+    A saved state is matched by the tasks' names; their order may differ.
 
     Over several ranks :meth:`weigh` must be given the losses of the global batch, so that all ranks find equal weights.
 
     Args:
         tasks: the tasks' names.
-        scalarizer: from losses of shape [M] to a scalar. Where it has ``update(losses)``, it learns from the losses
-            after each step, and keeps its parameters to itself; where it has ``step()``, that is called after every
-            epoch.
+        scalarizer: from losses of shape [M] to a scalar. If it has ``update(losses)``, this is called after each step
+            and must step its parameters itself. If it has ``step()``, this is called after every epoch.
 
     Attributes:
         tasks: the tasks' names.
-        last_losses: the losses that ``S`` has seen last, shape [M].
+        last_losses: the losses that ``S`` was last given, shape [M].
         last_weights: the weights of the last step, shape [M].
-        last_present: which tasks were present in it, bool, shape [M].
+        last_present: which tasks were present in the last step, bool, shape [M].
 
     Example:
         >>> weighting = LossWeighting(["click", "like"], lambda losses: losses.log().sum())
@@ -62,13 +61,13 @@ class LossWeighting(nn.Module):
         self.register_load_state_dict_pre_hook(_bring_into_order)  # type: ignore[no-untyped-call]
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """The scalarizer's parameters, for the optimizer of the model; none where the scalarizer steps them itself."""
+        """Return the scalarizer's parameters for the model's optimizer; none if the scalarizer steps them itself."""
         if self.learns_after_step or not isinstance(self.scalarizer, nn.Module):
             return []
         return [parameter for parameter in self.scalarizer.parameters() if parameter.requires_grad]
 
     def weigh(self, losses: Tensor, present: Tensor, /) -> Tensor:
-        """The weights of this step's losses; no host sync but the scalarizer's own.
+        """Return the weights of this step's losses; no host sync besides the scalarizer's own.
 
         Args:
             losses: those of the global batch, shape [M].
@@ -87,21 +86,21 @@ class LossWeighting(nn.Module):
         return found[0]
 
     def after_step(self, losses: Tensor, present: Tensor, /) -> None:
-        """Learn from the losses after the optimizer's step, where the scalarizer does; arguments as :meth:`weigh`'s."""
+        """Call the scalarizer's ``update`` after the optimizer's step, if it has one; arguments as in :meth:`weigh`."""
         if self.learns_after_step:
             self.scalarizer.update(self._seen(losses, present))
 
     def after_epoch(self) -> None:
-        """Learn from the epoch that ends, where the scalarizer does."""
+        """Call the scalarizer's ``step`` at the end of an epoch, if it has one."""
         if self.learns_after_epoch:
             self.scalarizer.step()
 
     def monitored(self) -> dict[str, Tensor]:
-        """Quantities per task for the monitor: name -> copy on the device, shape [M]."""
+        """Return quantities per task for the monitor: name -> copy on the device, shape [M]."""
         return {"weight": self.last_weights.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The tasks, and what the scalarizer holds beside parameters: numbers, tensors, the state of an optimizer."""
+        """Return the tasks, and the scalarizer\'s state besides parameters: numbers, tensors, an optimizer\'s state."""
         held = {
             name: value.state_dict() if isinstance(value, Optimizer) else value
             for name, value in self._attributes().items()
@@ -109,7 +108,7 @@ class LossWeighting(nn.Module):
         return {"tasks": list(self.tasks), "scalarizer": held}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`get_extra_state` returned.
+        """Restore the state that :meth:`get_extra_state` returned.
 
         Raises:
             ValueError: the scalarizer holds other things than the saved one did.
@@ -126,7 +125,7 @@ class LossWeighting(nn.Module):
                 setattr(self.scalarizer, name, _on(self.last_losses.device, value))
 
     def extra_repr(self) -> str:
-        """The tasks, and a scalarizer that is no module."""
+        """Return the tasks, and the scalarizer if it is not a module."""
         shown = "" if isinstance(self.scalarizer, nn.Module) else f", scalarizer={self.scalarizer!r}"
         return f"tasks={list(self.tasks)}{shown}"
 
@@ -143,7 +142,7 @@ class LossWeighting(nn.Module):
         return {name: value for name in sorted(own) if not callable(value := getattr(self.scalarizer, name))}
 
     def _create_late_attributes(self) -> None:
-        """Make one step that is forgotten: torchjd's FAMO creates its optimizer in the first one."""
+        """Make one step and undo it, because torchjd's FAMO creates its optimizer in the first step."""
         if self.learns_after_step:
             ones = torch.ones_like(self.last_losses)
             self.scalarizer(ones)

@@ -15,7 +15,7 @@ __all__ = ["CATALOGUE", "METHODS", "NEEDS", "Method", "MethodError", "methods_ta
 
 
 def _named(name: str, found: object) -> Method:
-    """The method under the name that it was asked for by."""
+    """Return the method, renamed to the name it was looked up by."""
     if not isinstance(found, Method):
         raise TypeError(f"expected an equipoise.methods.Method, found {type(found).__name__}.")
     return found if found.name == name else dataclasses.replace(found, name=name)
@@ -30,11 +30,11 @@ METHODS: Final[Registry[Method]] = Registry(
 def register(method: Method, /, *, replace: bool = False) -> None:
     """Add a method to every command, comparison and report of this process and of its worker processes.
 
-    Other packages add theirs by an entry point in the group ``equipoise.methods``. Anywhere a method is named,
-    the import path of one (``package.module:attribute``) will do, too.
+    Other packages add theirs by an entry point in the group ``equipoise.methods``. An import path
+    (``package.module:attribute``) may stand wherever a method is named.
 
     Args:
-        replace: take the place of a method that was registered before under the name.
+        replace: replace a method registered before under this name.
 
     Raises:
         MethodError: the name is taken, or has another form.
@@ -53,7 +53,7 @@ _TEXT: Final = re.compile(r"(?P<path>\w+(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)(:(?P<opti
 
 
 def parse_method(text: str, /) -> Method:
-    """A method by its name or import path, options behind a colon.
+    """Return a method by its name or import path, with options behind a colon.
 
     Raises:
         MethodError: there is no such method or option, an option's value is refused, or what another package provides
@@ -82,7 +82,7 @@ def parse_method(text: str, /) -> Method:
 
 
 def methods_table() -> str:
-    """The methods of equipoise as a table in Markdown, as ``docs/methods.md`` shows it.
+    """Return a table of the methods of equipoise in Markdown, for ``docs/methods.md``.
 
     Example:
         >>> methods_table().splitlines()[0]

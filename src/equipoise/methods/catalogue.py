@@ -1,4 +1,4 @@
-"""Every method of equipoise: one row each."""
+"""The catalogue of methods, one row each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pub_around_adatask(
     form: FormName = "matched",
     update_every: int = 10,
 ) -> PUB:
-    """PUB over AdaTask: it balances updates that come from an optimizer state per task."""
+    """Build PUB over AdaTask, which balances updates computed with one optimizer state per task."""
     own = AdaTask(optimizer, shared=shared, data_parallel=data_parallel)
     return PUB(
         own, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every

@@ -1,4 +1,4 @@
-"""Factories of methods whose mathematics torchjd has: each imports it when it is first needed."""
+"""Factories of methods that torchjd implements; torchjd is imported when a factory is first called."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["dwa", "famo", "mgda_at_fork", "mgda_on_parameters", "uncertainty_wei
 
 
 def uncertainty_weighting(tasks: Sequence[str]) -> LossWeighting:
-    """Uncertainty weighting: ``Σ_m ½ exp(−s_m) L_m + ½ s_m`` with learned ``s``, which starts at 0."""
+    """Build uncertainty weighting: ``Σ_m ½ exp(−s_m) L_m + ½ s_m`` with learned ``s``, which starts at 0."""
     return LossWeighting(tasks, _torchjd("scalarization").UW(len(tasks)))
 
 
 def dwa(tasks: Sequence[str], *, temperature: float = 2.0) -> LossWeighting:
-    """Dynamic weight average: weights by the ratio of each loss's means over the last two epochs."""
+    """Build dynamic weight average: weights by the ratio of each loss's means over the last two epochs."""
     return LossWeighting(tasks, _torchjd("scalarization").DWA(temperature))
 
 
 def famo(tasks: Sequence[str], *, weights_lr: float = 0.025, weights_decay: float = 1e-3) -> LossWeighting:
-    """Fast adaptive multitask optimization, with an Adam of its own for the weights' logits."""
+    """Build fast adaptive multitask optimization, with its own Adam for the weights' logits."""
     scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
     return LossWeighting(tasks, scalarizer)
 
 
 def mgda_at_fork(tasks: Sequence[str], *, epsilon: float = 1e-3, max_iters: int = 100) -> Weighted:
-    """The min-norm point of the gradients at the fork, by Frank-Wolfe steps."""
+    """Build MGDA at the fork: the min-norm point of the gradients there, by Frank-Wolfe steps."""
     return Weighted(tasks, _torchjd("aggregation").MGDAWeighting(epsilon=epsilon, max_iters=max_iters))
 
 
 def mgda_on_parameters(*, epsilon: float = 1e-3, max_iters: int = 100) -> Any:
-    """The min-norm point of the gradients of the shared parameters, by Frank-Wolfe steps."""
+    """Build MGDA on parameters: the min-norm point of the shared parameters' gradients, by Frank-Wolfe steps."""
     return _torchjd("aggregation").MGDA(epsilon=epsilon, max_iters=max_iters)
 
 

@@ -1,4 +1,4 @@
-"""A method: what stands at the fork, what weighs the losses, which optimizer steps, and what that needs."""
+"""The description of a method: its fork, loss weighting, aggregator or optimizer, and its needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Method:
         label: the name in tables and plots; ``name`` if empty.
         summary: one sentence for a reader who does not know the method.
         paper: where it was published, such as ``"arXiv 2411.11871"``.
-        year: when.
+        year: the year of publication.
         fork: called with the tasks' names and options; returns a :class:`equipoise.Fork`.
         loss_weighting: called with the tasks' names and options; returns a
             :class:`equipoise.loss_weighting.LossWeighting`.
@@ -57,8 +57,8 @@ class Method:
         optimizer: called with the optimizer of the whole model, those of ``shared`` (the parameters that several tasks
             reach), ``tasks`` (names) and ``data_parallel`` (the module that spreads the model over several ranks, else
             None) that are among its parameters, and options; returns the optimizer that steps.
-        needs: out of :data:`NEEDS`: what the training must provide. Combinations that do not are refused. A method
-            with ``jacobian`` needs the tasks' gradients and the optimizer's steps whole without saying so.
+        needs: what the training must provide, out of :data:`NEEDS`; other combinations are refused. A method with
+            ``jacobian`` implies the needs for the tasks' gradients and for whole optimizer steps.
         options: values of options that differ from the factories' defaults. They are part of the method, and cannot be
             overridden by name.
 
@@ -97,7 +97,7 @@ class Method:
 
     @property
     def family(self) -> str:
-        """What the method works on, for grouping in a report."""
+        """The stage that the method changes, for grouping in a report."""
         if self.fork is not None:
             return "gradients at the fork"
         if self.jacobian is not None:
@@ -111,19 +111,19 @@ class Method:
 
     @property
     def factories(self) -> list[Callable[..., Any]]:
-        """The factories that it has."""
+        """The factories that are set."""
         every = (self.fork, self.loss_weighting, self.optimizer, self.jacobian)
         return [factory for factory in every if factory is not None]
 
     @property
     def spans_ranks(self) -> bool:
-        """Whether the optimizer is told of the ranks that train together, where it makes the backward passes itself."""
+        """True if the optimizer makes the backward passes itself and is told which ranks train together."""
         if "per-task backward" not in self.needs or self.optimizer is None:
             return True
         return "data_parallel" in inspect.signature(self.optimizer).parameters
 
     def known_options(self) -> dict[str, Any]:
-        """The options of all factories, with their defaults."""
+        """Return the options of all factories, with their defaults."""
         known: dict[str, Any] = {}
         for factory in self.factories:
             own = keyword_options(factory)
@@ -135,11 +135,11 @@ class Method:
         return known
 
     def open_options(self) -> list[str]:
-        """The names of the options that the method leaves to the user."""
+        """Return the names of the options that a user may set."""
         return [name for name in self.known_options() if name not in self.options]
 
     def with_options(self, **options: Any) -> Method:
-        """The same method with some options set, and a name that says so.
+        """Return the same method with some options set, and with them in its name.
 
         Raises:
             MethodError: an option is not known, has been set before, or its value is refused by what is built with it.
@@ -170,7 +170,7 @@ class Method:
         return changed
 
     def settings(self, tasks: Sequence[str]) -> str:
-        """The name, and what would be built for these tasks: a change of a default shows here."""
+        """Return the name and the ``repr`` of what would be built for these tasks, so that a changed default shows."""
         parameter = Parameter(torch.zeros(1))
         adam = Adam([parameter])
         plain = repr(adam)  # before a wrapper writes into its groups
@@ -186,7 +186,7 @@ class Method:
         return "; ".join([self.name, *words])
 
     def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
-        """Which tasks are trained together in one model."""
+        """Return the groups of tasks, each trained in one model."""
         return [(task,) for task in tasks] if "a model per task" in self.needs else [tuple(tasks)]
 
     def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
@@ -194,7 +194,7 @@ class Method:
         return None if self.fork is None else partial(self.fork, list(tasks), **self._options_of(self.fork))
 
     def build_loss_weighting(self, tasks: Sequence[str]) -> LossWeighting | None:
-        """A new weighting of these tasks' losses; None for their plain sum.
+        """Build a weighting of these tasks' losses; None for their plain sum.
 
         Raises:
             MethodError: what it learns from is not among the method's needs.
@@ -220,7 +220,7 @@ class Method:
         tasks: Sequence[str],
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> Optimizer:
-        """The optimizer that steps.
+        """Build the optimizer that steps.
 
         Args:
             base: holds the parameters that are to be stepped.
@@ -239,7 +239,7 @@ class Method:
         return self.optimizer(base, **given, **self._options_of(self.optimizer))
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
-        """Bring the gradients of a group's losses, one scalar each, into the parameters."""
+        """Add the gradients of a group's losses, one scalar each, to the parameters' ``grad``."""
         if "per-task backward" in self.needs:
             optimizer.backward(list(losses))  # type: ignore[attr-defined]  # the need says that it has one
         else:
@@ -272,7 +272,7 @@ _KINDS: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
 
 
 def keyword_options(build: Callable[..., object]) -> dict[str, Any]:
-    """A factory's keyword-only parameters that one word can spell, and their defaults."""
+    """Return a factory's keyword-only parameters whose values one word can spell, with their defaults."""
     return {
         entry.name: entry.default
         for entry in inspect.signature(build).parameters.values()

@@ -1,4 +1,4 @@
-"""Ids and numbers become one dense row per example."""
+"""Embeddings: turn ids and numbers into one dense row per example."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ __all__ = ["FeatureEmbedding", "IdRanges"]
 
 
 class IdRanges(nn.Module):
-    """Replaces ids outside their feature's range by 0, which is kept for missing and unseen values.
+    """Replaces ids outside their feature's range by 0, the id of missing and unseen values.
 
-    So −1 (missing) and ids of values that came up after the vocabulary was fixed read their own feature's row 0,
-    never a row of another feature. No host sync: :meth:`equipoise.schema.Batch.check` finds such ids where they are
-    mistakes.
+    A missing value (−1) and a value newer than the vocabulary read row 0 of their own feature, never a row of
+    another one. No host sync; use :meth:`equipoise.schema.Batch.check` to find ids that are out of range by mistake.
 
     Takes and returns ids, int64, shape [B, number of categorical features].
 

@@ -9,16 +9,16 @@ __all__ = ["targets_and_present"]
 
 
 def targets_and_present(labels: Tensor, /) -> tuple[Tensor, Tensor]:
-    """Split labels of any real dtype into numbers to compute with and which of them are there; no host sync.
+    """Split labels of any real dtype into targets and a mask of the labels present; no host sync.
 
-    −1 is a missing label, as integers have no NaN for it; it is never a negative. Whatever is not 0, 1 or missing
-    becomes NaN, so that what is computed from it cannot look right.
+    −1 marks a missing label, because integers have no NaN; it is never a negative. Any other value than 0, 1 or
+    missing becomes NaN, so that losses and metrics of it are NaN too.
 
     Args:
         labels: floating point, whole numbers or booleans, any shape.
 
     Returns:
-        The targets in float32 (float64 for float64), 0 where a label is missing; and which labels are there, bool.
+        The targets in float32 (float64 for float64), 0 where a label is missing; and the mask of labels present, bool.
 
     Raises:
         ValueError: the labels are complex.

@@ -1,4 +1,4 @@
-"""One loss per task, masked where a label is missing."""
+"""One loss per task, over the rows that have its label."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def task_losses(logits: Sequence[Tensor], labels: Tensor, /, *, labelled: Tensor
 
     No loss depends on another task's logits, not even by a zero, so each can be differentiated alone. A task
     without any label in the batch has a loss of exactly zero with gradients of exactly zero (where its logits
-    are finite): every parameter takes part in every step, as DistributedDataParallel expects. Half precision
+    are finite): every parameter gets a gradient in every step, as DistributedDataParallel expects. Half precision
     logits and labels are widened to float32 first.
 
-    A label that is not 0, 1 or missing makes its task's loss NaN: to look at the values and raise would wait for the
-    device in every step. :meth:`equipoise.schema.Batch.check` says which column holds what.
+    A label that is not 0, 1 or missing makes its task's loss NaN: raising an error would wait for the device in every
+    step. :meth:`equipoise.schema.Batch.check` names the column and the value.
 
     Args:
         logits: one tensor of shape [B] per task.
         labels: 0, 1, or NaN or −1 where missing; floating point, whole numbers or booleans, shape [B, number of
             tasks].
-        labelled: by how many rows to divide each task's sum, shape [number of tasks]; those with its label in
-            ``labels`` if None. One rank of W passes 1/W of the number in the global batch, so that the mean over
-            the ranks is the loss of the global batch.
+        labelled: the number of rows to divide each task's sum by, shape [number of tasks]; if None, the rows of
+            ``labels`` that have its label. One rank of W passes 1/W of the number in the global batch, so that the
+            mean over the ranks is the loss of the global batch.
 
     Returns:
         One scalar per task, in nats.

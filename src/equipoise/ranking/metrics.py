@@ -221,7 +221,7 @@ class AUC(_RowMetric):
         self._keep(*_columns([logits], [labels], weight))
 
     def compute(self) -> Tensor:
-        """The value over everything seen, float64, scalar."""
+        """Return the value over everything seen, float64, scalar."""
         return _auc(*(column.squeeze(1) for column in self._kept()))
 
 

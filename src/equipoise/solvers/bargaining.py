@@ -21,7 +21,7 @@ def bargaining_weights(
     exponent: float = 1.0,
     ridge: float = 1e-6,
 ) -> Tensor:
-    """The w > 0 with ``G w = (p / w)^(1/a)`` element by element, p the preferences and a the exponent.
+    """Return the w > 0 with ``G w = (p / w)^(1/a)`` element by element; p are the preferences, a is the exponent.
 
     With a = 1 this is the equation of Nash-MTL (arXiv 2202.01017, eq. 4) and PUB (arXiv 2410.05806), and the
     utilities ``w_m (G w)_m`` are exactly p_m. Any a is FairGrad (arXiv 2402.15638, with α = a): the larger a, the more
@@ -87,10 +87,10 @@ def bargaining_weights(
 
 
 def _newton(C: Tensor, identity: Tensor, preferences: Tensor | None, usable: Tensor) -> Tensor:
-    """The minimiser of ``½ sᵀCs − Σ p log s`` for positive definite C, where ``C s = p / s``.
+    """Return the minimiser of ``½ sᵀCs − Σ p log s`` for positive definite C, where ``C s = p / s``.
 
-    Every step is followed by the exact minimisation along the ray through s, where ``sᵀCs = Σ p``: that alone covers
-    the long way to the large solutions of nearly singular C.
+    Each step is followed by the exact minimisation along the ray through s, where ``sᵀCs = Σ p``. Without it, the large
+    solutions of nearly singular C would take many steps to reach.
     """
     count = C.shape[0]
     if preferences is None:
@@ -114,10 +114,10 @@ def _newton(C: Tensor, identity: Tensor, preferences: Tensor | None, usable: Ten
 
 
 def _follow(C: Tensor, s: Tensor, q: Tensor, b: float) -> Tensor:
-    """The s > 0 with ``C s = q s^(−b)``, from the solution for ``q = 1, b = 1``, where ``C s`` is positive.
+    """Return the s > 0 with ``C s = q s^(−b)``, from the solution for ``q = 1, b = 1``, where ``C s`` is positive.
 
-    Newton's method on ``log (C s) + b log s = log q``, with both s and C s kept positive. In logarithms because the
-    entries of a solution may lie many powers of ten from the start, which steps on the equation itself cover slowly.
+    Newton's method on ``log (C s) + b log s = log q``, with both s and C s kept positive. The logarithms are
+    there because a solution may lie many powers of ten from the start, where steps on the equation itself are slow.
     """
     goal, Cs = q.log(), C @ s
     for _ in range(FURTHER_ITERATIONS):

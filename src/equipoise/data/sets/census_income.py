@@ -113,11 +113,11 @@ def load(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLike[st
         seed: draws the validation rows.
         validation: share of the published training rows that become the validation split, in (0, 1); the
             published test rows stay the test split.
-        folder: where the files lie; by default ``$EQUIPOISE_DATA/census-income``, or where that is unset
-            ``census-income`` in the cache folder, the place where :func:`fetch` puts them.
+        folder: the folder of the files; by default ``$EQUIPOISE_DATA/census-income``, or ``census-income`` in the cache
+            folder if that variable is unset, where :func:`fetch` puts them.
 
     Raises:
-        DataError: no file is there, or one is empty, truncated, lacks columns or holds labels that are none.
+        DataError: a file is missing, empty or truncated, lacks columns, or holds invalid labels.
     """
     place = _folder(folder)
     found = all((place / name).is_file() for name in _NOMINAL_FILES)
@@ -141,13 +141,13 @@ def load_full(*, seed: int = 0, validation: float = 0.1, folder: str | os.PathLi
 def fetch(*, folder: str | os.PathLike[str] | None = None, url: str = URL) -> Path:
     """Download the published files from UCI, check them, and put them where :func:`load` looks.
 
-    Nothing is downloaded where both files are there already; nothing is written unless both are as published.
+    Nothing is downloaded if both files exist already; nothing is written unless both are as published.
 
     Returns:
         The folder that holds the files.
 
     Raises:
-        DataError: there is no network, or what came is not the published data set.
+        DataError: there is no network, or the download is not the published data set.
     """
     place = _folder(folder)
     if all((place / name).is_file() for name in _PUBLISHED_ROWS):
@@ -293,7 +293,7 @@ def _parse(path: Path | str, content: bytes) -> pl.DataFrame:
 
 
 def _label(column: str, positive: Sequence[str]) -> pl.Expr:
-    """Return 1 where the column holds a positive value, 0 where another, null where none."""
+    """Return 1 where the column holds a positive value, 0 for other values, null for missing ones."""
     import polars as pl
 
     value = pl.col(column)

@@ -1,4 +1,4 @@
-"""A generated ad funnel for controlled experiments; its true probabilities, and so the best reachable NE, are known."""
+"""A generated ad funnel for controlled experiments, with known true probabilities and best reachable NE."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ _FIELDS: Final = (
 
 @dataclass(frozen=True)
 class Funnel:
-    """The knobs of the generator.
+    """The options of the generator.
 
     The truth is a latent model: each id has a vector of ``latents`` numbers, a row's latent z is the sum
     of its ids' vectors plus the numeric features, and the logit of task m is ``signal`` · ⟨w_m, φ⟩ + b_m,
-    where φ is tanh(z) whitened and ‖w_m‖ = 1. All tasks read all latents, so what one task teaches about
-    an id serves the others. A conversion given a click has such a logit too; without a click its label is
+    where φ is tanh(z) whitened and ‖w_m‖ = 1. All tasks read all latents, so what a model learns about an
+    id from one task helps the others. A conversion given a click has such a logit too; without a click its label is
     0, so its probability is the product of both.
 
     Attributes:
         rows: rows in all splits together, at least 10. Time passes row by row: the first 70 % are the
             train split, the next 10 % validation, the last 20 % test.
-        seed: of everything random, the truth included.
+        seed: the seed of everything random, including the true model.
         conflict: minus the correlation between the weight vectors, hence the true logits, of two tasks on
             different sides (click and conversion against like and long_view), in [-1, 1]; two tasks on
             one side are correlated by ``|conflict|``. At -1 all tasks follow one direction. At 0 they are
@@ -89,12 +89,11 @@ class Funnel:
             KDD 2018, section 3.2). At 1 the sides are opposed: what raises the logits of one lowers the
             other's as much, and gradients on shared parameters point against each other until each task's
             tower has learnt its sign.
-        loss_imbalance: how many times smaller the initial loss of the last task becomes, in [1, 1000].
+        loss_imbalance: the factor by which the initial loss of the last task shrinks, in [1, 1000].
             The initial loss is that of predicting the base rate, its entropy; it is divided by
             ``loss_imbalance^(m/3)`` for m = 0 (click), 1, 2, 3 (conversion), by making labels rarer. (To
             scale a loss without touching the data, scale it in training.)
-        drift: how far the weight vectors turn from the first row to the last, in quarter turns, in [0,
-            1].
+        drift: the rotation of the weight vectors from the first row to the last, in quarter turns, in [0, 1].
         click_rate: expected share of positive labels, in [1e-5, 0.5].
         like_rate: the same, before ``loss_imbalance`` acts.
         long_view_rate: the same, before ``loss_imbalance`` acts.
@@ -189,7 +188,7 @@ class Chunk(NamedTuple):
 
 
 def load(**knobs: Any) -> Dataset:
-    """Generate the data set of ``Funnel(**knobs)``; see there for the knobs."""
+    """Generate the data set of ``Funnel(**knobs)``; :class:`Funnel` explains the options."""
     return generate(Funnel(**knobs))
 
 
@@ -215,9 +214,9 @@ SOURCE: Final = DataSource(
 def generate(funnel: Funnel) -> Dataset:
     """Generate all rows in memory as three splits in the order of time, with the best reachable NE on the test split.
 
-    ``best_ne`` is the NE of the true probabilities themselves on the labels of the test split: the same
-    measure on the same labels as a model's, so that luck with the labels cancels in the difference. In
-    expectation nothing does better, and a model that has seen an id only a few times cannot come close.
+    ``best_ne`` is the NE of the true probabilities themselves on the labels of the test split: computed
+    like a model's NE on the same labels, so that the noise of the labels cancels in the difference. No model
+    does better in expectation, and a model that has seen an id only a few times cannot come close.
     A task whose test labels are all equal has no NE.
 
     Example:
@@ -270,8 +269,8 @@ def generate(funnel: Funnel) -> Dataset:
 def chunks(funnel: Funnel) -> Iterator[Chunk]:
     """Yield the rows in the order of time, 8,192 at once, in memory that does not grow with ``rows``.
 
-    The same rows whatever the number of threads: every chunk has a random stream of its own, and no sum is
-    left to a threaded library. (Another release of NumPy may draw other numbers from the same seed.)
+    The rows do not depend on the number of threads: each chunk has its own random stream, and no sum is left to a
+    threaded library. (Another release of NumPy may draw other numbers from the same seed.)
 
     Example:
         >>> sum(len(chunk.labels) for chunk in chunks(Funnel(rows=100_000)))
@@ -420,7 +419,7 @@ def _intercept(logits: Float32, given: Float32 | None, rate: float) -> float:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    """Replace ``x`` by its sigmoid; returns it."""
+    """Replace ``x`` by its sigmoid in place, and return it."""
     np.negative(x, out=x)
     np.exp(x, out=x)
     x += 1

@@ -17,7 +17,7 @@ ForkFactory = Callable[[], nn.Module]
 
 
 class Unforked(nn.Module):
-    """Stands where a fork would: each task gets the shared tensors as they are, and the gradients of the tasks add up.
+    """Takes the place of a fork: hands the shared tensors to each task, and lets the tasks' gradients add up.
 
     Example:
         >>> Unforked(2)("shared")

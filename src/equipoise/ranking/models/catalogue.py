@@ -57,7 +57,7 @@ def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, *
         name: one of :data:`MODELS`, or an import path such as ``"package.module:Class"``.
         schema: the features and the tasks.
         fork: builds a fork; None: the tasks' gradients simply add up.
-        options: the model's own, as its signature has them.
+        options: keyword options of the model's signature.
 
     Raises:
         SettingError: there is no model of that name, an option is not known, of another kind than its default or out
@@ -83,10 +83,10 @@ def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, *
 
 
 def checked_options(name: str, builder: ModelBuilder, stated: Mapping[str, Any], /) -> dict[str, Any]:
-    """Return the options in the form that the builder's signature asks for.
+    """Return the options as the types that the builder's signature asks for.
 
-    An option must be of its default's kind. A list, or one number, may stand for a tuple of whole numbers; any value
-    may stand where there is no default, or where it is None.
+    An option must have the type of its default. A list or one number may stand for a tuple of whole numbers. An option
+    without a default, or with the default None, takes any value.
 
     Raises:
         SettingError: an option is not known, of another kind, or missing.

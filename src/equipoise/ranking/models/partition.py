@@ -1,4 +1,4 @@
-"""The parameters of a model by task: shared ones and those of one task, as the model states or its graph shows."""
+"""The parameters of a model by task: shared, or of one task, as the model states or its graph shows."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class _StatesPartition(Protocol):
 class Partition:
     """The parameters of a model by the tasks whose losses reach them.
 
-    They are held by name, so that a partition found before a model is spread over ranks, which replaces parameters,
-    holds afterwards too.
+    They are held by name, so that a partition stays valid when spreading a model over ranks replaces its parameters.
 
     Attributes:
         own: task -> names of the parameters that its loss alone reaches.

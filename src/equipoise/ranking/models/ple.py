@@ -17,7 +17,7 @@ __all__ = ["PLE"]
 
 
 class PLE(RankingModel):
-    """Experts that all tasks share beside experts of each task, mixed by gates over several levels, and a tower each.
+    """Shared experts and experts of each task, mixed by gates over several levels, and one tower per task.
 
     Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for Personalized
     Recommendations", RecSys 2020, DOI 10.1145/3383313.3412236, sections 4.1 and 4.2. With x the embedding, N levels,
@@ -119,12 +119,12 @@ class PLE(RankingModel):
 
 
 class _Read(NamedTuple):
-    """The tensors that tasks read of a level.
+    """The tensors of a level that tasks read.
 
     Attributes:
-        inputs: of the gates, shape [B, width]: one per task; one for all tasks where that is the embedding.
-        task_outputs: of the experts of each task, shape [B, task experts, width]; none below the first level.
-        shared_outputs: of the shared experts, shape [B, shared experts, width], alone in a list; none likewise.
+        inputs: the inputs of the gates, shape [B, width]: one per task, or one for all tasks at the embedding.
+        task_outputs: outputs of the experts of each task, shape [B, task experts, width]; empty at the embedding.
+        shared_outputs: a list of the shared experts' outputs, shape [B, shared experts, width]; empty at the embedding.
     """
 
     inputs: list[Tensor]
@@ -133,7 +133,7 @@ class _Read(NamedTuple):
 
 
 class _Column(nn.Module):
-    """A task's experts at one level, and its gate over the level below, whose mixture they read."""
+    """A task's experts at one level, and the gate over the level below whose mixture they read."""
 
     def __init__(self, gate_below: nn.Linear | None, experts: layers.Experts) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _LowerLevel(nn.Module):
         self.shared_gate = shared_gate
 
     def forward(self, read: _Read, shared: Tensor) -> tuple[_Read, Tensor]:
-        """Take what is read of the level below and g^{s,j-1}; return what is read of this one and g^{s,j}."""
+        """Take the tensors read of the level below and g^{s,j-1}; return those of this level and g^{s,j}."""
         columns = [column(task, read) for task, column in enumerate(self.columns)]
         inputs = [column_inputs for column_inputs, _ in columns] if read.task_outputs else read.inputs
         outputs, shared_outputs = [found for _, found in columns], self.shared_experts(shared)
@@ -177,7 +177,7 @@ class _Head(nn.Module):
         self.tower = tower
 
     def forward(self, task: int, read: _Read, top: Tensor) -> Tensor:
-        """Return logits, shape [B], from what is read of the level below and the top shared experts' outputs."""
+        """Return logits, shape [B], from the tensors read of the level below and the top shared experts' outputs."""
         inputs, outputs = self.column(task, read)
         logits: Tensor = self.tower(layers.mixture(self.gate(inputs), torch.cat([outputs, top], dim=1)))
         return logits

@@ -1,4 +1,4 @@
-"""Complete Journey, the default data set: which households met which promotions, and what they bought."""
+"""Complete Journey, the default data set: promotions that households met in a grocer's stores, and their purchases."""
 
 from __future__ import annotations
 

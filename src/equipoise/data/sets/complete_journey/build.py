@@ -1,4 +1,4 @@
-"""The default data set: exposures and purchases of a real grocer in one year, sampled into splits by week."""
+"""The default data set: one year of exposures and purchases at a real grocer, sampled into splits by week."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def load(
     seed: int = 0,
     on_stage: StageListener | None = None,
 ) -> Dataset:
-    """Load Complete Journey: does a household buy what is on promotion in the store it visits? Five nested tasks.
+    """Load Complete Journey: purchases of promoted products by the households that visit a store, as five nested tasks.
 
     An example is one exposure: a household, a store that it bought in that week, and a product on display or
     in the mailer there. Exposures with a purchase are all kept, with weight 1; the others are sampled, and
-    weigh 1 / rate. Ids with fewer than 5 train rows are 0; numbers look at weeks before the example's own,
-    are log(1 + x) and standardised by train rows. The result is kept in the cache folder (see
+    weigh 1 / rate. Ids with fewer than 5 train rows are 0. Numbers come from the weeks before the example's own;
+    they pass through log(1 + x) and are standardised by train rows. The result is kept in the cache folder (see
     :func:`equipoise.data.cache.cached`).
 
     Args:
         rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
             without a purchase are kept; below, only that share of the households, at the default's rate.
-        seed: of the sample, ≥ 0.
-        on_stage: called as the building goes on.
+        seed: the seed of the sample, ≥ 0.
+        on_stage: called at each stage of the building.
 
     Returns:
         Splits by week, rows in the order of weeks: train 9–40, validation 41–44, test 45–49.
@@ -106,7 +106,7 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
 
 
 def ignore_stage(_what: str, _done: float) -> None:
-    """Do nothing: the :data:`StageListener` where none was given."""
+    """Do nothing: the default :data:`StageListener`."""
 
 
 SOURCE: Final = DataSource(

@@ -1,4 +1,4 @@
-"""Encoding of features, learned from train examples alone: codes to ids, numbers to a common scale."""
+"""Encoding of features, learned from train examples alone: codes become ids, numbers get a common scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST: Final = 5
 
 @dataclass(frozen=True)
 class Encoding:
-    """The ids of the codes, and the means and deviations of the numbers, in the train examples.
+    """Feature ids of codes, and means and deviations of numbers, learned from train examples.
 
     Attributes:
         ids: name → feature id per code; 0 for codes not seen; the last entry, reached by code -1, is 0 too.
@@ -48,8 +48,8 @@ class Encoding:
     ) -> Encoding:
         """Learn from the ``train`` rows of codes (-1 is missing) and of numbers ≥ 0 (NaN is unknown).
 
-        Codes of fewer than ``fewest`` rows share id 0 with those never seen, so that what a model learns for
-        id 0 comes from rows like those that will have it.
+        Codes of fewer than ``fewest`` rows share id 0 with those never seen, so that
+        id 0 is trained on rows as rare as those that will have it.
         """
         tables = {}
         for name, column in ids.items():

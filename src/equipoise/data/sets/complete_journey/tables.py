@@ -101,7 +101,7 @@ class Tables:
         campaigns: household → bit mask of the campaigns it received.
         couponed: product → bit mask of the campaigns with a coupon for it.
         started: week → bit mask of the campaigns that started before that week.
-        running: week → bit mask of those of them that had not ended before that week.
+        running: week → bit mask of the started campaigns that had not ended before that week.
     """
 
     purchases: Purchases
