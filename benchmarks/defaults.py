@@ -1,4 +1,4 @@
-"""Which options of MultiBalance and PUB do best on validation data; the defaults in the library come from here.
+"""Search for the options of MultiBalance and PUB that are best on validation data: the library's defaults.
 
     python benchmarks/defaults.py --out benchmarks/results
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def markdown(name: str, rows: list[dict[str, object]]) -> str:
-    """The mean validation NE over the seeds by variant and rate, the best rate's first."""
+    """Return a table of mean validation NE over the seeds by variant and rate, best rate first."""
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         found[str(row["method"])][float(str(row["lr"]))].append(float(str(row["mean_ne"])))

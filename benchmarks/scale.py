@@ -1,8 +1,8 @@
-"""What each method moves, stores and takes at a scale that no machine here has: a model on paper, in code.
+"""A cost model: traffic, memory and time of each method at a scale that no machine here has.
 
     python benchmarks/scale.py --out benchmarks/results/scale-model.md
 
-docs/scale.md states the assumptions and reads the result; scale_ranks.py holds the model against measurements.
+docs/scale.md states the assumptions and discusses the result; scale_ranks.py compares the model with measurements.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step, per rank, on average over PUB's K steps.
+    """The cost of one step per rank, averaged over PUB's K steps.
 
     Attributes:
         forward, backward: dense products of the passes that the plain sum makes too.
@@ -83,17 +83,17 @@ class Cost:
     state: float = 0.0
 
     def plus(self, **changes: float) -> Cost:
-        """With these added."""
+        """Return this cost with the given amounts added."""
         own = asdict(self)
         return Cost(**{name: value + changes.get(name, 0) for name, value in own.items()})
 
     def times(self, factor: float) -> Cost:
-        """So many of it, one after the other."""
+        """Return the cost of so many repetitions, one after the other."""
         return Cost(**{name: factor * value for name, value in asdict(self).items()})
 
 
 def plain_sum(w: Workload) -> Cost:
-    """2 operations per parameter and example forward, 4 backward; Adam; every looked up row read and updated."""
+    """Return the plain sum's cost: 2 operations per parameter and example forward, 4 backward, Adam, rows updated."""
     products = (w.shared + w.tasks * w.head) * w.rows
     dense = FLOAT * (w.shared + w.replicated + w.tasks * w.head)
     adam = 7 * dense  # parameter, gradient and two moments read, all but the gradient written
@@ -105,7 +105,7 @@ def plain_sum(w: Workload) -> Cost:
 
 
 def costs(w: Workload) -> dict[str, Cost]:
-    """Every method's cost, with tables sharded by TorchRec but where a method is refused with them."""
+    """Return the cost of each method, with tables sharded by TorchRec except where a method refuses them."""
     m, k = w.tasks, 1 / w.every
     plain = plain_sum(w)
     shared, heads = FLOAT * (w.shared + w.replicated), FLOAT * m * w.head
@@ -140,7 +140,7 @@ def costs(w: Workload) -> dict[str, Cost]:
 
 
 def seconds(cost: Cost, w: Workload, hardware: Hardware) -> float:
-    """A step's time: what is hidden hides behind the backward pass alone, as far as that is long enough."""
+    """Return a step's time; hidden traffic is hidden behind the backward pass alone, as far as that is long enough."""
     ring = 2 * (w.ranks - 1) / w.ranks / hardware.network
     return (
         (cost.forward + cost.again) / hardware.flops
@@ -153,7 +153,7 @@ def seconds(cost: Cost, w: Workload, hardware: Hardware) -> float:
 
 
 def giga(number: float) -> str:
-    """Bytes in GB, down to what a Gram matrix has."""
+    """Return bytes in GB, with enough digits for a Gram matrix."""
     return (
         f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number:.0f} B"
     )

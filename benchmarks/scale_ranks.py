@@ -1,4 +1,4 @@
-"""What collectives and methods take between processes of one machine, and what scale.py's model makes of the former.
+"""Time of collectives and methods between processes of one machine, compared with the model of scale.py.
 
     python benchmarks/scale_ranks.py --out benchmarks/results/scale-ranks.md
 
@@ -48,7 +48,7 @@ BOTTOM = [512, 256]
 
 
 def all_reduces() -> dict[int, float]:
-    """Numbers -> median seconds of an all-reduce of so many."""
+    """Return the median seconds of an all-reduce by its number of elements."""
     medians = {}
     for size in SIZES:
         numbers, seconds = torch.ones(size), []
@@ -63,7 +63,7 @@ def all_reduces() -> dict[int, float]:
 
 
 class Sent:
-    """Counts what goes through both of PyTorch's ways to an all-reduce within the block."""
+    """Counts the elements of all-reduces within the block, by both of PyTorch's calls for one."""
 
     def __init__(self) -> None:
         self.calls = self.bytes = 0
@@ -85,7 +85,7 @@ class Sent:
 
 
 def methods(rank: int, ranks: int, rows: int) -> dict[str, dict[str, float]]:
-    """Each method's seconds a step of so many rows over all ranks, and what it sends in one."""
+    """Return the seconds of each method's step with so many rows over all ranks, and the elements it sends."""
     dataset = load("funnel", rows=40 * BATCH)
     world = World(rank, ranks)
     settings = TrainingSettings.of(lr=1e-3, model_options={"bottom": BOTTOM})
@@ -132,7 +132,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 
 
 def rate(work: Callable[[], object], amount: float) -> float:
-    """So much per second, by the median of several calls of what does it."""
+    """Return the amount per second, by the median time of several calls."""
     seconds = []
     for _ in range(WARM_UP + REPEATS):
         started = time.perf_counter()
@@ -142,7 +142,7 @@ def rate(work: Callable[[], object], amount: float) -> float:
 
 
 def calibrated(two: dict[int, float]) -> Hardware:
-    """One thread of this machine, and the all-reduces between two ranks."""
+    """Return the rates of one thread of this machine, and of all-reduces between two ranks."""
     left, right, large = torch.ones(BATCH // 2, BOTTOM[0]), torch.ones(*BOTTOM), torch.ones(16_000_000)
     target, largest = torch.empty_like(large), SIZES[-1]
     latency = statistics.median(two[size] for size in SIZES[:4]) / 2  # the model's 2 log2(2) hops
@@ -155,7 +155,7 @@ def calibrated(two: dict[int, float]) -> Hardware:
 
 
 def workload(ranks: int, rows: int) -> Workload:
-    """What ``methods`` trains."""
+    """Return the workload that ``methods`` trains."""
     schema = load("funnel", rows=40 * BATCH).schema
     learner = Learner(
         schema, parse_method("equal"), TrainingSettings.of(lr=1e-3, seed=0, model_options={"bottom": BOTTOM})

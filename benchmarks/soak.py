@@ -1,4 +1,4 @@
-"""A long training with every method in turn: does memory grow, do steps slow down?
+"""Growth of memory and drift of step times over a long training with each method in turn.
 
     python benchmarks/soak.py --out benchmarks/results/soak-cpu.json
 
@@ -43,7 +43,7 @@ Stepper = Callable[[], float]
 
 
 def resident() -> int:
-    """Bytes of this process in memory, now."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 

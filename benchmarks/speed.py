@@ -1,4 +1,4 @@
-"""What balancing costs: whole training steps against the plain sum of the losses, interleaved in one process.
+"""Cost of balancing: whole training steps against the plain sum of the losses, interleaved in one process.
 
     python benchmarks/speed.py --out benchmarks/results/speed-cpu.json
 
@@ -53,7 +53,7 @@ SIZES = {"cpu": Size(4096, 16), "cuda": Size(65_536, 64)}
 
 
 class Features(torch.nn.Module):
-    """Hands the shared tensor on and remembers it: what torchjd differentiates with respect to."""
+    """Passes the shared tensor on and keeps it, because torchjd differentiates with respect to it."""
 
     def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
         self.shared = shared

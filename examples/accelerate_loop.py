@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: prepare and accelerator.backward as ever, also with gradient accumulation."""
+"""Hugging Face Accelerate: prepare and accelerator.backward as usual, also with gradient accumulation."""
 
 import torch
 from accelerate import Accelerator

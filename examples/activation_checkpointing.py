@@ -1,4 +1,4 @@
-"""Activation checkpointing: what is computed again in the backward pass does not balance again."""
+"""Activation checkpointing: recomputing activations in the backward pass does not balance a second time."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from ranker import Ranker, batches, task_losses
 
 
 class CheckpointedRanker(Ranker):
-    """Keeps no activations of table, bottom, fork and towers between the two passes."""
+    """Stores no activations of table, bottom, fork and towers between the two passes."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return checkpoint(super().forward, ids, use_reentrant=False)

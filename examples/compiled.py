@@ -1,4 +1,4 @@
-"""torch.compile: forward and backward pass are compiled whole, the fork with them."""
+"""torch.compile: forward and backward pass are compiled whole, including the fork."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: the fork sums M² numbers over the ranks, and weighs as one process with all rows would.
+"""DistributedDataParallel: the fork sums M² numbers over the ranks, and finds the weights of one process with all rows.
 
 torchrun --nproc-per-node 2 examples/data_parallel.py
 """

@@ -1,4 +1,4 @@
-"""FSDP2: parameters and optimizer state are sharded over the ranks; the fork stays, and weighs as in one process.
+"""FSDP2: parameters and optimizer state are sharded over the ranks; the fork finds the weights of one process.
 
 torchrun --nproc-per-node 2 examples/fully_sharded.py
 """

@@ -13,7 +13,7 @@ WORDS = ["the", "film", "is", "was", "very", "good", "bad", "long", "short", "no
 
 
 class Reader(nn.Module):
-    """Is the text positive, and does it speak of length? The second loss is 23 times as large as the first."""
+    """Predicts if a text is positive and if it mentions length; the second loss is 23 times as large as the first."""
 
     def __init__(self, fork: nn.Module | None) -> None:
         super().__init__()

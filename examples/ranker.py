@@ -1,4 +1,4 @@
-"""What the integrations' examples train: two tasks, one of them rare, on made-up rows; nothing here is equipoise's."""
+"""A ranker for the integrations' examples: two tasks, one of them rare, on made-up rows; plain PyTorch."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Ranker(nn.Module):
 
 
 def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Shape [tasks]."""
+    """Return one loss per task, shape [tasks]."""
     return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
 
 

@@ -1,4 +1,4 @@
-"""MultiBalance inside TorchRec's pipeline, which stays as it is.
+"""MultiBalance in TorchRec's unchanged pipeline.
 
 torchrun --nproc-per-node 2 examples/torchrec_pipeline.py
 """
@@ -29,7 +29,7 @@ ROWS, STEPS = 64, 20
 
 @dataclass
 class Examples(Pipelineable):
-    """What a loader would yield."""
+    """A batch, as a loader would yield it."""
 
     ids: torchrec.KeyedJaggedTensor
     labels: Tensor
@@ -60,7 +60,7 @@ class Towers(nn.Module):
 
 
 class Ranker(nn.Module):
-    """Returns the loss first, as the pipeline expects, whose tracer wants the tables apart from what loops."""
+    """Returns the loss first, as the pipeline expects; its tracer wants the tables outside of modules with loops."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ STEPS = 8000
 
 
 def losses(x: Tensor) -> Tensor:
-    """Both losses at points ``x`` [..., 2], shape [..., 2]."""
+    """Return both losses at points ``x`` [..., 2], shape [..., 2]."""
     x1, x2 = x.unbind(-1)
     f1 = ((0.5 * (-x1 - 7) - torch.tanh(-x2)).abs().clamp(min=5e-6)).log() + 6
     f2 = ((0.5 * (-x1 + 3) + torch.tanh(-x2) + 2).abs().clamp(min=5e-6)).log() + 6
@@ -34,7 +34,7 @@ def losses(x: Tensor) -> Tensor:
 
 
 def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor:
-    """The points that ``method`` ("Adam", "MultiBalance" or "PUB") passes from ``start``, shape [steps + 1, 2]."""
+    """Return the path of ``method`` ("Adam", "MultiBalance" or "PUB") from ``start``, shape [steps + 1, 2]."""
     x = nn.Parameter(torch.tensor(start))
     adam = torch.optim.Adam([x], lr=LEARNING_RATE)
     points = [x.detach().clone()]
@@ -60,7 +60,7 @@ def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor
 
 
 def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
-    """One panel per method: its paths over the contours of the mean loss."""
+    """Draw one panel per method: its paths over the contours of the mean loss."""
     import matplotlib as mpl  # only the picture needs it
 
     mpl.use("Agg")
@@ -96,7 +96,7 @@ def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
 
 
 def main() -> None:
-    """Runs all methods from all starts and draws them."""
+    """Run all methods from all starts and draw them."""
     default = Path(__file__).resolve().parent.parent / "docs" / "toy_figure2.png"
     parser = argparse.ArgumentParser(description="Draw figure 2 of the PUB paper with this package's methods.")
     parser.add_argument("--out", type=Path, default=default, help="the picture (default: docs/toy_figure2.png)")
