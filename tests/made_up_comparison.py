@@ -46,7 +46,7 @@ NE = {
 
 @dataclass
 class Comparison:
-    """What to write; the defaults are a finished comparison of eight methods with five seeds."""
+    """Options of the comparison to write; by default it is finished, with eight methods and five seeds."""
 
     methods: tuple[str, ...] = tuple(LABELS)
     seeds: int = 5

@@ -1,6 +1,6 @@
-"""To add a method, a model or a data set to equipoise itself: one row, and one file where it has code of its own.
+"""Adding a method, a model or a data set to equipoise takes one row, and one file if it has code of its own.
 
-The files are added to a copy of the package, in which every command, list and test must find them then.
+The files are added to a copy of the package, in which every command, list and test must find them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the package promises to whoever installs it: versions, contents, dependencies, the first command."""
+"""The installed package: versions, contents, dependencies, the first command."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ print(sorted(equipoise.Monitor(fork, optimizer).read().scalars())[0])
 
 
 def optional_modules() -> list[str]:
-    """The names under which the packages of the extras are imported."""
+    """Return the import names of the packages in the extras."""
     optional = {canonicalize_name(found.name) for found in requirements()} - {"torch"}
     return sorted(
         module

@@ -1,4 +1,4 @@
-"""Reachability against what autograd itself answers, on random graphs and on the models people write."""
+"""Reachability against autograd's own gradients, on random graphs and on common models."""
 
 import random
 
@@ -20,7 +20,7 @@ def ids(leaves):
 
 
 def asked(losses, leaves, *, nonzero=False):
-    """The leaves that `torch.autograd.grad` finds a gradient for (other than zero)."""
+    """Return the leaves for which `torch.autograd.grad` finds a gradient other than zero."""
     found = []
     for loss in losses:
         gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)

@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python examples run, and its commands and names exist."""
+"""The README's Python examples run, and its commands and names exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A schema takes what it says it takes, and refuses everything else in one sentence."""
+"""A schema takes valid columns and batches, and refuses all others with one sentence."""
 
 import pytest
 import torch

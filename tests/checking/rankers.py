@@ -1,4 +1,4 @@
-"""A small ranker that takes its towers' inputs from wherever a test says."""
+"""A small ranker whose tests choose where the towers' inputs come from."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Ranker(nn.Module):
         )
 
     def wire(self, z: Tensor, _: Tensor) -> list[Tensor]:
-        """The towers' inputs from the shared tensor and the embedding."""
+        """Return the towers' inputs, from the shared tensor and the embedding."""
         return list(self.fork(z))
 
     def forward(self, ids: Tensor) -> list[Tensor]:

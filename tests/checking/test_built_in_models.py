@@ -1,4 +1,4 @@
-"""Every built-in model passes its own check: forks in their place, and what it says is shared is what is shared."""
+"""Every built-in model passes ``check``: its forks are placed right, and it names its shared parameters truly."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The page on where to fork says what `check` really prints."""
+"""The page on where to fork shows the output that `check` really prints."""
 
 import re
 from pathlib import Path

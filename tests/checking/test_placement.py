@@ -1,4 +1,4 @@
-"""Every way to put a fork into the wrong place is found, and said in words that name the culprit."""
+"""Each way to misplace a fork is found, with a message that names the misplaced part."""
 
 import pytest
 import torch
@@ -179,7 +179,7 @@ def test_a_fork_outside_the_model():
 
 
 class TwoLevels(nn.Module):
-    """Two levels of shared and own experts; `second` says what the shared expert of level 2 reads."""
+    """Two levels of shared and own experts; `second` gives the input of the shared expert of level 2."""
 
     def __init__(self, read):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an optimizer steps and shares, against what the losses reach."""
+"""Checks of optimizers: the parameters they step and share, against those that the losses reach."""
 
 import pytest
 import torch

@@ -140,7 +140,7 @@ def test_a_wrong_type_in_a_config_is_named(tmp_path: Path) -> None:
 
 
 def test_square_brackets_in_a_message_are_shown(tmp_path: Path) -> None:
-    """They are markup to the console elsewhere."""
+    """Elsewhere the console reads square brackets as markup."""
     config = tmp_path / "plan.yaml"
     config.write_text("methods: '[equal]'\n")
     assert "found '[equal]'" in run("compare", "--config", str(config))[1]

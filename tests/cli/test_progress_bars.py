@@ -1,4 +1,4 @@
-"""What a log of a comparison says, where there is no terminal to draw bars on."""
+"""Progress of a comparison in a log, where there is no terminal to draw bars on."""
 
 import io
 import math

@@ -59,7 +59,7 @@ def test_a_data_set_a_method_and_a_model_are_taken_as_objects(tmp_path: Path, fu
 
 
 def test_the_data_set_that_is_given_is_the_one_that_is_trained_on(tmp_path: Path, funnel: data.Dataset) -> None:
-    """The name of a known data set on an object does not bring that data set in its place."""
+    """A data set object with the name of a known one is not replaced by the known one."""
     fewer = replace(funnel, name="funnel", train=replace(funnel.train, labels=1 - funnel.train.labels))
     run = compare(fewer, methods=["equal"], out=tmp_path, jobs=1, **SMALL).runs[0]
     assert json.loads((tmp_path / "plan.json").read_text())["rows"]["train"] == 1050

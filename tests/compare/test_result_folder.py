@@ -1,4 +1,4 @@
-"""A comparison's folder is written whole, read as far as it goes, and what is wrong in it is named."""
+"""A comparison's folder is written whole and read as far as it is complete; errors name the damaged file."""
 
 import json
 

@@ -23,7 +23,7 @@ METHODS_SHORT = ["equal", "multibalance"]
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Throughput has tests of its own; here it would only take time."""
+    """Replace the throughput measurement, which has its own tests, to save time."""
     measured = Throughput(ratio=1.0, low=0.9, high=1.1, pairs=3)
     monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: measured)
     monkeypatch.setattr(runner_module, "peak_memory", lambda *_: 1000)
@@ -34,7 +34,7 @@ def plan(**settings: object) -> Settings:
 
 
 def results(file: Path) -> dict[tuple[str, int], dict]:
-    """What must not depend on where and when a run was made."""
+    """Return the runs without their timing, which alone may depend on where and when they were made."""
     runs = [json.loads(line) for line in file.read_text().splitlines()]
     timing = {"seconds": 0, "examples_per_second": 0}
     return {(run["method"], run["seed"]): run | timing for run in runs}

@@ -17,7 +17,7 @@ class Clock:
 
 
 def ran(left: TimeLeft, clock: Clock, method: str, seconds: float) -> None:
-    """One run from its first step to its end."""
+    """Make one run from its first step to its end."""
     job = Job(method, round(clock.now), 1e-3)
     left.step(job, 0, 100)
     clock.now += seconds

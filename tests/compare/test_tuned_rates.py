@@ -1,4 +1,4 @@
-"""Tuned rates come from files that tuning wrote, and are not taken for another recipe without a word."""
+"""Tuned rates come from files that tuning wrote; using them for another recipe is reported."""
 
 from collections import Counter
 

@@ -46,7 +46,7 @@ def test_where_every_rate_diverged_the_lowest_is_taken() -> None:
 
 
 def test_tasks_that_lack_a_value_in_some_seeds_are_in_no_mean_of_any_method() -> None:
-    """Otherwise a method would be judged by an easy task that another one's mean leaves out."""
+    """Otherwise one method's mean would count an easy task that another method's mean leaves out."""
     runs = [
         run(1e-3, seed=1000, a=0.5, b=NAN, c=0.9), run(1e-3, seed=1001, a=NAN, b=0.5, c=0.9),
         run(1e-2, seed=1000, a=0.9, b=0.9, c=0.8), run(1e-2, seed=1001, a=0.9, b=0.9, c=0.8),

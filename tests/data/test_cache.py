@@ -1,4 +1,4 @@
-"""The cache gives back what was built, never half of it, and survives whatever lies in its folder."""
+"""The cache returns what was built, never a part of it, and survives any files in its folder."""
 
 import json
 import logging

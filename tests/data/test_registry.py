@@ -1,4 +1,4 @@
-"""Data sets by name: refusals that say what there is, sets of other packages, packages imported only when needed."""
+"""Data sets by name: helpful refusals, sets of other packages, imports only when needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("complete-journey", "census-income", "census-income-full", "funnel")
 
 
 def own(*, rows: int = 4, seed: int = 0, on_stage: StageListener | None = None) -> Dataset:
-    """A data set of somebody else."""
+    """A data set of another package."""
     if on_stage is not None:
         on_stage("drawing", 0.0)
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 
 def on_ranks(ranks: int, folder: Path, work: Callable[[int], dict]) -> list[dict]:
-    """What ``work(rank)`` gives on each rank; it must live at the top of a module."""
+    """Return the result of ``work(rank)`` on each rank; ``work`` must be at the top of a module."""
     # Each rank is a copy of one process that has imported the slow packages already.
     multiprocessing.set_forkserver_preload(["torchrec", "torch.distributed.fsdp", "equipoise.training"])
     mp.start_processes(_run, args=(ranks, folder, work), nprocs=ranks, start_method="forkserver")

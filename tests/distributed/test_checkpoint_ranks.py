@@ -42,7 +42,7 @@ def logits(trained: Learner) -> torch.Tensor:
 
 
 def go_on(trained: Learner) -> dict:
-    """What it predicts now, its losses from here on, and what it predicts then."""
+    """Return predictions now, the losses of further steps, and predictions after them."""
     found = {"loaded": logits(trained)}
     losses = torch.stack([trained.step(batch) for batch in batches(2, AFTER)])
     if trained.world.size > 1:
@@ -76,14 +76,14 @@ def read(rank: int, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> tuple[Path, dict]:
-    """Where four ranks have written, and how they went on."""
+    """Return the folder that four ranks wrote to, and the results of their further steps."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return folder, on_ranks(4, tmp_path_factory.mktemp("four"), partial(write, folder=folder))[0]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 8])
 def others(request, four, tmp_path_factory) -> list[dict]:
-    """How each of so many ranks goes on."""
+    """Return the results of further steps on each of 1, 2 or 8 ranks."""
     return on_ranks(request.param, tmp_path_factory.mktemp("others"), partial(read, folder=four[0]))
 
 

@@ -32,7 +32,7 @@ def batches() -> list[Batch]:
 
 
 def train(name: str, sharding: str, world: World) -> dict | str:
-    """The batches' losses and the predictions at the end; or why not."""
+    """Return the batches' losses and the last predictions, or the reason for a refusal."""
     try:
         settings = TrainingSettings.of(lr=0.01, seed=3, sharding=sharding)
         learner = Learner(SCHEMA, METHODS[name], settings, epoch_steps=3, world=world)

@@ -68,7 +68,7 @@ ON_RANKS = ["accelerate_loop", "pub_accelerate", "lightning_module", "pub_lightn
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> Path:
-    """Where two ranks have saved what they trained; one launch, because importing the engines is the slow part."""
+    """Return the folder of two ranks' trained models; one launch, because importing the engines is the slow part."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("engine_ranks.py")

@@ -1,4 +1,4 @@
-"""A loss that is not finite on one rank alone: what is skipped is skipped on all, as in one process."""
+"""A loss that is not finite on one rank alone: all ranks skip the same, as one process does."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def train(name: str, policy: str, world: World, sharding: str = "ddp") -> dict:
     losses, calls = learner_module.task_losses, [0]
 
     def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
-        """In one step rank 0's rows, or in one process all, have a loss of `buy` that is NaN."""
+        """Make the loss of `buy` NaN in one step, for the rows of rank 0, or for all rows in a single process."""
         found = losses(logits, labels, **options)
         calls[0] += 1
         tasks = range(len(found)) if len(found) > 1 else [(calls[0] - 1) % 2]
@@ -81,7 +81,7 @@ RANKS_BAD = {0: (3, 250), 1: (2, 250, 251)}  # rank -> steps in which its loss o
 
 
 def count(rank: int) -> dict:
-    """What NonFiniteLosses says of 260 steps, more than it keeps apart."""
+    """Return the counts of NonFiniteLosses after 260 steps, more than it stores one by one."""
     watch = NonFiniteLosses(World(rank, 2), ["click", "buy"])
     for step in range(1, 261):
         watch.add(torch.tensor([1.0, torch.nan if step in RANKS_BAD[rank] else 1.0]), step)

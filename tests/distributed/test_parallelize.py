@@ -141,7 +141,7 @@ def refusals() -> dict[str, Any]:
 
 
 def placed(rank: int) -> dict[str, Any]:
-    """How parallelize has spread tables and layers."""
+    """Return how parallelize spread tables and layers."""
     del rank
     found: dict[str, Any] = {}
     for sharding in TORCHREC:
@@ -156,7 +156,7 @@ def placed(rank: int) -> dict[str, Any]:
 
 
 def rates(rank: int) -> dict[str, Any]:
-    """The tables' learning rate beside the other's in a training in which it falls to 0, and whether they then move."""
+    """Return the tables' learning rate beside the dense one as both fall to 0, and whether tables still move then."""
     schema = Schema([Categorical("user", 50)], [Numeric("age")], [Task("click")])
     learner = Learner(
         schema,
@@ -178,7 +178,7 @@ def rates(rank: int) -> dict[str, Any]:
 
 
 def named(rank: int) -> bool:
-    """Whether tables whose features have names that are none of a module give what one table gives."""
+    """Return whether tables with feature names that are invalid as module names give the result of one table."""
     del rank
     schema = Schema([Categorical(name, 9) for name in ("a.b", "training", "c@1")], [Numeric("d")], [Task("click")])
     ids, numeric = torch.arange(12).reshape(4, 3) % 9, torch.randn(4, 1)
@@ -189,7 +189,7 @@ def named(rank: int) -> bool:
 
 
 def refusals_with_tables() -> dict[str, str]:
-    """Of PUB in one's own loop with TorchRec."""
+    """Return the refusals of PUB in a plain loop with TorchRec."""
     found = {}
     call = parallelize(build("pub", "shared-bottom"), "data-parallel")
     dense = list(dense_parameters(call).values())

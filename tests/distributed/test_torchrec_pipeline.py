@@ -49,7 +49,7 @@ def train(rank: int, pipelined: bool, overlap: bool) -> dict:
 
 
 class Total(torch.nn.Module):
-    """The losses' sum, or PUB's total of them; a module of its own is what the pipeline's tracer does not look into."""
+    """Returns the sum of the losses, or PUB's total of them; the pipeline's tracer does not look into a submodule."""
 
     optimizer: PUB | None = None
 
@@ -58,7 +58,7 @@ class Total(torch.nn.Module):
 
 
 def train_pub(rank: int, how: str) -> dict | str:
-    """With PUB around Adagrad, tables fused; "unaware" leaves the sum to the pipeline, which tells PUB nothing."""
+    """Train with PUB around Adagrad and fused tables; "unaware" hands PUB no losses, only the pipeline's sum."""
     module = example()
 
     class Ranker(module.Ranker):

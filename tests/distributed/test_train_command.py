@@ -41,7 +41,7 @@ def numbers(found: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Callable[..., Path]:
-    """The folder of a training that nothing has disturbed, for all tests that compare with it: to be read only."""
+    """Return the folder of an uninterrupted training, which tests compare with and must not change."""
 
     @cache
     def train(method: str, sharding: str | None = None, ranks: int = 2) -> Path:
@@ -62,7 +62,7 @@ def test_two_ranks_give_the_result_of_one_process(trained, sharding, method):
 
 
 def test_sharded_tables_give_on_two_ranks_the_result_of_one(trained):
-    """Not that of a plain process: tables that TorchRec shards are stepped by Adagrad."""
+    """One process with sharded tables, not a plain one: TorchRec steps sharded tables by Adagrad."""
     found, expected = (numbers(record(trained("multibalance", "row-wise", ranks))) for ranks in (2, 1))
     assert found == pytest.approx(expected, rel=1e-5)
 

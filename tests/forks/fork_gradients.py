@@ -1,4 +1,4 @@
-"""What the tests of the fork feed it with: given weights, given gradients."""
+"""Helpers of the fork's tests: a fork with given weights, and backward passes with given gradients."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from equipoise.forks.fork import Fork
 
 
 class Fixed(Fork):
-    """Weights given from outside; remembers what `weigh` was told."""
+    """A fork with given weights that remembers the arguments of `weigh`."""
 
     def __init__(self, weights):
         super().__init__(len(weights))
@@ -28,7 +28,7 @@ def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = None) -> Tensor:
-    """What flows upstream where task m's gradient is `gradients[m]`, None for a loss not computed."""
+    """Return the gradient sent upstream if task m's gradient is `gradients[m]`, None for a loss not computed."""
     like = next(gradient for gradient in gradients if gradient is not None)
     shared = torch.zeros_like(like, requires_grad=True) if shared is None else shared
     branches = fork(shared)

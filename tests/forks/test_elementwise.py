@@ -22,7 +22,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True, database=None
 
 
 class Largest(Elementwise):
-    """Of each element the gradient of the largest size; remembers what it was told."""
+    """Keeps, of each element, the gradient of the largest size; remembers its arguments."""
 
     def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
         self.told = gradients, present

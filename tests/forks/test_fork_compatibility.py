@@ -43,7 +43,7 @@ def batches(count: int = 5) -> list[Tensor]:
 
 
 def train(model: nn.Module, call=None, *, steps: list[Tensor] | None = None) -> nn.Module:
-    """The plain loop; `call` stands for the model where it is wrapped."""
+    """Train in the plain loop; `call` is the wrapped model."""
     call = model if call is None else call
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     for x in batches() if steps is None else steps:
@@ -54,7 +54,7 @@ def train(model: nn.Module, call=None, *, steps: list[Tensor] | None = None) -> 
 
 
 def assert_same(found: nn.Module, expected: nn.Module, **tolerance) -> None:
-    """Parameters, the fork's state and its last step."""
+    """Assert equal parameters, equal state of the forks and equal last steps."""
     pairs = zip(found.state_dict().items(), expected.state_dict().items(), strict=True)
     for (name, a), (_, b) in pairs:
         torch.testing.assert_close(a, b, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
@@ -65,7 +65,7 @@ def assert_same(found: nn.Module, expected: nn.Module, **tolerance) -> None:
 
 @pytest.fixture
 def compiled():
-    """torch.compile with nothing left over from other tests."""
+    """Compile a model, with nothing left over from other tests."""
     torch._dynamo.reset()
     yield lambda model, backend: torch.compile(model, fullgraph=True, backend=backend)
     torch._dynamo.reset()
@@ -173,7 +173,7 @@ def test_statistics_do_not_depend_on_where_autocast_ends():
 
 
 def train_scaled(model: nn.Module, scaler: torch.amp.GradScaler, steps: list[Tensor], scale=None) -> list[float]:
-    """The usual loop with a GradScaler; the scales it went through."""
+    """Train in the usual loop with a GradScaler; return the scales of all steps."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     scales = []
     for x in steps:
@@ -362,7 +362,7 @@ def test_recurrent_bottoms_learn(kind):
 
 
 def test_with_overlap_a_step_has_the_weights_that_the_step_before_would_have_had_without():
-    """Also compiled, and through a copy between two steps."""
+    """Tested compiled too, and with a copy of the model between two steps."""
 
     def train(fork: MultiBalance, compiled: bool = False) -> list[Tensor]:
         call = torch.compile(fork, backend="eager", fullgraph=True) if compiled else fork

@@ -46,7 +46,7 @@ def batches(steps: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def losses(scores: list[Tensor], labels: Tensor) -> list[Tensor]:
-    """Sum over the labelled rows (others are NaN) over the batch size; nothing for a task without labels."""
+    """Return each task's summed loss of labelled rows (others are NaN) over the batch size; none without labels."""
     found = []
     for m, score in enumerate(scores):
         labelled = ~labels[:, m].isnan()
@@ -59,7 +59,7 @@ def losses(scores: list[Tensor], labels: Tensor) -> list[Tensor]:
 def train(
     model: nn.Module, *, rank: int | None = None, reduce=None, spoil=None, lr=1e-5, steps: int = 4
 ) -> list[Tensor]:
-    """The plain loop over the rank's share of each batch, all of it if None; the weights of every step."""
+    """Train on the rank's share of each batch (all of it if None) and return the weights of every step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     fork = next(module for module in model.modules() if isinstance(module, MultiBalance))
     weights = []
@@ -122,9 +122,9 @@ def without_ddp(rank: int) -> dict:
 
 
 def overlapped(rank: int) -> dict:
-    """Saves and loads between two steps too: what is under way must have arrived.
+    """Save and load between two steps, too: the matrix under way must have arrived.
 
-    Many steps, because before each DDP broadcasts buffers, at a moment when the matrix is still under way.
+    Makes many steps, because DDP broadcasts buffers before each, while the matrix is still under way.
     """
     model = Ranker(seed=rank, overlap=True)
     weights = train(DistributedDataParallel(model), rank=rank, steps=MANY)
@@ -141,7 +141,7 @@ def compiled_overlap(rank: int) -> dict:
 
 
 def sent(rank: int) -> dict[str, list[int]]:
-    """How many numbers each all-reduce of three steps has, by either of PyTorch's ways to one."""
+    """Return the number of elements of each all-reduce in three steps, by both of PyTorch's calls for it."""
     found = {}
     for overlap in (False, True):
         sizes = found["overlap" if overlap else "plain"] = []
@@ -160,7 +160,7 @@ def sent(rank: int) -> dict[str, list[int]]:
 
 
 def under_way(rank: int) -> dict:
-    """Right after a backward pass with overlap: does anybody wait, and does nobody read what has not arrived?"""
+    """Return whether backward waits with overlap, and the arriving matrix as copies, moves and state dicts see it."""
 
     def stepped() -> Ranker:
         model = Ranker(overlap=True)
@@ -183,7 +183,7 @@ def under_way(rank: int) -> dict:
 
 
 def groups_used(rank: int) -> dict:
-    """The process groups of the all-reduces of two forks, by what they were given."""
+    """Return the process groups of the all-reduces of two forks, by the group they were given."""
     found = {}
     for name, process_group in (("none", None), ("the default", dist.group.WORLD)):
         groups = found[name] = []
@@ -209,7 +209,7 @@ def groups_used(rank: int) -> dict:
 
 
 def captured(rank: int) -> dict:
-    """What a fork says while a CUDA graph is captured, with and without overlap."""
+    """Return a fork's messages while a CUDA graph is captured, with and without overlap."""
     found = {}
     for overlap in (False, True):
         model = Ranker(overlap=overlap)
@@ -227,7 +227,7 @@ def captured(rank: int) -> dict:
 
 
 def paused_on_one_rank(rank: int) -> dict:
-    """One rank alone looks at its tasks' gradients before every step."""
+    """Train, with one rank alone looking at its tasks' gradients before every step."""
     model = Ranker()
 
     def look(*_: object) -> None:
@@ -290,7 +290,7 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    """What every rank recorded; all scenarios in one pair of processes, because starting them is the slow part."""
+    """Return the record of each rank; all scenarios share one pair of processes, which are slow to start."""
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(work, args=(folder,), nprocs=RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]

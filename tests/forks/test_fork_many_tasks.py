@@ -78,7 +78,7 @@ def overflown(model: Ranker, x: Tensor) -> None:
 
 
 def a_gradient_kept(model: Ranker, x: Tensor) -> None:
-    """What a hook or ``retain_grad`` saw must not change in the next step."""
+    """Check that a gradient kept by a hook or ``retain_grad`` does not change in the next step."""
     kept: list[Tensor] = []
     handle = model.fork.register_forward_hook(lambda *call: [b[0].register_hook(kept.append) for b in call[2]] and None)
     plain(model, x)

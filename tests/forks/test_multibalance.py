@@ -1,4 +1,4 @@
-"""What MultiBalance promises whatever the numbers: invariances, simplex, min-norm point, state, errors."""
+"""Properties of MultiBalance for all gradients: invariances, simplex, min-norm point, state, errors."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True, database=None
 
 
 def feed(fork: Fork, gradients: list[Tensor | None]) -> Tensor:
-    """What flows upstream where task m's gradient is `gradients[m]`, None for a loss not computed."""
+    """Return the gradient sent upstream if task m's gradient is `gradients[m]`, None for a loss not computed."""
     like = next(gradient for gradient in gradients if gradient is not None)
     shared = torch.zeros_like(like, requires_grad=True)
     sum(
@@ -156,7 +156,7 @@ def test_the_cosine_direction_works_with_three_tasks():
 
 @pytest.mark.parametrize("direction", SCALE_FREE)
 def test_tasks_that_never_share_a_step_are_brought_to_the_same_length(direction):
-    """Tasks in turn: the mean length covers those that are known, not those of the step alone."""
+    """Tasks in turn: the mean length covers all tasks with a known average, not those of the step alone."""
     fork = MultiBalance(3, direction=direction)
     lengths = [0.1, 1.0, 30.0]
     for step in range(60):

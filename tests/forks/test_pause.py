@@ -1,4 +1,4 @@
-"""A pause leaves no trace, and torch.func: what balances there as backward() does, and what says that it cannot."""
+"""A pause leaves no trace; torch.func balances as backward() does, or refuses with a message."""
 
 import copy
 

@@ -61,7 +61,7 @@ def test_a_model_in_training_cannot_be_scripted():
 
 
 def test_a_model_whose_fork_scripting_has_replaced_refuses_to_be_trained():
-    """``torch.jit.script`` puts what it takes for a fork into the model that it is given."""
+    """``torch.jit.script`` replaces the fork in the very model that it is given."""
     model = Served(MultiBalance(2)).eval()
     torch.jit.script(model)
     with pytest.raises(RuntimeError, match=r"cannot be trained any more. Script a copy"):

@@ -1,4 +1,4 @@
-"""What crosses a fork beside tensors that need a gradient: None, plain values, packed sequences, other layouts."""
+"""Inputs of a fork besides plain tensors: None, plain values, packed sequences, other layouts."""
 
 import enum
 from dataclasses import dataclass

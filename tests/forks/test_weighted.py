@@ -1,4 +1,4 @@
-"""Weightings that others wrote, or fixed numbers, at the fork: they see the tasks present and no others."""
+"""Weightings of other libraries and fixed weights at the fork: they see the present tasks only."""
 
 import copy
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 
 class Seen:
-    """Inverse norms; remembers the matrices that it was shown."""
+    """Weighs by inverse norms; remembers the matrices that it was given."""
 
     def __init__(self) -> None:
         self.grams: list[Tensor] = []

@@ -32,7 +32,7 @@ def present(step: int) -> Tensor:
 
 
 def train(weighting: LossWeighting, steps: range) -> list[Tensor]:
-    """The weights of some steps, in each of which half of the tasks' losses is what the step leaves; epochs of 4."""
+    """Return the weights of several steps, each of which halves the tasks' losses; an epoch is 4 steps."""
     learned = weighting.learned_parameters()
     optimizer = torch.optim.Adam(learned, lr=0.1) if learned else None
     found = []

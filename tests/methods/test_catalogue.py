@@ -1,4 +1,4 @@
-"""What holds for every row of the catalogue, so that a new row is tested without a new test file."""
+"""Tests of every row of the catalogue, so that a new row needs no new test file."""
 
 import pytest
 import torch

@@ -163,7 +163,7 @@ class Reference:
         self.history.append(np.concatenate([self.values[name].reshape(-1) for name in sorted(self.values)]))
 
     def shared_move(self, gs: list[np.ndarray], here: list[int], theta: np.ndarray) -> np.ndarray:
-        """What is subtracted from θ, over the largest learning rate."""
+        """Return the step subtracted from θ, divided by the largest learning rate."""
         units = self.rates / self.rates.max()
         if self.method == "plain":
             u, self.state[0] = self.rule(sum(gs), theta, self.state[0])

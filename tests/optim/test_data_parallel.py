@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 
 def train(name: str, rank: int | None) -> dict:
-    """One rank's training on its half of the batches; with rank None all of them, absent rows counting as 0."""
+    """Train one rank on its half of the batches, or on whole batches if rank is None; absent rows count as 0."""
     form, kind, told, absent, sparse = CASES[name]
     net = Net(sparse)
     call, where = net, {}
@@ -108,7 +108,7 @@ def train(name: str, rank: int | None) -> dict:
 
 
 def count_collectives(rank: int) -> dict[str, list[list]]:
-    """Kind and size of every collective in each step of PUB and AdaTask, and with a sparse table."""
+    """Return kind and size of each collective in each step of PUB and AdaTask, also with a sparse table."""
     found: dict[str, list[list]] = {}
     for name, form, sparse in (("pub", "pub", False), ("adatask", "adatask", False), ("sparse", "adatask", True)):
         net = Net(sparse=sparse)
@@ -152,7 +152,7 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    """What every rank recorded; all cases in one pair of processes, because starting them is the slow part."""
+    """Return the record of each rank; all cases share one pair of processes, which are slow to start."""
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(work, args=(folder,), nprocs=RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]

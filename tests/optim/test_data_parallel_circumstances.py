@@ -1,4 +1,4 @@
-"""What surrounds PUB and AdaTask in a loop on two ranks: buffers, clipping, half precision, mistakes, copies."""
+"""PUB and AdaTask on two ranks with buffers, clipping, half precision, mistakes and copies."""
 
 import copy
 import datetime
@@ -41,7 +41,7 @@ def inputs(rank: int, step: int) -> Tensor:
 
 
 def running_statistics(rank: int, form: str) -> Tensor:
-    """Those that the next evaluation would use."""
+    """Return the running statistics that the next evaluation would use."""
     net = Net()
     call = DistributedDataParallel(net)
     optimizer = FORMS[form](net, data_parallel=call)
@@ -76,7 +76,7 @@ def shared_clipped(rank: int) -> str:
 
 
 def half_precision(form: str) -> Tensor:
-    """Gradients whose sum over the ranks float16 does not hold, but whose mean it does."""
+    """Train with gradients whose sum over the ranks overflows float16, but whose mean does not."""
     weight = nn.Parameter(torch.ones(2, dtype=torch.float16))
     optimizer = {"pub": PUB, "adatask": AdaTask}[form](
         torch.optim.SGD([weight], lr=1e-5), shared=[weight], data_parallel=dist.group.WORLD

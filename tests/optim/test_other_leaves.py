@@ -70,7 +70,7 @@ def test_their_hooks_see_the_whole_sum_once_a_step(wrapper):
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("layer", ["table", "extra"])
 def test_an_optimizer_in_the_backward_pass_steps_after_all_passes(wrapper, layer):
-    """It changes a weight that the other passes go through, which autograd would refuse before they are done."""
+    """Its step changes a weight in place that the other passes still need, which autograd would refuse."""
     net = Net(2)
     net.extra = nn.Linear(6, 6)
     forward = net.bottom.forward

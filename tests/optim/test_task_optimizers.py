@@ -1,4 +1,4 @@
-"""What every optimizer with backward(losses) promises: schedules, odd cases, resuming, keeping out of the way."""
+"""Properties of all optimizers with backward(losses): schedules, odd cases, resuming, no side effects."""
 
 from __future__ import annotations
 

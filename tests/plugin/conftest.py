@@ -1,3 +1,3 @@
-"""The package is installed by a test, and is none of the suite's own modules."""
+"""Keeps pytest from collecting the package, which a test installs."""
 
 collect_ignore = ["package"]

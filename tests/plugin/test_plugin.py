@@ -20,7 +20,7 @@ class Installed:
         self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(SOURCE)]), "COLUMNS": "200"}
 
     def python(self, *words: str) -> str:
-        """Run ``python WORDS``; returns all that it says."""
+        """Run ``python WORDS`` and return its output."""
         done = subprocess.run(
             [sys.executable, *words], env=self.environment, capture_output=True, text=True, check=False
         )

@@ -12,7 +12,7 @@ from equipoise.report.analysis import analyse, has_natural_view
 
 
 def rewrite(folder, change):
-    """Every run of the folder, changed in place by ``change``."""
+    """Rewrite every run of the folder, changed by ``change``."""
     runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     for run in runs:
         change(run)

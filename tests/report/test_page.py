@@ -1,4 +1,4 @@
-"""The report is one safe, self-contained page whose charts a browser draws; other forms say the same."""
+"""The report is one safe, self-contained page with charts; Markdown and terminal give the same numbers."""
 
 import ast
 import itertools
@@ -37,7 +37,7 @@ def charts_of(page):
 
 
 def rename(folder, name, other):
-    """A task or method label, everywhere in the folder."""
+    """Rename a task or method label everywhere in the folder."""
     for file in folder.iterdir():
         file.write_text(file.read_text().replace(name, json.dumps(other)[1:-1]))
 
@@ -378,7 +378,7 @@ def test_weights_of_losses_are_charted_and_those_that_never_move_are_not(compari
 
 
 def test_a_task_that_is_not_defined_at_some_points_is_in_no_point_of_the_mean_curve(comparison):
-    """Few rows are evaluated but at the last point, where a rare task comes in."""
+    """Only the last point evaluates all rows, so a rare task may be defined there alone."""
     folder = comparison(methods=("equal", "pub"), seeds=2)
     runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     for run in runs:

@@ -1,4 +1,4 @@
-"""The report's sentences say what the numbers say, also when the news is bad or there is none."""
+"""The report's sentences follow its numbers, also when results are bad or missing."""
 
 import json
 
@@ -25,7 +25,7 @@ def transfer(folder):
 
 
 def better_alone(folder, ne):
-    """Single-task training gets that much better on coupon."""
+    """Make single-task training that much better on coupon."""
     runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     for run in runs:
         if run["method"] == "single-task":
@@ -172,7 +172,7 @@ def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
 
 
 def counts(**positives):
-    """Label counts of validation and test: 5,000 of 10,000 rows positive, but those named."""
+    """Return label counts of validation and test: 5,000 of 10,000 rows positive, except the given ones."""
     tasks = dict.fromkeys(("category", "purchase", "multiple", "coupon", "repeat"), 5000) | positives
     of_split = {task: {"labelled": 10_000, "positives": found} for task, found in tasks.items()}
     return {"label_counts": {"validation": of_split, "test": of_split}}

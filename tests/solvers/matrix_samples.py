@@ -6,7 +6,7 @@ import numpy as np
 
 
 def vectors(seed: int, tasks: int, dimension: int, *, decades: float = 0.0, kind: str = "random") -> np.ndarray:
-    """Rows to take a Gram matrix of; norms are spread over ``decades`` powers of ten."""
+    """Return random rows for a Gram matrix, with norms spread over ``decades`` powers of ten."""
     rng = np.random.default_rng(seed)
     V = rng.normal(size=(tasks, dimension))
     if kind == "common":

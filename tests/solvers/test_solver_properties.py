@@ -1,4 +1,4 @@
-"""What holds for both solvers, whoever is absent, in whatever order, at whatever scale."""
+"""Properties of both solvers for all absent tasks, orders and scales."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gram(seed: int, tasks: int, dimension: int, kind: str, decades: float = 0.0)
 
 
 def assert_as_good(name: str, G: torch.Tensor, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """The bargaining solution is unique; of min-norm points a degenerate hull has many, all equally near."""
+    """Compare bargaining weights, which are unique, and the norms of min-norm points, which may not be."""
     if name == "bargaining":
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
         return

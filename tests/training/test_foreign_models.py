@@ -16,7 +16,7 @@ from equipoise.training.learner import Learner
 
 
 class Naive(nn.Module):
-    """A model without any word on what is shared; batch normalisation refuses a batch of one row while training."""
+    """A model that does not state its shared parameters; its batch normalisation cannot train on a single row."""
 
     def __init__(self, schema: Schema, fork: ForkFactory, width: int = 4) -> None:
         super().__init__()

@@ -242,7 +242,7 @@ def brute_force_numbers(row: dict[str, int], past: pl.DataFrame) -> dict[str, fl
 
 
 def poisoned_from(tables: Tables, week: int) -> Tables:
-    """The same past; from ``week`` on other products, amounts, coupons and campaigns."""
+    """Return tables with the same past, and other products, amounts, coupons and campaigns from ``week`` on."""
     generator = np.random.default_rng(week)
     bought, future = tables.purchases, tables.purchases.week >= week
     product = bought.product.copy()

@@ -1,4 +1,4 @@
-"""The generated funnel: labels follow its truth, knobs do what they say, the truth reaches the bound."""
+"""The generated funnel: labels follow its probabilities, options have their effect, the best NE is reached."""
 
 import hashlib
 import inspect
@@ -36,7 +36,7 @@ def whole(funnel: Funnel) -> Chunk:
 
 
 def true_logits(chunk: Chunk) -> NDArray[np.float64]:
-    """Of the four latent events: click, like, long view, and conversion given a click."""
+    """Return the logits of the four latent events: click, like, long view, and conversion given a click."""
     p = chunk.probabilities.astype(np.float64)
     p[:, CONVERSION] /= p[:, CLICK]
     return np.log(p / (1 - p))

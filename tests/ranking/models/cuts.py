@@ -46,7 +46,7 @@ def gradients_of_tasks(model: nn.Module, batch: Batch) -> list[list[Tensor | Non
 
 
 def assert_partition_is_true(model: RankingModel, batch: Batch) -> None:
-    """Shared parameters are those that several tasks reach, own ones those of one task, and together they are all."""
+    """Assert that shared parameters are reached by several tasks, own ones by one, and that no parameter is left."""
     names = model.schema.task_names
     reached = gradients_of_tasks(model, batch)
     shared = {id(parameter) for parameter in model.shared_parameters()}
@@ -60,7 +60,7 @@ def assert_partition_is_true(model: RankingModel, batch: Batch) -> None:
 
 
 def assert_cut_is_right(build: Callable[[ForkFactory | None], nn.Module], batch: Batch) -> None:
-    """Every path from a task's loss to a shared parameter crosses exactly one fork, in a branch of that task.
+    """Assert that every path from a task's loss to a shared parameter crosses one fork, in a branch of that task.
 
     With weights w_m at every fork, the gradient at a shared parameter is then Σ_m w_m g_m, where g_m is that of the
     loss of task m in the model without forks, and the gradient at a task's own parameter is what it was. Primes tell

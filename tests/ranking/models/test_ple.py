@@ -148,7 +148,7 @@ def the_shared_experts_read_the_mean_of_the_copies(model: TwoLevels, x: Tensor) 
 
 
 def everything_that_tasks_read(model, x, own, shared, top):
-    """The right cut, or where each task reads a copy of x of its own already, all but that."""
+    """Fork everything that tasks read, except x where each task reads its own copy of it already."""
     if x[0] is x[1]:
         branches = model.branches(model.fork, (x[0], own, shared, top))
     else:
@@ -172,7 +172,7 @@ def without_the_gates_inputs(model, x, own, shared, top):
 
 
 def mixtures_and_top_experts(model, x, own, shared, top):
-    """Complete for the shared parameters, but each task's gate below the top is on the wrong side."""
+    """Fork the mixtures and the top experts, which leaves each task's own lower gate upstream: the wrong side."""
     columns = [head.column for head in model.heads]
     g = [
         mixture(column.gate_below(one), torch.cat([outputs, shared], 1))
@@ -213,7 +213,7 @@ def test_every_other_cut_is_noticed(copies: Callable[..., object], top: Callable
 
 
 def foreign_share(model: TwoLevels, fork: str) -> float:
-    """How much of what comes back in the first task's branch is not of the first task's loss, as a ratio of norms."""
+    """Return the share of other tasks' losses in the gradient of the first task's branch, as a ratio of norms."""
     leaves: list[Tensor] = []
     getattr(model, fork).register_forward_hook(
         lambda _, __, branches: leaves.extend(tree_leaves(branches[0]))  # type: ignore[func-returns-value]

@@ -1,4 +1,4 @@
-"""The page on where to fork keeps its word: its models run, and their forks stand right."""
+"""The models on the page about where to fork run, and their forks are placed right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains in children that are killed at random moments, until so many have been, and says what came of it.
+"""Trains in child processes that are killed at random moments, and prints the outcome.
 
 python killed_training.py KILLS FOLDER
 """
@@ -22,7 +22,7 @@ STEPS = 9  # a child makes up to so many steps, of which every third is followed
 
 
 def trained(dataset: Dataset, folder: Path, pipe: int | None = None) -> Run:
-    """A byte goes into the pipe with every step."""
+    """Train, and write a byte to the pipe with every step."""
     return train(
         dataset, METHODS["pub-adatask"], **SETTINGS, checkpoint=folder, resume=last_checkpoint(folder) is not None,
         on_step=None if pipe is None else lambda *_: os.write(pipe, b"."),
@@ -34,7 +34,7 @@ def comparable(run: Run) -> dict:
 
 
 def child(dataset: Dataset, folder: Path) -> tuple[int, int]:
-    """Its number, and the end of a pipe that says how far it is."""
+    """Start a child; return its process id and the end of a pipe that counts its steps."""
     reading, writing = os.pipe()
     started = os.fork()
     if started:

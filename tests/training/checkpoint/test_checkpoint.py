@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, gives back what was saved, and runs no code."""
+"""A checkpoint is complete or missing, restores what was saved, and runs no code."""
 
 import json
 import pickle
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, damaged: str, how: st
 
 
 def signed(folder: Path, **changes: object) -> None:
-    """The checksums of a checkpoint whose files somebody has changed on purpose, made anew."""
+    """Recompute the checksums of a checkpoint whose files were changed on purpose."""
     state = folder / "state.json"
     content = json.loads(json.loads(state.read_text())["content"]) | changes
     content["files"] = {name: _size_and_checksum(folder / name) for name in content["files"]}

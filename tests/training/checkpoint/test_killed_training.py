@@ -1,4 +1,4 @@
-"""Whatever the moment a training is killed in, it goes on from a whole checkpoint and ends as if nothing had been."""
+"""A training killed at any moment resumes from a complete checkpoint and ends like an uninterrupted one."""
 
 import json
 import subprocess

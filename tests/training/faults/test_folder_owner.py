@@ -1,4 +1,4 @@
-"""Two processes never write to one folder: the second is refused and told who is there; what the dead left is taken."""
+"""Two processes never write to one folder: a second one is refused by name; the folder of a dead one is free."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ processes = multiprocessing.get_context("forkserver")
 
 
 def hold(folder: Path, pipe: Connection) -> None:
-    """Say whether the folder could be owned, and own it until something is said."""
+    """Report whether the folder could be owned, and own it until told to stop."""
     try:
         with own_folder(folder):
             pipe.send("mine")
@@ -59,7 +59,7 @@ def holder(folder: Path) -> Rival:
 
 
 def leave_record(folder: Path, **changes: object) -> None:
-    """What a process has left that did not release the folder."""
+    """Write the record of a process that did not release the folder."""
     (folder / OWNER_FILE).write_text(json.dumps(asdict(replace(_Owner.this_process(), **changes))))
 
 
@@ -149,7 +149,7 @@ def test_the_record_of_another_host_is_believed_and_the_file_to_remove_is_named(
 
 
 def test_a_container_on_this_machine_is_judged_by_its_lock_alone(tmp_path: Path, monkeypatch) -> None:
-    """Its process ids mean nothing here."""
+    """A container's process ids mean nothing outside of it."""
     leave_record(tmp_path, pid=2**22, host="another-container")
     with monkeypatch.context() as patch:
         without_locks(patch)

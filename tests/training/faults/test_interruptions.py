@@ -69,7 +69,7 @@ def test_before_anybody_looks_sigterm_is_an_error_or_ends_one_process_of_several
 
 
 def ask(rank: int) -> dict:
-    """Where ranks ask each other, of steps that take a quarter of a second; rank 1 is told to end after step 30."""
+    """Return the steps in which ranks poll each other; a step takes 0.25 s, rank 1 is told to end after step 30."""
     asked, whole, step = [], dist.all_reduce, 0
 
     def counted(*args: object, **options: object) -> object:

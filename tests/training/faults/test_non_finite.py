@@ -1,4 +1,4 @@
-"""One bad batch: who is named, what is left out, and that nothing else is spoilt."""
+"""One bad batch: its task is named and left out, and nothing else changes."""
 
 from dataclasses import replace
 
@@ -99,7 +99,7 @@ def test_an_infinite_feature_spoils_no_parameter(tiny: Dataset, name: str, polic
 def test_a_gradient_that_overflows_in_a_tasks_own_layers_is_named_and_counted(
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    """The loss and the gradient at its logits are finite."""
+    """The loss and the gradient at its logits are finite there."""
     step, calls = Learner.step, []
 
     def overflowing(learner: Learner, batch: object) -> Tensor:

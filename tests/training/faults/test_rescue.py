@@ -1,4 +1,4 @@
-"""What ends a training within a step or an evaluation loses nothing but that step, if that can be."""
+"""A failure within a step or an evaluation loses that step alone, where a checkpoint can be written."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def comparable(run: Run) -> dict:
 
 
 def failing(function: Callable, call: int, *, done: bool = False) -> Callable:
-    """The function, but its so-manieth call finds no memory, before or after it has done its work."""
+    """Return the function with a MemoryError in one of its calls, before or after its work."""
     calls = []
 
     def wrapped(*args: object, **kwargs: object) -> object:
@@ -35,7 +35,7 @@ def failing(function: Callable, call: int, *, done: bool = False) -> Callable:
 
 
 def assert_rescued(tiny: Dataset, name: str, folder: Path, patched: pytest.MonkeyPatch, last: int, *where) -> None:
-    """Where owner, attribute and a function instead of it are ``where``."""
+    """Assert that a training is rescued if ``where`` (owner, attribute, replacement) fails."""
     whole = train(tiny, METHODS[name], **SETTINGS)
     with patched.context() as patch:
         patch.setattr(*where)
