@@ -29,6 +29,7 @@ WRAPPERS = {
     "pub-metabalance": lambda optimizer, shared: _pub("ours")(MetaBalance(optimizer, shared=shared), shared),
     "pub-adatask": lambda optimizer, shared: _pub("authors")(AdaTask(optimizer, shared=shared), shared),
 }
+SYMMETRIC = [name for name in WRAPPERS if "metabalance" not in name]  # whose target is the first task
 SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]
 
 
