@@ -311,7 +311,7 @@ def settings_table() -> str:
     """
     lines = ["| setting | option | of | default | meaning |", "|---|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True, validated_data={})
         shown = "" if default in (None, False, {}) else f"`{json.dumps(default)}`"
         option = about(name).option or f"--{name.replace('_', '-')}"
         meaning = (field.description or "").replace("|", "\\|")

@@ -26,10 +26,8 @@ def run(ne: float, status: str = "ok") -> Run:
 
 
 def test_a_line_for_each_run_says_how_long_the_rest_will_take() -> None:
-    said = logged(run(0.7), 250.0)
-    assert said == (
-        "multibalance, seed 3, rate 0.03, decay 0.3: mean validation NE 0.7000, 12 s; about 4 minutes left\n"
-    )
+    said = logged(run(0.7), 250.0).rstrip("\n")  # rich 13.0 ends with an empty line
+    assert said == "multibalance, seed 3, rate 0.03, decay 0.3: mean validation NE 0.7000, 12 s; about 4 minutes left"
 
 
 def test_nothing_is_said_of_the_time_before_it_can_be_told() -> None:

@@ -99,7 +99,7 @@ def peak_memory(build: Callable[[], Learner], batch: Batch) -> int:
         _first_steps(build, batch)
         return torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         _first_steps(build, batch)
     results = recorded.profiler.kineto_results if recorded.profiler else None
     alive = peak = 0
