@@ -91,6 +91,19 @@ def test_with_a_task_absent_in_the_first_step_nothing_is_said():
     train(net, optimizer, range(3), absent=(1,))
 
 
+def test_a_compiled_graph_hides_what_the_tasks_share():
+    net = Net(2)
+    call = torch.compile(
+        lambda: torch.cat([tower(net.bottom(torch.ones(1, 6))) for tower in net.towers]), backend="aot_eager"
+    )
+    optimizer = PUB(torch.optim.Adam(net.parameters()), shared=net.bottom.parameters())
+    optimizer.backward(list(call().flatten().unbind()))  # without a warning
+    auto = PUB(torch.optim.Adam(net.parameters()), shared="auto")
+    net.zero_grad()
+    with pytest.raises(RuntimeError, match=r"cannot see into a graph that torch.compile made for several tasks"):
+        auto.backward(list(call().flatten().unbind()))
+
+
 def test_a_fork_beside_pub_is_named():
     net = Net(2)
     fork = MultiBalance(["click", "buy"])

@@ -35,6 +35,11 @@ def find_shared(
         RuntimeError: there is no such parameter, or the graph does not say.
     """
     own = [p for group in groups for p in group["params"]]
+    if _through_one_compiled_graph(reach_of(losses)):
+        raise RuntimeError(
+            f'{name}(shared="auto") cannot see into a graph that torch.compile made for several tasks: it does not say '
+            "which parameters each task reaches. Pass shared=[...]."
+        )
     found = {id(leaf) for leaf in shared_leaves(losses)}
     here = torch.tensor([id(p) in found for p in own], dtype=torch.int32, device=own[0].device)
     if ranks is not None:
@@ -69,7 +74,7 @@ def warn_about_shared(
             MisplacedForkWarning,
             stacklevel=4,
         )
-    if reach.unseen or any(loss is None for loss in losses) or len(losses) < 2:
+    if reach.unseen or _through_one_compiled_graph(reach) or any(loss is None for loss in losses) or len(losses) < 2:
         return
     known = {id(p) for p in shared}
     own = {id(p) for group in groups for p in group["params"]}
@@ -92,6 +97,14 @@ def warn_about_shared(
             MisplacedForkWarning,
             stacklevel=4,
         )
+
+
+def _through_one_compiled_graph(reach: Reach) -> bool:
+    """Tell whether several tasks reach one compiled graph, which hides what each of them reaches behind it."""
+    return any(
+        kind_of(node) == "CompiledFunction" and any(tasks.bit_count() > 1 for tasks in outputs.values())
+        for node, outputs in reach.nodes.items()
+    )
 
 
 def _forks(reach: Reach) -> list[str]:
