@@ -239,7 +239,7 @@ class Settings(TrainingSettings):
         list(DEFAULT_METHODS), description="Methods to compare, comma-separated; `all` for every one."
     )
     seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
-        5, description="How many seeds: 0, 1, 2, ..., the same for every method."
+        10, description="How many seeds: 0, 1, 2, ..., the same for every method."
     )
     tune: Annotated[bool, _COMPARE] = Field(
         False, description="Choose each method's rate and table decay on validation data, with equal budget."
