@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+RANK_SCRIPT = Path(__file__).with_name("rank_script.py")
 TASKS = ["click", "buy"]
 
 
@@ -86,7 +87,7 @@ def test_the_example_runs_as_a_script(name: str, tmp_path: Path) -> None:
 def test_two_ranks_weigh_as_one_process_does(example, tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, EXAMPLES / f"{name}.py"], capture_output=True, text=True, cwd=tmp_path, check=False
+        [*command, RANK_SCRIPT, EXAMPLES / f"{name}.py"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
     found = done.stdout.partition("weights at the fork: [")[2].partition("]")[0]

@@ -73,7 +73,7 @@ def ranks(tmp_path_factory) -> Path:
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("engine_ranks.py")
     done = subprocess.run(
-        [*command, script, folder, *ON_RANKS], capture_output=True, text=True, cwd=folder, check=False,
+        [*command, Path(__file__).parents[1] / "rank_script.py", script, folder, *ON_RANKS], capture_output=True, text=True, cwd=folder, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,8 @@ def test_the_fork_balances_alike_on_both_ranks(ranks):
 
 
 def test_the_example_runs_under_torchrun():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).parents[1] / "rank_script.py"
+    done = subprocess.run([*command, script, EXAMPLE], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "weights at the fork" in done.stdout
