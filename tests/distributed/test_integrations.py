@@ -71,9 +71,9 @@ def ranks(tmp_path_factory) -> Path:
     """Return the folder of two ranks' trained models; one launch, because importing the engines is the slow part."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("engine_ranks.py")
+    script = [Path(__file__).parents[1] / "rank_script.py", Path(__file__).with_name("engine_ranks.py")]
     done = subprocess.run(
-        [*command, Path(__file__).parents[1] / "rank_script.py", script, folder, *ON_RANKS], capture_output=True, text=True, cwd=folder, check=False,
+        [*command, *script, folder, *ON_RANKS], capture_output=True, text=True, cwd=folder, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
