@@ -1,4 +1,4 @@
-"""Where an autograd graph crosses a fork, for those who look at a graph rather than at a model."""
+"""Crossings of forks in an autograd graph, for checks that read the graph instead of the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Crossing:
 
     Attributes:
         fork: the fork.
-        pieces: how many tensors it was given that require a gradient.
+        pieces: the number of its input tensors that require a gradient.
     """
 
     fork: Fork
@@ -31,7 +31,7 @@ class Crossing:
 
 
 def crossing_of(node: Node, /) -> Crossing | None:
-    """Return the use of a fork that ``node`` stands for; None for a node that is no fork's.
+    """Return the use of a fork that ``node`` represents; None if it is another node.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Forks that combine the tasks' gradients element by element, where one weight per task does not say it."""
+"""Forks that combine the tasks' gradients element by element, instead of by one weight per task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Elementwise", "GradDrop"]
 
 
 class Elementwise(Fork):
-    """Combines the tasks' gradients by :meth:`combine`, element by element; a subclass says how.
+    """Combines the tasks' gradients element by element; a subclass defines :meth:`combine`.
 
     ``last_gram`` and ``last_present`` hold the step's Gram matrix and tasks as in every fork; ``last_weights`` stay 1
     and say nothing. Each rank combines the gradients of its own rows. A second
@@ -73,7 +73,7 @@ class Elementwise(Fork):
 
 
 class GradDrop(Elementwise):
-    r"""Keeps, of each element, the tasks' gradients of one sign, drawn by how much that sign prevails.
+    r"""Keeps, of each element, the tasks' gradients of one sign, drawn at random in proportion to that sign's share.
 
     From `Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
     <https://arxiv.org/abs/2010.06808>`_ (Algorithm 1, lines 10 to 15). For each element::
@@ -177,7 +177,7 @@ def _uniform(step: Tensor, count: int, *keys: int) -> Tensor:
 
 
 def _hash(x: Tensor) -> Tensor:
-    """Scatter 32-bit numbers, held in int64, by a bijection (C. Wellons' lowbias32)."""
+    """Hash 32-bit numbers, held in int64, by a bijection (C. Wellons' lowbias32)."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -1,7 +1,7 @@
 """The fork: the one place between a shared representation and the tasks' towers where their gradients meet.
 
 Forward, every task gets an identity copy of the shared tensors. Backward, the tasks' gradients come back one by one;
-their Gram matrix decides the weights with which they flow on into the shared layers. The towers see nothing of it.
+their Gram matrix decides the weights with which they flow on into the shared layers. The towers are not affected.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Fork(nn.Module):
         note_grad_scalers()
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Return what ``torch.jit.script`` puts in the fork's place."""
+        """Return the module that ``torch.jit.script`` puts in the fork's place."""
         if self.training:
             raise RuntimeError("torch.jit.script takes a fork in eval mode only: call model.eval() before.")
         return _Copies(len(self.tasks))
@@ -175,7 +175,7 @@ class Fork(nn.Module):
         """Do nothing: the names have been compared while the rest of the state was loaded."""
 
     def tasks_changed(self) -> None:
-        """Mend what holds between tasks; called after a state was loaded that had been saved with other tasks."""
+        """Restore relations between tasks; called after loading a state that was saved for other tasks."""
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._wait()
@@ -376,11 +376,11 @@ class _Copies(nn.Module):
 
 
 def _no_narrower(tensor: Tensor, before: Tensor) -> Tensor:
-    """On the new device, in the dtype of before where the new one has fewer bits."""
+    """Return the tensor on the new device, in its old dtype if the new one has fewer bits."""
     return tensor if tensor.dtype.itemsize >= before.dtype.itemsize else before.to(tensor.device)
 
 
 def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:
-    """One task's gradient of a piece after the other, zeros for those that did not arrive; nothing if none did."""
+    """Return the tasks' gradients of a piece in turn, zeros for those that did not arrive; nothing if none did."""
     arrived = [gradient for gradient in piece if gradient is not None]
     return [torch.zeros_like(arrived[0]) if gradient is None else gradient for gradient in piece] if arrived else []

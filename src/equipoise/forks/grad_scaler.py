@@ -1,4 +1,4 @@
-"""Tells a fork, in its backward, by which factor a ``torch.amp.GradScaler`` has multiplied that backward's losses.
+"""Tells a fork the factor by which a ``torch.amp.GradScaler`` multiplied the losses of the backward under way.
 
 A fork's averages outlive changes of the factor, so they are kept in unscaled units; but the gradients that arrive do
 not say what they were multiplied by, and the training loop should stay as it is. So what ``GradScaler.scale`` returns
@@ -33,7 +33,7 @@ class ScaledBackward:
         self.factor = factor
 
     def __call__(self) -> None:
-        """Do nothing: the end of the backward is seen by this object's being freed."""
+        """Do nothing: the engine frees this object at the end of the backward."""
 
 
 _NO_BACKWARD = -1  # the engine's own number for "none"
@@ -73,8 +73,8 @@ def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -
 def factor_in_compiled_graph(gradient: Tensor) -> Tensor:
     """Return the factor on the losses of the backward under way, 1 where there is none; float32, no dimensions.
 
-    A compiled graph calls it in every backward. That it takes a gradient, of which it needs the device alone, keeps the
-    compiler from moving it into the forward pass.
+    A compiled graph calls it in every backward. It takes a gradient, although it needs only its device, so
+    that the compiler cannot move it into the forward pass.
     """
     factor = factor_of_backward()
     if factor is None:

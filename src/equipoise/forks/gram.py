@@ -92,7 +92,7 @@ def _product(rows: Tensor) -> Tensor:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """Make both halves equal to the last bit, which the kernels of some CPUs do not."""
+    """Make the matrix symmetric to the last bit; the kernels of some CPUs do not."""
     return (total + total.T) / 2
 
 

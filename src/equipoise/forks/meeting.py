@@ -33,7 +33,7 @@ _NO_BATCH = (
 
 @dataclass(eq=False)
 class Passage:
-    """One forward pass through a fork, and what its first backward found.
+    """One forward pass through a fork, and the weights of its first backward.
 
     Under nested transforms of ``torch.func`` one forward pass has several nodes; they share this.
 
@@ -53,12 +53,12 @@ class Meeting(torch.autograd.Function):
 
     @staticmethod
     def forward(fork: Fork, _passage: Passage | None, *shared: Tensor) -> tuple[Tensor, ...]:
-        """Copy every tensor for every task: those of the first task first."""
+        """Copy every tensor for every task, in the order of tasks."""
         return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
-        """Keep what the backward needs: no tensor."""
+        """Keep the passage for the backward, but no tensor."""
         fork, passage, *shared = inputs
         ctx.set_materialize_grads(False)
         ctx.fork = fork
@@ -110,7 +110,7 @@ def _outside_of_transforms(
     by_piece: Sequence[Sequence[Tensor | None]],
     factor: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Weigh by the gradients' values: under ``torch.func.grad`` they are wrapped, and no state could be moved."""
+    """Find weights from unwrapped gradients, because state cannot be written from within ``torch.func.grad``."""
     if not torch._C._are_functorch_transforms_active():
         return weigh_step(by_piece, factor)
     plain = [[None if gradient is None else _unwrapped(gradient) for gradient in piece] for piece in by_piece]
@@ -128,7 +128,7 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    """Return the weighted sum of the gradients of one tensor, ``None`` for a task without; None if none arrived."""
+    """Return the weighted sum of the tasks' gradients of one tensor; a missing one is None, as is the sum of none."""
     gradients = [gradient for gradient in piece if gradient is not None]
     if not gradients:
         return None

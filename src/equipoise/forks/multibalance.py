@@ -49,7 +49,7 @@ class MultiBalance(Fork):
     ===============  ==============================================================================================
     "cosine"         the cosines ⟨g_i, g_j⟩ / (n_i n_j). **Does nothing with two tasks**: the matrix is symmetric in
                      them, so both keep λ = ½ and only the magnitudes are balanced. With three or more it works.
-    "raw"            VᵀV, V = [v_1 … v_M]; gradients as small as real ones are hardly move λ
+    "raw"            VᵀV, V = [v_1 … v_M]; with gradients of realistic size λ hardly moves
     "gram"           VᵀV · K / tr(VᵀV), K the number of tasks present: throws λ onto the shortest v where their lengths
                      differ
     "none"           λ stays 1/M

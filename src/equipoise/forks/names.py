@@ -1,4 +1,4 @@
-"""The names of a fork's tasks: what was saved for a task goes to the task of that name."""
+"""The names of a fork's tasks, by which saved state is matched to tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def task_names(tasks: int | Sequence[str]) -> tuple[str, ...]:
 
 
 def encode_names(tasks: Sequence[str]) -> Tensor:
-    """Return names as bytes: a tensor goes through whatever saves a state dict."""
+    """Return names as a tensor of bytes, which every tool that saves a state dict can save."""
     return torch.frombuffer(bytearray(json.dumps(list(tasks)), "utf-8"), dtype=torch.uint8).clone()
 
 
@@ -65,7 +65,7 @@ def by_name(
         modules: the names of modules in the fork.
 
     Returns:
-        What was saved of ``own``, with the values of ``own`` for tasks that were not saved; names.
+        The saved entries, with the values of ``own`` for tasks that were not saved; the saved tasks' names.
 
     Raises:
         ValueError: names are missing or damaged, or an entry cannot be matched by them.

@@ -1,4 +1,4 @@
-"""A pause: backwards that only look at gradients, and leave no trace in the forks that they cross."""
+"""A pause: backward passes for diagnostics, which leave the state of forks unchanged."""
 
 from __future__ import annotations
 

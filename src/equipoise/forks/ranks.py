@@ -37,7 +37,7 @@ def group_of_several(process_group: dist.ProcessGroup | None) -> dist.ProcessGro
 
 
 def _timeout_of(group: dist.ProcessGroup) -> timedelta | None:
-    """Return how long the group's ranks wait for each other; None, which is the backend's default, if it does not say.
+    """Return how long the group's ranks wait for each other; None, the backend's default, if it does not tell.
 
     A group that is made later does not inherit it.
     """

@@ -1,4 +1,4 @@
-"""What may cross a fork: tensors in tuples, lists, dicts and packed sequences, beside values that hold no gradient."""
+"""Structures that may cross a fork: tuples, lists, dicts and packed sequences of tensors and plain values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PLAIN = (
 
 
 def differentiable_parts(shared: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """Return the tensors of a structure that need a gradient, and a function that puts others into their places.
+    """Return the tensors of a structure that need a gradient, and a function that replaces them.
 
-    Whatever else the structure holds is handed on as it is.
+    All other values of the structure are passed on unchanged.
 
     Raises:
         TypeError: there is no tensor, a complex one that needs a gradient, or an object that might hide tensors.

@@ -1,4 +1,4 @@
-"""A fork whose weights come from a function of the Gram matrix that somebody else wrote, or that are fixed numbers."""
+"""A fork that takes its weights from a given function of the Gram matrix, or from fixed numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Weighted(Fork):
         self.weighting = weighting
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
-        """Return what ``weighting`` gives the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
+        """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
         if not callable(self.weighting):
             return self.fixed.to(gram.dtype)
         here = present.nonzero().squeeze(1)

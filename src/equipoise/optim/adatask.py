@@ -21,8 +21,7 @@ __all__ = ["AdaTask"]
 
 
 class AdaTask(TaskOptimizer):
-    """Keeps the optimizer's state on shared parameters per task (Yang et al., AAAI 2023), so that none
-    drowns another.
+    """Keeps one optimizer state per task on the shared parameters, so that no task dominates (Yang et al., AAAI 2023).
 
     The update of task m comes from its own gradient and its own state, for Adam ``m_m ← β1 m_m + (1 − β1)
     g_m`` and ``v_m`` likewise; the shared parameters move by the sum of the updates. All other parameters
@@ -30,9 +29,8 @@ class AdaTask(TaskOptimizer):
     parameters.
 
     The state is in the wrapped optimizer's, under torch's names with a leading dimension of M. An absent
-    task's state does not move. Weight decay that is part of the gradient is part of every task's, as each
-    task has its optimizer; decoupled decay (AdamW) comes once. With one task it is the wrapped optimizer to
-    the last bit.
+    task's state does not move. Coupled weight decay is part of each task's gradient; decoupled decay (AdamW) is
+    applied once. With one task the result equals that of the wrapped optimizer bit for bit.
 
     Args:
         optimizer: a ``torch.optim`` SGD, Adam, AdamW, Adagrad or RMSprop over all the model's parameters, or
@@ -43,7 +41,7 @@ class AdaTask(TaskOptimizer):
 
     Raises:
         TypeError: ``optimizer`` is none of these.
-        ValueError: ``shared`` is empty, or holds what is not the optimizer's; SGD with ``dampening``.
+        ValueError: ``shared`` is empty, or holds a parameter that the optimizer lacks; SGD with ``dampening``.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -112,7 +110,7 @@ class AdaTask(TaskOptimizer):
     def _rows_by_name(
         self, p: Parameter, group: dict[str, Any], own: dict[str, Any], places: list[int | None]
     ) -> dict[str, Any]:
-        """The state of the tasks as they are now; a new task begins as before the first step."""
+        """Return the state in the present order of tasks; a new task has its state before the first step."""
         fresh = self._rule.initial(p, group)
         return {
             name: torch.stack([fresh[name].to(value) if place is None else value[place] for place in places])

@@ -1,7 +1,7 @@
 """Average over the ranks all gradients that a step needs, in one large collective.
 
 ``DistributedDataParallel`` averages what one backward pass leaves behind, once per step. An optimizer that makes
-several passes, or needs the tasks' gradients apart, takes that over.
+several passes, or needs the tasks' gradients one by one, averages them itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Averaging:
 
     Attributes:
         group: the ranks.
-        modules: those that would average otherwise.
+        modules: the modules whose own averaging is switched off.
         fused: whether parameters upstream are stepped by their own backward pass, as TorchRec's tables are.
     """
 
@@ -42,7 +42,7 @@ class Averaging:
         return self  # ranks are not copied
 
     def take_over(self) -> None:
-        """From now on the modules leave the averaging to this."""
+        """Switch off the modules' own averaging from now on."""
         for module in self.modules:
             module.require_backward_grad_sync = False
 
@@ -51,9 +51,9 @@ class Averaging:
     ) -> tuple[list[Tensor | None], list[bool]]:
         """Return the mean of every gradient over the ranks, None counting as 0, and the tasks that any rank has.
 
-        A small collective first tells who has what, so that what nobody has is not sent and stays None: one wait for
-        the device, which ``find_unused_parameters`` of DDP has too. Then everything goes at once. Of sparse gradients
-        go the rows that any rank touches.
+        A small collective first finds which gradients exist on any rank; the others are not sent and stay None. This
+        waits for the device once, as ``find_unused_parameters`` of DDP does. Then all are sent at once; of sparse
+        gradients the rows that any rank touches.
 
         Args:
             parameters: the parameter of each gradient; one may occur several times.
@@ -85,7 +85,7 @@ class Averaging:
     def _of_sparse(
         self, parameters: Sequence[Parameter], gradients: Sequence[Tensor | None], kinds: Sequence[int]
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """For every sparse gradient by its place: the rows that any rank touches, and this rank's values of them."""
+        """Return, by the place of each sparse gradient, the rows that any rank touches and this rank's values there."""
         places: dict[int, list[int]] = {}
         for place, (p, kind) in enumerate(zip(parameters, kinds, strict=True)):
             if kind == _SPARSE:
@@ -110,7 +110,7 @@ class Averaging:
         return rows, parts
 
     def _union(self, touched: Sequence[Tensor]) -> list[Tensor]:
-        """For every list of sorted row numbers, those of all ranks."""
+        """Return the union over all ranks of each list of sorted row numbers."""
         world = dist.get_world_size(self.group)
         counts = torch.tensor([len(own) for own in touched], dtype=torch.int64, device=touched[0].device)
         of_ranks = [torch.empty_like(counts) for _ in range(world)]
@@ -125,7 +125,7 @@ class Averaging:
         return [torch.unique(torch.cat(of_one)) for of_one in zip(*split, strict=True)]
 
     def _average_flat(self, parts: dict[int, Tensor]) -> None:
-        """Puts the mean over the ranks in the place of every part; one collective for each dtype and device."""
+        """Replace each part by its mean over the ranks; one collective for each dtype and device."""
         kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for place in sorted(parts):
             kinds.setdefault((parts[place].dtype, parts[place].device), []).append(place)
@@ -140,7 +140,7 @@ class Averaging:
 
 
 def refuse_unknown_ranks(name: str) -> None:
-    """Refuse several ranks where the optimizer of this name has not been told which of them train together.
+    """Refuse several ranks if the optimizer of this name was not told which of them train together.
 
     Raises:
         RuntimeError: there are several.
@@ -155,7 +155,7 @@ def refuse_unknown_ranks(name: str) -> None:
 
 
 def refuse_unaveraged(leaves: Sequence[Tensor], name: str) -> None:
-    """Refuse parameters that the optimizer of this name does not hold, on several ranks.
+    """Refuse parameters that the optimizer of this name lacks, if there are several ranks.
 
     Raises:
         RuntimeError: there is one.

@@ -1,4 +1,4 @@
-"""Treat many parameters as a few matrices that fit the cache: rows are tasks, columns elements of parameters.
+"""Treats many parameters as a few matrices that fit the cache: rows are tasks, columns elements of parameters.
 
 Update rules work element by element, so many small parameters can be treated as one, and a large one in
 parts: few operations for a model of many biases, and little memory traffic for an embedding table.
@@ -69,5 +69,5 @@ def _equal(one: Count, other: Count) -> bool:
 
 
 def _columns(matrix: Tensor, start: int, end: int) -> Tensor:
-    """A view of some columns; none is made where they are all, for it would take as long as the arithmetic."""
+    """Return a view of some columns, or the matrix itself for all: a view would cost as much as the arithmetic."""
     return matrix if end - start == matrix.shape[1] else matrix[:, start:end]

@@ -1,4 +1,4 @@
-"""Checks of what optimizers with ``backward(losses)`` are given, with messages that say what to do."""
+"""Checks of the arguments of optimizers with ``backward(losses)``, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def distinct(shared: Iterable[Parameter]) -> list[Parameter]:
 
 
 def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) -> None:
-    """Refuse shared parameters that are not whole tensors of the optimizer's, or not on one device."""
+    """Refuse shared parameters that are sharded, that the optimizer lacks, or that lie on several devices."""
     if not shared:
         raise ValueError("shared must hold the parameters that all tasks use, found none.")
     known = {id(p) for group in groups for p in group["params"]}
@@ -72,7 +72,7 @@ def check_shared(shared: Sequence[Parameter], groups: Sequence[dict[str, Any]]) 
 
 
 def check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    """Refuse options whose value lies on the device, and those that a step does not know."""
+    """Refuse options whose value is a tensor on a device, and options that a step does not support."""
     for group in groups:
         for name, value in group.items():
             if name == "params":

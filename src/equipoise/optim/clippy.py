@@ -23,7 +23,7 @@ class Clippy(Wrapper):
 
         σ = min(1, min_j (relative · |w_j| + absolute) / |lr u_j|),    0/0 → 1.
 
-    Decoupled weight decay is not part of u and is not shrunk. The optimizer's state goes on as without it.
+    Decoupled weight decay is not part of u and is not shrunk. The optimizer's state is not affected.
     The original code, for Adagrad, has ``relative=0.1, absolute=1e-7``, which holds back a tensor that
     contains a single zero (a fresh bias) almost entirely; the defaults are those that PUB's authors use
     with Adam.
@@ -61,7 +61,7 @@ class Clippy(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The wrapped optimizer's step, shrunk."""
+        """Make the wrapped optimizer's step, then shrink it."""
         result = self._evaluate(closure)
         before = self.remember()
         self.optimizer.step()
@@ -69,11 +69,11 @@ class Clippy(Wrapper):
         return result
 
     def remember(self) -> list[Tensor]:
-        """Copies of the parameters that have a gradient, for :meth:`shrink` later; of sharded ones the part here."""
+        """Return copies of the parameters with a gradient for :meth:`shrink`; of sharded ones this rank's part."""
         return [_local(p).clone() for _, p in self._moving()]
 
     def shrink(self, before: list[Tensor]) -> None:
-        """Takes back as much of the step since :meth:`remember` as the limits demand."""
+        """Shrink the step made since :meth:`remember` to the limits."""
         moving = self._moving()
         tightest = []
         for (options, p), old in zip(moving, before, strict=True):
@@ -95,13 +95,13 @@ class Clippy(Wrapper):
 
 
 def _local(p: Any) -> Tensor:
-    """This rank's part of a DTensor (FSDP2), whose module is slow to import; any other tensor itself."""
+    """Return this rank's part of a DTensor (FSDP2, whose module is slow to import), or any other tensor itself."""
     part: Tensor = p.detach().to_local() if hasattr(p, "placements") else p.detach()
     return part
 
 
 def _over_shards(parameters: list[Any], tightest: list[Tensor]) -> list[Tensor]:
-    """The tightest share of every parameter over all ranks that hold a part of it: one collective for all of them."""
+    """Return each parameter's smallest factor over the ranks that hold a part of it, by one collective."""
     meshes: dict[Any, list[int]] = {}
     for place, p in enumerate(parameters):
         if hasattr(p, "placements"):

@@ -1,4 +1,4 @@
-"""A shared parameter as a joint step sees it: gradients, values and state as matrices of equal width."""
+"""A shared parameter in a joint step: its gradients, values and state as matrices of equal width."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OwnState:
 
     Attributes:
         count: the number of tasks.
-        tasks: those that the gradients of the step belong to.
+        tasks: the tasks of the step's gradients.
     """
 
     count: int
@@ -42,7 +42,7 @@ class OwnState:
 
 
 def rows_index(rows: Sequence[int], count: int, device: torch.device) -> Tensor:
-    """Return the numbers of some out of ``count`` rows, made on the device: copied there, they would be waited for."""
+    """Return the numbers of some out of ``count`` rows, created on the device to avoid a host sync."""
     every = torch.arange(count, device=device)
     return torch.cat([every[row : row + 1] for row in rows])
 
@@ -54,12 +54,12 @@ class Entry:
     Attributes:
         p: the parameter.
         options: its group in the optimizer.
-        kept: what the optimizer is to keep about it.
-        count: of the step under way; a number per gradient where they differ.
+        kept: its entry in the optimizer's state.
+        count: the number of the step under way; one per gradient if they differ.
         theta: the parameter's elements, shape [1, N].
         state: the rule's state tensors, shape [1, N], or [tasks, N] where every task has its own.
-        gradients: one per row of the step, each of shape [1, N].
-        reached: one per row of the step: whether there is a gradient.
+        gradients: one gradient per row of the step, each of shape [1, N].
+        reached: for each row of the step, whether there is a gradient.
         touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta``
             and ``state`` are then copies of these rows. They are copies, too, of what is not contiguous in memory.
     """
@@ -75,7 +75,7 @@ class Entry:
     touched: Tensor | None
 
     def close(self, own: OwnState | None) -> None:
-        """Count the step, and write back what was copied out."""
+        """Count the step, and write copied values back."""
         if "step" in self.kept:
             step = self.kept["step"]
             if own is None:
@@ -97,7 +97,7 @@ class Entry:
             kept.index_copy_(len(leading), self.touched, matrix.view(*leading, -1, *self.p.shape[1:]))
 
     def as_gradient(self, row: Tensor) -> Tensor:
-        """Return a row of N elements in the form of the parameter's gradient, laid out as the parameter."""
+        """Return a row of N elements as a gradient of the parameter, in its shape and memory layout."""
         if self.touched is None:
             gradient = row.view(self.p.shape)
             return gradient if self.p.is_contiguous() else torch.empty_like(self.p).copy_(gradient)
@@ -118,7 +118,7 @@ def entry_of(
 ) -> Entry:
     """Return the parameter with its gradients, at least one of which is not None; changes nothing in the optimizer.
 
-    Where some gradients are sparse and others dense, all are made dense.
+    If some gradients are sparse and others dense, all are made dense.
 
     Raises:
         ValueError: sparse gradients that the optimizer cannot take with these options.
@@ -165,7 +165,7 @@ def _count(step: Tensor, own: OwnState | None, counts: HostCounts) -> float | tu
 
 
 def touched_rows(p: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-    """The rows of ``p`` that any gradient touches, and the gradients of these rows."""
+    """Return the rows of ``p`` that any gradient touches, and the gradients of these rows."""
     parts = [None if g is None else g.coalesce() if g.is_sparse else g.to_sparse(1) for g in gradients]
     touched = torch.unique(torch.cat([part.indices()[0] for part in parts if part is not None]))
     found: list[Tensor | None] = []

@@ -1,4 +1,4 @@
-"""The forms of PUB: what is weighed, how long the joint step is, and what advances the optimizer's state."""
+"""The forms of PUB, which differ in what they weigh, in the length of the step and in the optimizer's state."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ FORMS: Final[dict[FormName, Form]] = {
 
 
 def form_named(name: str, /) -> Form:
-    """The form of this name.
+    """Return the form of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no form of this name.
     """
     for known, form in FORMS.items():
         if known == name:

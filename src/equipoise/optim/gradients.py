@@ -1,4 +1,4 @@
-"""Gradients between ``backward`` and ``step``: whose they are, their sums, and whether somebody has changed them."""
+"""Gradients between ``backward`` and ``step``: their tasks, their sums, and a check that nobody changed them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sum_of(gradients: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def marks_of(parameters: Iterable[Tensor]) -> list[Mark]:
-    """Return what tells a changed gradient from an unchanged one."""
+    """Return marks by which :func:`same_marks` recognises unchanged gradients."""
     return [(p.grad, 0 if p.grad is None else p.grad._version) for p in parameters]
 
 

@@ -1,4 +1,4 @@
-"""Step counts that lie on the device (``fused=True``), known on the host without asking the device in every step."""
+"""Host copies of step counts on the device (``fused=True``), kept without a host sync in each step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ __all__ = ["HostCounts"]
 
 
 class HostCounts:
-    """What step counts stand at: read once from the device, then kept by counting along.
+    """Values of step counts: read once from the device, then counted on the host.
 
-    A count that somebody else has changed meanwhile, which its version tells, or one that was loaded, is read again:
-    one wait for all of them.
+    A count that was loaded, or that other code has changed (its version tells), is read again: one host sync for all.
     """
 
     def __init__(self) -> None:
@@ -31,7 +30,7 @@ class HostCounts:
         return [self._known[id(count)][2] for count in counts]
 
     def counted(self, counts: Iterable[Tensor], rows: Sequence[int] | None = None) -> None:
-        """Note that one has just been added to these counts, or to these entries of each."""
+        """Note that 1 was added to these counts, or to these entries of each."""
         for count in counts:
             if id(count) in self._known and self._known[id(count)][0] is count:
                 numbers = self._known[id(count)][2]
@@ -39,7 +38,7 @@ class HostCounts:
                 self._known[id(count)] = (count, count._version, moved)
 
     def known(self, counts: Iterable[Tensor]) -> list[Tensor]:
-        """Return those whose numbers are known: :meth:`counted` may be told of them."""
+        """Return the counts whose numbers are known, for :meth:`counted`."""
         return [count for count in counts if self._is_known(count)]
 
     def _is_known(self, count: Tensor) -> bool:

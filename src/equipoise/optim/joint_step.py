@@ -30,7 +30,7 @@ class JointStep:
     Args:
         optimizer: the torch.optim optimizer that holds the state.
         shared: the shared parameters.
-        gradients: R of them, at least one.
+        gradients: R gradients, at least one.
         own: given where every task keeps a state of its own.
         counts: the step counts that lie on the device.
         unreached_stay: count the update of a parameter that a gradient does not reach as 0, and apply decoupled decay
@@ -153,7 +153,7 @@ class JointStep:
             self._counts.counted(known, None if self._own is None else self._own.tasks)
 
     def _per_row(self, count: tuple[float, ...]) -> Tensor:
-        """One count per row, made on the device: copied there, it would be waited for."""
+        """Return one count per row, created on the device to avoid a host sync."""
         rows = [torch.full((1, 1), number, dtype=torch.float64, device=self._device) for number in count]
         return torch.cat(rows)
 
@@ -190,7 +190,7 @@ class JointStep:
         return self._states[name]
 
     def _as_changes(self, updates: Tensor, block: Block) -> Tensor:
-        """Updates in units of the largest learning rate."""
+        """Return the updates in units of the largest learning rate."""
         updates = updates.to(self._dtype)  # counts that differ by row are float64
         rate = block.options["lr"]
         updates = updates if rate == self._lead else updates * (rate / self._lead)
@@ -205,7 +205,7 @@ class JointStep:
 
 
 def _ratio(references: list[Tensor], steps: list[Tensor], rounding: Tensor) -> Tensor:
-    """Norm of the reference step by that of the step; 0 where the latter, as of opposed tasks, is rounding error."""
+    """Return the norm of the reference step over the step's; 0 if the latter is rounding error (opposed tasks)."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)), dtype=torch.float64)
     reference = torch.linalg.vector_norm(torch.stack(references))
     return torch.where(norm > rounding, reference / norm, 0.0).to(steps[0].dtype)

@@ -1,4 +1,4 @@
-"""The backward passes of a step: each task's, the weighted one, and one for leaves that the optimizer does not hold."""
+"""The backward passes of a step: per task, weighted, and for leaves that the optimizer does not hold."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Passes:
             self._everything(losses)
 
     def _everything(self, losses: list[Tensor]) -> None:
-        """One pass of the weighted losses through the whole graph, in which what is fused steps; towers are spared."""
+        """Make one pass of the weighted losses through the whole graph, which steps fused tables but not towers."""
         kept = take(self._towers)
         weights = None if self.weights is None else _cotangents(losses, self.weights)
         torch.autograd.backward(losses, grad_tensors=weights)
@@ -100,7 +100,7 @@ def other_leaves(losses: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tens
     """Return the leaves that the losses reach and that are not among ``known``; a walk through the graph.
 
     Raises:
-        RuntimeError: reentrant checkpoints hide what is behind them from passes that are restricted to some leaves.
+        RuntimeError: reentrant checkpoints hide the parameters behind them from passes restricted to some leaves.
     """
     own = {id(p) for p in known}
     found: list[Tensor] = []
@@ -129,7 +129,7 @@ def other_leaves(losses: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tens
 def _pass(
     losses: Sequence[Tensor], leaves: Sequence[Tensor], weights: Sequence[Tensor] | None = None, *, keep: bool = False
 ) -> None:
-    """One backward pass that ends at these leaves; none where there are none."""
+    """Make one backward pass that ends at these leaves, if there are any."""
     if leaves:
         cotangents = None if weights is None else _cotangents(losses, weights)
         torch.autograd.backward(losses, cotangents, retain_graph=keep, inputs=leaves)

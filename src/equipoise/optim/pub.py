@@ -42,7 +42,7 @@ class PUB(TaskOptimizer):
     ``G_ij = ⟨u_i, u_j⟩`` over the shared parameters, u_m the update of task m. α is solved in the steps 1, 1 + K,
     1 + 2K, … counting from 0 (K = ``update_every``; in every step for K = 1) and kept in between; before the first
     solve it is 1. All other parameters take the wrapped optimizer's own step on the sum of the losses. With one task
-    PUB is the wrapped optimizer to the last bit.
+    the result equals that of the wrapped optimizer bit for bit.
 
     ``form`` says what u_m is, and how α is used. "The update of g_m" is what the optimizer would subtract, without the
     learning rate, had g_m alone come, from the state that all tasks share.
@@ -104,7 +104,7 @@ class PUB(TaskOptimizer):
         balanced: the parameters that α weighs: the shared ones, or all where the form spans the towers.
         tasks: the tasks' names; empty before the first ``backward`` if not given.
         last_gram: G of the last solve, float64, shape [M, M], 0 for tasks that were absent.
-        last_weights: α as it stands, float64, shape [M].
+        last_weights: the present α, float64, shape [M].
         last_present: which tasks were present in the last solve, bool, shape [M].
 
     Raises:
@@ -177,7 +177,7 @@ class PUB(TaskOptimizer):
 
     @property
     def last_weights(self) -> Tensor:
-        """α as it stands, float64, shape [M]."""
+        """The present α, float64, shape [M]."""
         found: Tensor = self._memory["alpha"]
         return found
 
@@ -210,7 +210,7 @@ class PUB(TaskOptimizer):
         return self._form.solves and (self.update_every == 1 or self._memory["steps"] % self.update_every == 1)
 
     def _weighs_gradients(self) -> bool:
-        """Whether the wrapped optimizer's own step with weighted gradients is all there is to do."""
+        """True if the step is the wrapped optimizer's own, with weighted gradients."""
         if len(self.tasks) == 1 or self._form.weighs == "gradients":
             return True
         if self._form.matched or self._own:
@@ -259,7 +259,7 @@ class PUB(TaskOptimizer):
         )
         if self._due():
             self._solve(joint, tasks)
-        weights = self._of(tasks)
+        weights = self._weights_of(tasks)
         if self._weighs_gradients():
             for p, grad in joint.combine(weights):
                 p.grad = grad
@@ -269,10 +269,8 @@ class PUB(TaskOptimizer):
             self._balanced_move(joint, weights, torch.ones_like(weights))
 
     def _move_mean(self, pending: Pending, tasks: list[int]) -> None:
-        """The step from ``Σ α_m g_m`` alone: Σ α_m u(g_m) = s u(Σ α_m g_m / s) with s = Σ α_m, because u is
-        affine.
-        """
-        size = self._of(tasks).sum()
+        """Step from ``Σ α_m g_m`` alone: Σ α_m u(g_m) = s u(Σ α_m g_m / s) with s = Σ α_m, because u is affine."""
+        size = self._weights_of(tasks).sum()
         mean = [None if p.grad is None else p.grad / size.to(p.dtype) for p in self.balanced]
         gradients, weights = [mean], size.unsqueeze(0)
         plain = weights  # before the first solve α = 1, and the weighted sum is the plain one
@@ -303,7 +301,7 @@ class PUB(TaskOptimizer):
             solved = solved * ((solved > 0).sum() / solved.sum())
         elif self._form.scale == "root norm":
             solved = solved * gram.norm().sqrt()
-        memory, alpha = self._memory, torch.where((solved > 0) & (solved < torch.inf), solved, self._of(tasks))
+        memory, alpha = self._memory, torch.where((solved > 0) & (solved < torch.inf), solved, self._weights_of(tasks))
         if len(tasks) == len(self.tasks):
             memory["alpha"], memory["gram"] = alpha, gram
             memory["present"] = torch.ones_like(memory["present"])
@@ -314,8 +312,8 @@ class PUB(TaskOptimizer):
             memory["present"] = torch.zeros_like(memory["present"]).index_fill_(0, here, True)
         memory["solved"] = True
 
-    def _of(self, tasks: list[int]) -> Tensor:
-        """α of these tasks."""
+    def _weights_of(self, tasks: list[int]) -> Tensor:
+        """Return α of these tasks."""
         return self._rows_of(self._memory["alpha"], tasks)
 
     def _rows_of(self, values: Tensor, tasks: list[int]) -> Tensor:

@@ -27,7 +27,7 @@ Count = float | Tensor
 
 
 class Rule(ABC):
-    """One optimizer's rule."""
+    """The update rule of one kind of optimizer."""
 
     affine: bool = False
     """Whether the update is affine in the gradient: then a weighted sum of updates needs only that of gradients."""
@@ -69,7 +69,7 @@ class Rule(ABC):
 
 
 def _with_decay(g: Tensor, theta: Tensor, options: Options) -> Tensor:
-    """The gradient as torch's rules see it: of a loss to be minimised, and with coupled weight decay."""
+    """Return the gradient of the loss to be minimised (``maximize`` flips its sign), with coupled weight decay."""
     if options["maximize"]:
         g = -g
     if options["weight_decay"]:

@@ -1,4 +1,4 @@
-"""Which parameters the tasks share, read off the graph of their losses; and warnings about a list that differs."""
+"""Parameters that the tasks share, found in the graph of their losses, and warnings about a list that differs."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def warn_about_shared(
     tasks: Sequence[str],
     name: str,
 ) -> None:
-    """Warn where ``shared`` is not what the tasks share, or where a fork in the model balances too.
+    """Warn if ``shared`` differs from the parameters that tasks share, or if a fork in the model balances too.
 
-    Says nothing where a task is absent or where the graph hides parameters.
+    Does not warn if a task is absent or if the graph hides parameters.
     """
     reach = reach_of(losses)
     if forks := _forks(reach):
@@ -108,7 +108,7 @@ def _through_one_compiled_graph(reach: Reach) -> bool:
 
 
 def _forks(reach: Reach) -> list[str]:
-    """The forks in the graph, by their class."""
+    """Return the forks in the graph, by their class."""
     found = [node for node in reach.nodes if kind_of(node) == "Meeting"]
     return [f"a {type(node.fork).__name__} over {', '.join(node.fork.tasks)}" for node in found]  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""The tasks' names: losses that come under them, and saved state that is matched by them."""
+"""The tasks' names, by which losses are given and saved state is matched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_names(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def unnamed(tasks: Sequence[str]) -> bool:
-    """Tell whether the names are those of tasks that were given none: "0", "1", …"""
+    """Tell whether the names are the defaults: "0", "1", and so on."""
     return list(tasks) == [str(number) for number in range(len(tasks))]
 
 
@@ -78,7 +78,7 @@ def loss_list(losses: Losses, tasks: Sequence[str]) -> tuple[list[Any], tuple[st
 def places_by_name(saved: Sequence[str], tasks: Sequence[str], kind: str) -> list[int | None]:
     """Return for each task its place among the saved ones, None for a new one, which starts fresh.
 
-    Where either side was given no names, places decide. Saved tasks that are no longer there are named in a warning.
+    If either side has default names, tasks are matched by place. A warning names saved tasks that no longer exist.
 
     Args:
         kind: the optimizer's, for the messages.

@@ -28,10 +28,10 @@ __all__ = ["TaskOptimizer"]
 
 
 class TaskOptimizer(Wrapper):
-    """An optimizer with ``backward(losses)``; a subclass says how the shared parameters move.
+    """An optimizer with ``backward(losses)``; a subclass defines the step of the shared parameters.
 
-    All other parameters get the ordinary gradient of the sum of the losses and the wrapped optimizer's own step. With
-    one task everything does.
+    All other parameters get the ordinary gradient of the sum of the losses and the wrapped optimizer's own step; with
+    a single task, so do the shared ones.
     """
 
     _averaging: Averaging | None
@@ -115,7 +115,7 @@ class TaskOptimizer(Wrapper):
         pending.marks = marks_of(self.balanced)
 
     def _scalars(self, losses: Losses) -> list[Tensor | None]:
-        """The losses in the order of the tasks, whose names and number are settled by the first ones."""
+        """Return the losses in the order of the tasks; the first call fixes the tasks' names and number."""
         name = type(self).__name__
         found, names = loss_list(losses, self.tasks)
         if self.tasks and len(found) != len(self.tasks):
@@ -129,7 +129,7 @@ class TaskOptimizer(Wrapper):
         return scalars
 
     def _check_first(self, losses: list[Tensor | None]) -> None:
-        """What takes a moment: looked at in the first backward alone."""
+        """Make the slow checks, in the first backward alone."""
         name = type(self).__name__
         present = [loss for loss in losses if loss is not None]
         if self._averaging is None:
@@ -232,32 +232,32 @@ class TaskOptimizer(Wrapper):
         self._choose_balanced()
 
     def _take_averaging_over(self) -> None:
-        """The last thing that a constructor does: one that fails leaves the module as it was."""
+        """Switch off the module's averaging; constructors call this last, so that one that fails changes nothing."""
         if self._averaging is not None:
             self._averaging.take_over()
 
     @abstractmethod
     def _move(self, pending: Pending) -> None:
-        """Moves all parameters."""
+        """Move all parameters."""
 
     @abstractmethod
     def _needs_each(self) -> bool:
-        """Whether the step under way needs the tasks' gradients one by one."""
+        """Return whether the step under way needs the tasks' gradients one by one."""
 
     def _weights(self, tasks: list[int]) -> list[Tensor] | None:
-        """The weights of these tasks where only the weighted sum of gradients is needed; None if all are 1."""
+        """Return the weights of these tasks for a step with the weighted sum of gradients; None if all are 1."""
         return None
 
     def _needs_total(self) -> bool:
-        """Whether the plain sum is needed beside the weighted one."""
+        """Return whether the step needs the plain sum beside the weighted one."""
         return False
 
     def _spans_towers(self) -> bool:
-        """Whether all parameters of the optimizer are balanced, and not the shared ones alone."""
+        """Return whether all parameters of the optimizer are balanced, not the shared ones alone."""
         return False
 
     def _choose_balanced(self) -> None:
-        """The parameters of which a step needs every task's gradient."""
+        """Set the parameters for which a step needs each task's gradient."""
         if self._spans_towers():
             self.balanced = distinct(p for group in self.param_groups for p in group["params"])
             check_shared(self.balanced, self.param_groups)
@@ -267,7 +267,7 @@ class TaskOptimizer(Wrapper):
         return [p for group in self.param_groups for p in group["params"] if id(p) not in balanced]
 
     def _step_towers(self) -> None:
-        """The wrapped optimizer's own step of all parameters that are not shared."""
+        """Make the wrapped optimizer's own step of all parameters that are not shared."""
         if not self._towers():
             return
         kept = take(self.balanced)
@@ -276,14 +276,14 @@ class TaskOptimizer(Wrapper):
             p.grad = grad
 
     def _step_torch(self) -> None:
-        """The wrapped optimizer's own step of the parameters that have a gradient."""
+        """Make the wrapped optimizer's own step of the parameters that have a gradient."""
         moving = [p for p in self.balanced if p.grad is not None]
         known = self._counts.known([self.state[p]["step"] for p in moving if "step" in self.state.get(p, {})])
         self.torch_optimizer.step()
         self._counts.counted(known)
 
     def _step_all(self) -> None:
-        """The wrapped optimizer's own step with the ``grad`` of the shared parameters as it is, made finite."""
+        """Make the wrapped optimizer's own step; entries of the shared ``grad`` that are not finite become 0."""
         for p in self.balanced:
             if p.grad is not None:
                 (p.grad._values() if p.grad.is_sparse else p.grad).nan_to_num_(0.0, 0.0, 0.0)
@@ -306,7 +306,7 @@ class TaskOptimizer(Wrapper):
         return self._pending
 
     def _backward_averaged(self, averaging: Averaging, pending: Pending, losses: dict[int, Tensor]) -> None:
-        """The passes of this rank, then the mean of all ranks' on top of what earlier calls have left."""
+        """Make this rank's passes, then add the mean of all ranks' gradients to those of earlier calls."""
         if averaging.fused and not losses:
             raise RuntimeError(
                 f"{type(self).__name__}.backward found no loss on rank {dist.get_rank()}, but sharded tables exchange "
@@ -339,7 +339,7 @@ class TaskOptimizer(Wrapper):
         pending.present = [known or new for known, new in zip(pending.present, present, strict=True)]
 
     def _overflown(self, pending: Pending) -> bool:
-        """Whether a ``GradScaler`` has found an overflow; if it has not, its factor is taken out of all gradients."""
+        """Return whether a ``GradScaler`` found an overflow; if not, divide all gradients by its factor."""
         single = len(self.tasks) == 1
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
@@ -388,4 +388,4 @@ class TaskOptimizer(Wrapper):
             self._take_over(saved, places)
 
     def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
-        """Take over what was remembered; ``places`` says where each task stands in it, None for a new one."""
+        """Restore remembered state; ``places`` holds each task's place in it, None for a new task."""

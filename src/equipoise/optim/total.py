@@ -1,4 +1,4 @@
-"""A loss whose backward pass is that of an optimizer which takes one loss per task."""
+"""A total loss whose ``backward()`` calls that of an optimizer with one loss per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["total_of"]
 
 
 def total_of(losses: Sequence[Tensor | None], backward: Callable[[list[Tensor | None]], None]) -> Tensor:
-    """The sum of the losses; its backward pass calls ``backward`` with each of them times the gradient of the sum."""
+    """Return the sum of the losses, whose backward pass calls ``backward`` with each loss times the sum's gradient."""
     device = next((loss.device for loss in losses if loss is not None), None)
     # What makes the sum require a gradient; to the losses' graphs, which stay apart, only ``backward`` goes.
     anchor = torch.zeros((), device=device, requires_grad=True)

@@ -22,13 +22,13 @@ _HOOKS = (
 
 
 class Wrapper(Optimizer):
-    """Delegates everything but ``step`` to ``self.optimizer``, which may be a wrapper itself.
+    """Delegates all but ``step`` to ``self.optimizer``, which may be a wrapper itself.
 
     Learning rate schedulers, ``GradScaler`` and checkpoints read ``param_groups`` and ``state``; these are
     the wrapped optimizer's own objects, also after ``load_state_dict`` has replaced them.
 
-    What a subclass must remember beside them is the dict ``_memory``. It lies in the first of the ``param_groups``
-    under ``_key``, so that it survives tools that save and load nothing but ``state`` and ``param_groups``, such as
+    A subclass keeps further state in the dict ``_memory``. It is stored in the first of the ``param_groups`` under
+    ``_key``, so that it survives tools that save and load nothing but ``state`` and ``param_groups``, such as
     ``torch.distributed.checkpoint.state_dict``; ``state_dict()`` shows it under the same key, too.
     """
 
@@ -81,15 +81,15 @@ class Wrapper(Optimizer):
         return inner.torch_optimizer if isinstance(inner, Wrapper) else inner
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The wrapped optimizer's ``zero_grad``."""
+        """Call the wrapped optimizer's ``zero_grad``."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the wrapped optimizer."""
+        """Add a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state dict, with what this one must remember in its first group."""
+        """Return the wrapped optimizer's state dict, with this wrapper's own state in its first group."""
         state = self.optimizer.state_dict()
         if self._key is not None:
             # A copy, so that the next steps do not change what has been saved.
@@ -97,7 +97,7 @@ class Wrapper(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned; training then goes on exactly as it would have.
+        """Restore the state that ``state_dict`` returned; training then continues as if it had not stopped.
 
         Raises:
             ValueError: the state dict was saved by another kind of optimizer.
@@ -114,13 +114,13 @@ class Wrapper(Optimizer):
             self._recall(state_dict["param_groups"][0][self._key])
 
     def _remember(self, memory: dict[str, Any]) -> None:
-        """Set what is remembered, in the first group too."""
+        """Set the own state, also in the first group."""
         self._memory = memory
         if self._key is not None:
             self.param_groups[0][self._key] = memory
 
     def _recall(self, saved: dict[str, Any]) -> None:
-        """Take over what was remembered when the state was saved."""
+        """Restore the own state from a loaded first group."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Wrapper(Optimizer):
         return f"{type(self).__name__}({self._inner_repr()})"
 
     def _inner_repr(self) -> str:
-        """The wrapped optimizer as it was made, without what wrappers remember in its groups."""
+        """Return the ``repr`` of the wrapped optimizer without the wrappers' own state in its groups."""
         if isinstance(self.optimizer, Wrapper):
             return repr(self.optimizer)
         plain = copy.copy(self.optimizer)
