@@ -22,7 +22,7 @@ __all__ = ["check_same_comparison", "check_tunable", "cpu_name", "describe"]
 
 
 def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) -> dict[str, Any]:
-    """The content of ``plan.json``, all but the learning rates."""
+    """Return the content of ``plan.json``, without the learning rates."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     tasks = dataset.schema.task_names
     return {
@@ -129,7 +129,7 @@ def _label_rates(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 
 def cpu_name() -> str:
-    """The processor's name, which Python itself does not tell on Linux."""
+    """Return the processor's name, which Python does not tell on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

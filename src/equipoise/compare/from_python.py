@@ -1,4 +1,4 @@
-"""Comparisons from Python: of a data set in memory, of methods and models that no registry knows."""
+"""Comparisons from Python, of data sets in memory and of unregistered methods and models."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compare(
         model: a name, an import path, or a function or class that takes ``schema`` and ``fork`` and returns a module.
         out: a folder; runs that it already holds are kept.
         jobs: how many worker processes train; one per core if None, none at all if 1.
-        listener: is told how far it is.
+        listener: is told the progress.
         settings: any setting of ``equipoise compare``, such as ``seeds``, ``epochs`` or ``tune``.
 
     Raises:

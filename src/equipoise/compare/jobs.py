@@ -1,4 +1,4 @@
-"""Training runs as jobs, done here or by worker processes; the results are the same either way."""
+"""Training runs as jobs, made here or by worker processes with the same results."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class Job:
 
 
 class RunListener:
-    """Is told how far a comparison is; this one does nothing."""
+    """Receives the progress of a comparison; this one does nothing."""
 
     def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
-        """A phase of that many parts begins, some of which were done before."""
+        """Note that a phase of so many parts begins, of which some are done."""
 
     def part_done(self) -> None:
-        """One more part of a phase that has no runs is done."""
+        """Note that one more part of a phase without runs is done."""
 
     def steps_done(self, job: Job, done: int, total: int, seconds_left: float | None, /) -> None:
-        """A run has made that many of its steps; all runs will take so many more seconds, None while unknown."""
+        """Note the steps that a run has made, and the seconds left for all runs, None while unknown."""
 
     def run_done(self, job: Job, run: Run, seconds_left: float | None, /) -> None:
-        """A run is done and its result is on disk; those to come will take so many seconds."""
+        """Note that a run is done and on disk, and the seconds left for the others."""
 
 
 OnSteps = Callable[[Job, int, int], None]
@@ -68,14 +68,14 @@ OnSteps = Callable[[Job, int, int], None]
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(
     settings: Settings, dataset: Dataset, jobs: Sequence[Job], workers: int, on_steps: OnSteps
 ) -> Generator[tuple[Job, Run], None, None]:
-    """Results as they come, from this process or from ``workers`` others.
+    """Yield results as they come, from this process or from ``workers`` others.
 
     The workers read the data set from a temporary file that they map into memory, so that all share one copy.
 
@@ -170,7 +170,7 @@ class _Worker:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Read with the first job, whose result an error is then: one in the worker's start would break the pool."""
+        """The data set, read with the first job: an error then fails that job, while one at start breaks the pool."""
         dataset: Dataset = torch.load(self.file, mmap=True, weights_only=False)  # the main process wrote it just now
         return dataset
 
@@ -189,7 +189,7 @@ def _start_worker(worker: _Worker, begun: Event, entries: dict[str, dict[str, by
 
 
 def _end_with_parent() -> None:
-    """A main process that is killed cannot tell its workers; without it they would wait for work for ever."""
+    """End this worker when the main process is gone; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -47,19 +47,19 @@ class LabelRate(BaseModel):
 
 
 class LabelCount(BaseModel):
-    """How many rows of a split have a task's label, and how many of them are positive."""
+    """Number of rows of a split with a task's label, and number of positive ones among them."""
 
     labelled: int
     positives: int
 
     @property
     def of_rarer_class(self) -> int:
-        """How many rows have the label that is seen less often."""
+        """Number of rows of the rarer class."""
         return min(self.positives, self.labelled - self.positives)
 
 
 class PlannedRuns(BaseModel):
-    """``plan.json``: what was to be run, on what, and with which software and machine."""
+    """The content of ``plan.json``: planned runs, data, software and machine."""
 
     dataset: str
     dataset_notes: list[str] = Field(default_factory=list)
@@ -109,8 +109,8 @@ class Results:
     """Everything a comparison's folder holds.
 
     Attributes:
-        plan: what was to be run.
-        runs: what has finished of the plan, at the plan's learning rates.
+        plan: the planned runs.
+        runs: the finished runs of the plan, at the plan's learning rates.
         tuning: the runs that chose the learning rates.
         throughput: method name to its speed; empty before it was measured.
     """
@@ -122,16 +122,16 @@ class Results:
 
     @property
     def planned(self) -> int:
-        """How many runs a finished comparison has."""
+        """Number of runs of a finished comparison."""
         return len(self.plan.methods) * len(self.plan.seeds)
 
     def of(self, method: str) -> list[Run]:
-        """One method's finished runs, diverged ones included, in the order of the plan's seeds."""
+        """Return a method's finished runs, including diverged ones, in the order of the plan's seeds."""
         found = {run.seed: run for run in self.runs if run.method == method}
         return [found[seed] for seed in self.plan.seeds if seed in found]
 
     def at_edge(self, method: str) -> bool:
-        """Return whether a method's tuned rate, or its table decay, lies at an end of its grid; 0 is no end."""
+        """Return whether a method's tuned rate or table decay is at an end of its grid; a decay of 0 does not count."""
         chosen = self.plan.rate(method)
         own = [rate_of(run) for run in self.tuning if run.method == method]
         if chosen is None or chosen not in own:

@@ -61,15 +61,15 @@ def run_comparison(
 ) -> None:
     """Train every method with every seed, and leave plan, runs and throughput as JSON in ``folder``.
 
-    Runs that the folder already holds are kept; more methods or seeds can be added to it. Whatever ends this
-    early leaves every finished run there.
+    Runs that the folder already holds are kept; more methods or seeds can be added to it. If this ends
+    early, all finished runs stay there.
 
     Args:
         dataset: taken in place of the one that the settings name.
         from_python: names of settings whose values a caller gave as Python objects, for the report.
         jobs: how many worker processes train, as many as there are cores if None; the results do not depend
             on it.
-        listener: is told how far it is.
+        listener: is told the progress.
 
     Raises:
         DataError: the data set is not known or cannot be had.
@@ -136,7 +136,7 @@ class _Comparison:
         return range(_TUNING_SEED, _TUNING_SEED + self.settings.tune_seeds)
 
     def _tuning_jobs(self) -> list[Job]:
-        """Every method at every rate and table decay of the grids, with the tuning seeds: the same budget for each."""
+        """Return jobs for each method at all rates and table decays of the grids, with the tuning seeds."""
         if not self.settings.tune:
             return []
         return [
@@ -161,7 +161,7 @@ class _Comparison:
         add: Callable[[Run], None],
         time_left: TimeLeft,
     ) -> list[Run]:
-        """Return the run of each job: out of ``finished`` where it is there, else trained now and added."""
+        """Return the run of each job: from ``finished`` if it is there, else trained now and added."""
         known = {Job.of(run): run for run in finished}
         done = {job: known[job] for job in todo if job in known}
         left = [job for job in todo if job not in done]
@@ -211,7 +211,7 @@ def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
 
 
 def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[str, Any]:
-    """The part of the plan that says the rates."""
+    """Return the part of the plan that holds the rates."""
     return {
         "rates": {name: rate.lr for name, rate in rates.items()},
         "table_decays": {name: rate.table_decay for name, rate in rates.items()},
@@ -245,7 +245,7 @@ def train_into(
         stop: see :func:`equipoise.training.train`.
 
     Raises:
-        DataError, SettingError: the settings name what there is not, or cannot be resumed.
+        DataError, SettingError: the settings name something unknown, or cannot be resumed.
         FolderInUseError: another process writes to the folder.
         StoppedError: ``stop`` has said so.
         NonFiniteError: see :func:`equipoise.training.train`.
@@ -262,15 +262,15 @@ def train_into(
         job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
 
-        def progress(done: int, total: int) -> None:
-            if done == 1 and writes and (folder / "run.json").exists():  # of an earlier training, which this one is not
+        def show_steps(done: int, total: int) -> None:
+            if done == 1 and writes and (folder / "run.json").exists():  # left by an earlier training
                 (folder / "run.json").replace(folder / "run.before.json")
             listener.steps_done(job, done, total, None)
 
         try:
             run = train(
                 dataset, method,
-                world=world, checkpoint=folder / "checkpoint", resume=resume, on_step=progress, stop=stop,
+                world=world, checkpoint=folder / "checkpoint", resume=resume, on_step=show_steps, stop=stop,
                 **settings.training().model_dump(),
             )  # fmt: skip
         except NonFiniteError as error:

@@ -1,4 +1,4 @@
-"""What a method costs: its training throughput against equal weights, and the memory of its steps."""
+"""Cost of a method: its training throughput relative to equal weights, and the memory of its steps."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ def throughput_ratio(
     steps: int = 10,
     seconds: float = 10.0,
 ) -> Throughput:
-    """Throughput (QPS) of a learner over that of a reference, from interleaved blocks of steps in this
-    process.
+    """Measure the throughput (QPS) of a learner over that of a reference, by interleaved blocks of steps.
 
     A pair is ``steps`` steps of both, one after the other, in alternating order, so that slow drifts of the
     machine cancel; a block covers whole periods of methods that do more in every tenth step. The first block
     of both warms up and is not counted.
 
     Args:
-        pairs: at most so many.
-        seconds: no more pairs are begun after that time, once there are six, the least that give a 95 % interval.
+        pairs: the largest number of pairs.
+        seconds: no pair begins after that time, once there are six, the fewest that give a 95 % interval.
 
     Returns:
         the median over pairs, and its interval by order statistics, of at least 95 % where there are six pairs.
@@ -69,7 +68,7 @@ def throughput_ratio(
 
 
 def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The narrowest symmetric pair of order statistics that covers the median with at least that confidence.
+    """Return the narrowest symmetric pair of order statistics that covers the median with at least that confidence.
 
     The number of values below the median is binomial with p = 1/2, whatever their distribution. With too few
     values for the confidence, the smallest and the largest.
@@ -87,7 +86,7 @@ def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> 
 
 
 def peak_memory(build: Callable[[], Learner], batch: Batch) -> int:
-    """Bytes of tensors alive at the worst moment of building a learner and taking its first steps.
+    """Return the peak bytes of tensors while a learner is built and makes its first steps.
 
     Counts weights, gradients, optimizer state and activations, and nothing else: neither the data nor the
     libraries. On a CPU from the allocations that PyTorch's profiler records, which are the same in every

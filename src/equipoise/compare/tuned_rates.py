@@ -52,7 +52,7 @@ class ChosenRate(NamedTuple):
 
 
 class Choice(BaseModel):
-    """What a tuning chose: the content of ``tuned.json``.
+    """The rates that tuning chose: the content of ``tuned.json``.
 
     Attributes:
         recipe: the settings that the rates were chosen under.

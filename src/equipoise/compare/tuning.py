@@ -1,4 +1,4 @@
-"""Choosing each method's learning rate and table decay on validation data, from the runs of tuning."""
+"""Chooses each method's learning rate and table decay on validation data, from the runs of tuning."""
 
 from __future__ import annotations
 

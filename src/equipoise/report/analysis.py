@@ -1,4 +1,4 @@
-"""From runs to numbers: per method and task the means over seeds, the paired comparisons and the speed."""
+"""Numbers of the report: means over seeds, paired comparisons and speed, by method and task."""
 
 from __future__ import annotations
 
@@ -72,22 +72,22 @@ class Gain:
 
     @property
     def significant(self) -> bool:
-        """Whether the 95 % interval excludes zero, with no regard to other comparisons."""
+        """True if the 95 % interval excludes zero, with no regard to other comparisons."""
         return self.verdict in {"above", "below"}
 
     @property
     def firm(self) -> bool:
-        """Whether it is significant after Holm's adjustment too."""
+        """True if it is significant after Holm's adjustment too."""
         return self.significant and self.adjusted_p is not None and self.adjusted_p < SIGNIFICANCE
 
     @property
     def better(self) -> bool:
-        """Significant, and upwards."""
+        """True if the change is significant and positive."""
         return self.verdict == "above"
 
     @property
     def worse(self) -> bool:
-        """Significant, and downwards."""
+        """True if the change is significant and negative."""
         return self.verdict == "below"
 
 
@@ -119,7 +119,7 @@ class MethodResult:
     """One method over all tasks.
 
     Attributes:
-        method: as planned.
+        method: the planned method.
         rates: the rates its runs used, nearly always one.
         ok: seeds that ended well.
         diverged: seeds that did not.
@@ -131,7 +131,7 @@ class MethodResult:
         delta_m: against single-task training in per cent.
         tasks: per task that can be scored.
         speed: QPS ratio and, where measured, memory.
-        speed_verdict: what the interval of the ratio says.
+        speed_verdict: faster, slower or neither, by the interval of the ratio.
         peak_memory: bytes; ``None`` where not measured.
     """
 
@@ -152,12 +152,12 @@ class MethodResult:
 
     @property
     def is_reference(self) -> bool:
-        """Whether this is equal weights."""
+        """True if this is equal weights."""
         return self.method.name == EQUAL_WEIGHTS
 
     @property
     def is_single_task(self) -> bool:
-        """Whether this is one model per task, which is no way to train one model."""
+        """True if this is one model per task, which is no way to train one model."""
         return self.method.name == SINGLE_TASK
 
 
@@ -166,7 +166,7 @@ class Analysis:
     """One view on a comparison.
 
     Attributes:
-        view: which metrics of the test split.
+        view: the metrics of the test split shown, as sampled or at the natural rate.
         methods: in the order of the plan.
         tasks: the tasks that can be scored, in the order of the plan.
         unscored: tasks whose metrics are not defined on this test split (one class only): in no mean.
@@ -189,11 +189,11 @@ class Analysis:
 
     @property
     def ranks(self) -> bool:
-        """Whether any task has enough test rows of both classes to rank methods by."""
+        """True if any task has enough test rows of both classes to rank methods by."""
         return len(self.few) < len(self.tasks)
 
     def method(self, name: str) -> MethodResult | None:
-        """The method of that name, if it was planned."""
+        """Return the method of that name, or None if it was not planned."""
         return next((entry for entry in self.methods if entry.method.name == name), None)
 
     @property
@@ -208,12 +208,12 @@ class Analysis:
 
 
 def has_natural_view(results: Results) -> bool:
-    """Whether any run has metrics weighted back to the natural rate."""
+    """Return whether any run has metrics weighted back to the natural rate."""
     return any(run.status == "ok" and run.test_natural for run in results.runs)
 
 
 def analyse(results: Results, view: View = "test") -> Analysis:
-    """Every number of the report's tables for one view, from the runs that have ended."""
+    """Return all numbers of the report's tables for one view, from the finished runs."""
     ok = {method.name: _ok_runs(results, method.name) for method in results.plan.methods}
     ended_well = [run for runs in ok.values() for run in runs]
     scored = tuple(
@@ -278,16 +278,16 @@ def _tasks_of_means(scored: Sequence[str], few: Mapping[str, int]) -> tuple[str,
 
 
 def _is_busy(control: Throughput | None) -> bool:
-    """Whether two identical learners measured too differently; False where they were not measured."""
+    """Return whether two identical learners measured too differently; False where they were not measured."""
     if control is None or control.low is None or control.high is None:
         return False
     return control.low < QUIET[0] or control.high > QUIET[1]
 
 
 def _speed_verdict(speed: Throughput | None, control: Throughput | None) -> SpeedVerdict:
-    """What the ratio's interval says; a difference must be larger than that between two identical learners.
+    """Return the verdict on speed; a difference must be larger than that between two identical learners.
 
-    On a quiet machine the ratio must lie outside the interval of the two, on a busy one its whole interval must.
+    On a quiet machine the ratio must lie outside their interval; on a busy one, its whole interval must.
     """
     measured = [entry for entry in (speed, control) if entry and entry.low and entry.high]
     if len(measured) < 2 or min(entry.pairs for entry in measured) < _MIN_SPEED_PAIRS:
@@ -350,7 +350,7 @@ def _delta_m(runs: Sequence[Run], alone: Sequence[Run], view: View, tasks: Seque
 
 
 def _adjusted(methods: Sequence[MethodResult], tasks: Sequence[str]) -> list[MethodResult]:
-    """Holm's adjustment; a family is one column of the main table, or one table by task."""
+    """Apply Holm's adjustment; a family is one column of the main table, or one table by task."""
     cells = [entry.tasks[task] for entry in methods for task in tasks]
     adjusted_cells = iter(
         [

@@ -133,7 +133,7 @@ def tuning_chart(results: Results) -> Chart | None:
 
 
 def axes(*, height: int, x: str, y: str = "") -> dict[str, Any]:
-    """The layout that all charts share: quiet rules, dark text, room for long labels, the legend below."""
+    """Return the layout that all charts share: quiet rules, dark text, room for long labels, the legend below."""
     rule: dict[str, Any] = {"gridcolor": _RULE, "zeroline": False, "linecolor": _RULE, "automargin": True}
     title = {"font": {"size": 13, "color": _MUTED}, "standoff": 10}
     return {
@@ -155,7 +155,7 @@ def line_colour(index: int) -> dict[str, Any]:
 
 
 def text(label: str) -> str:
-    """A name as plotly.js shows it: it would take angle brackets for markup."""
+    """Escape a name for plotly.js, which takes angle brackets for markup."""
     return html.escape(label, quote=False)
 
 
@@ -197,7 +197,7 @@ def _curves(results: Results, task: str, measure: str) -> Figure:
 
 
 def _tasks_on_every_point(results: Results, metric: str) -> list[str]:
-    """The tasks that have a value at every point of every run: another mean would jump where a task comes in."""
+    """Return the tasks with a value at all points of all runs, so that a mean does not jump where a task comes in."""
     points = [point["validation"] for run in results.runs if run.status == "ok" for point in run.curve]
     return [
         task
@@ -207,7 +207,7 @@ def _tasks_on_every_point(results: Results, metric: str) -> list[str]:
 
 
 def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple[list[int], list[float | None]]:
-    """Over the seeds, at the points that all of them have."""
+    """Return the mean curve over the seeds, at the points that all of them have."""
     points: dict[int, list[float]] = {}
     for run in runs:
         for point in run.curve:
@@ -227,7 +227,7 @@ def _line(label: str, x: Sequence[float], y: Sequence[float | None], hover: str,
 
 
 def _style(results: Results, method: str) -> dict[str, Any]:
-    """The same line for a method in every chart; what others are compared with is black or grey."""
+    """Return a method's line style, the same in all charts; references are black or grey."""
     if method == EQUAL_WEIGHTS:
         return {"line": {"color": _INK, "width": 3}, "marker": {"size": 6, "symbol": "circle"}}
     if method == SINGLE_TASK:
@@ -242,7 +242,7 @@ def _style(results: Results, method: str) -> dict[str, Any]:
 
 
 def _without_outliers(data: Sequence[Figure], *, lower_is_better: bool) -> list[float] | None:
-    """A range that shows the better part of the lines large: the first, far points of a curve are cut off."""
+    """Return an axis range that cuts off the first, far points of the curves."""
     values = sorted(value for trace in data for value in trace["y"] if value is not None)
     if not values:
         return None
@@ -261,7 +261,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def _short(value: float | None) -> float | None:
-    """Five digits are more than a chart shows, and keep the report small."""
+    """Round to five digits, more than a chart shows, to keep the report small."""
     return None if value is None else _rounded(value)
 
 

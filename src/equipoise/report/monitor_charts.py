@@ -1,4 +1,4 @@
-"""The report's charts of what happened inside: weights and norms over time, cosines between tasks."""
+"""The report's charts of the monitor: weights and norms over time, cosines between tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Matrix = list[list[float | None]]
 
 
 def monitor_chart(results: Results) -> Chart | None:
-    """Every task's weight, or gradient norm, over the steps: one panel per method and fork."""
+    """Draw each task's weight or gradient norm over the steps, one panel per method and fork."""
     tasks = results.plan.tasks
     sets: dict[str, list[Panel]] = {}
     for quantity, title in _QUANTITIES.items():
@@ -45,7 +45,7 @@ def monitor_chart(results: Results) -> Chart | None:
 
 
 def cosine_chart(results: Results) -> Chart | None:
-    """Cosines between the tasks' gradients (updates for PUB): their mean, and a slider over the steps."""
+    """Draw cosines between the tasks' gradients (PUB: updates): their mean, and a slider over the steps."""
     tasks = results.plan.tasks
     options: list[str] = []
     panels: list[list[Panel]] = []
@@ -75,19 +75,19 @@ def _ok_runs(results: Results, method: str) -> list[Run]:
 
 
 def _places(runs: Sequence[Run], quantity: str, names: Sequence[str]) -> list[str]:
-    """Where something was monitored: what stands before ``/<quantity>/<name>`` in the readings' names."""
+    """Return the monitored places: the part before ``/<quantity>/<name>`` of the readings' names."""
     endings = tuple(f"/{quantity}/{name}" for name in names)
     found = {key for run in runs for reading in run.monitor for key in reading if key.endswith(endings)}
     return sorted({key[: key.rindex(f"/{quantity}/")] for key in found})
 
 
 def _title(label: str, place: str, places: Sequence[str]) -> str:
-    """The method, and which fork where it has several."""
+    """Return the method's name, with the fork's if there are several."""
     return label if len(places) == 1 else f"{label}, {place}"
 
 
 def _mean_reading(runs: Sequence[Run], key: str) -> dict[int, float]:
-    """Step to the mean over the seeds."""
+    """Return the mean over the seeds by step."""
     values: dict[int, list[float]] = {}
     for run in runs:
         for reading in run.monitor:
@@ -117,13 +117,13 @@ def _lines(series: Mapping[str, Mapping[int, float]]) -> Figure:
 
 
 def _cosines(runs: Sequence[Run], place: str, tasks: Sequence[str]) -> dict[tuple[str, str], Mapping[int, float]]:
-    """Step to cosine for every ordered pair of tasks; the monitor may hold one order of each pair only."""
+    """Return the cosine by step for each ordered pair of tasks; the monitor may hold one order only."""
     found = {(a, b): _mean_reading(runs, f"{place}/cosine/{a}/{b}") for a in tasks for b in tasks if a != b}
     return {(a, b): values or found[b, a] for (a, b), values in found.items()}
 
 
 def _matrix(tasks: Sequence[str], cosines: Mapping[tuple[str, str], float | None]) -> Matrix:
-    """Rows and columns in the order of the tasks; the diagonal, always 1, stays empty."""
+    """Return a matrix in the order of the tasks; the diagonal, always 1, stays empty."""
     return [[None if a == b else _short(cosines[a, b]) for b in tasks] for a in tasks]
 
 
@@ -144,7 +144,7 @@ def _heat_map(tasks: Sequence[str], cosines: Matrix, reach: float) -> Figure:
 
 
 def _heat_maps(tasks: Sequence[str], steps: Sequence[int], frames: Sequence[Matrix], reach: float) -> Figure:
-    """One heat map with a slider that exchanges its cosines."""
+    """Draw a heat map with a slider that exchanges its cosines."""
     figure = _heat_map(tasks, frames[0], reach)
     slider = {
         "pad": {"t": 46}, "len": 1, "x": 0, "minorticklen": 0, "ticklen": 0,
@@ -165,7 +165,7 @@ def _thinned(steps: Sequence[int]) -> list[int]:
 
 
 def _reach(matrices: Iterable[Matrix]) -> float:
-    """The colours' range: symmetric about zero, and no wider than the cosines need."""
+    """Return the range of the colours: symmetric about zero, and no wider than the cosines need."""
     largest = max((abs(cell) for matrix in matrices for row in matrix for cell in row if cell is not None), default=1)
     return min(1.0, max(0.1, math.ceil(10 * largest) / 10))
 

@@ -1,4 +1,4 @@
-"""The outcome of a comparison in a few sentences, which claim only what the intervals carry."""
+"""The outcome of a comparison in a few sentences, which claim only what the intervals support."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MEAN_NE = "mean normalized entropy (NE, lower is better)"
 
 
 def summary(analysis: Analysis) -> list[str]:
-    """The outcome in a few sentences: which method is better by how much, on which tasks, and what it costs.
+    """Return the outcome in a few sentences: which method is better by how much, on which tasks, and what it costs.
 
-    Only what the intervals carry is claimed: a gain needs three paired seeds and Holm's adjustment, a difference in
+    Only what the intervals support is claimed: a gain needs three paired seeds and Holm's adjustment, a difference in
     speed an interval that excludes 1.
     """
     joint = [entry for entry in analysis.joint if entry.ne is not None]
@@ -100,7 +100,7 @@ def _tested(gain: Gain) -> str:
 
 
 def _by_task(named: MethodResult, analysis: Analysis) -> list[str]:
-    """The tasks on which the method is clearly better or worse than equal weights, after Holm's adjustment."""
+    """Return the tasks on which the method is clearly better or worse than equal weights, after Holm's adjustment."""
     gains = {
         task: gain
         for task, found in named.tasks.items()
@@ -123,7 +123,7 @@ def _by_task(named: MethodResult, analysis: Analysis) -> list[str]:
 
 
 def _others(analysis: Analysis, best: MethodResult) -> list[str]:
-    """Every other joint method: better or worse than equal weights after Holm's adjustment, or neither."""
+    """Return every other joint method: better or worse than equal weights after Holm's adjustment, or neither."""
     better: list[str] = []
     worse: list[str] = []
     unclear: list[str] = []
@@ -178,6 +178,6 @@ def _costs(named: MethodResult, analysis: Analysis) -> list[str]:
 
 
 def _tasks(analysis: Analysis) -> str:
-    """How many tasks a mean is over, and of how many where some are left out."""
+    """Return the number of tasks in a mean, and the number of all tasks if some are left out."""
     count, of = len(analysis.means_over), len(analysis.tasks) + len(analysis.unscored)
     return counted(of, "task") if count == of else f"{count} of {of} tasks"

@@ -93,7 +93,7 @@ def write_markdown(folder: Path) -> Path:
 
 
 def result_rows(folder: Path) -> list[dict[str, str]]:
-    """The report's main table for a terminal: per method, best mean NE first, column titles to their text.
+    """Return the report's main table for a terminal: per method, best mean NE first, column titles to their text.
 
     Raises:
         FolderError: the folder holds no comparison, or a file in it is damaged.
@@ -106,7 +106,7 @@ def result_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def headline(folder: Path) -> str:
-    """The outcome of a comparison in one sentence or two, as the report begins.
+    """Return the outcome of a comparison in one sentence or two, as the report begins.
 
     Raises:
         FolderError: the folder holds no comparison, or a file in it is damaged.
@@ -115,7 +115,7 @@ def headline(folder: Path) -> str:
 
 
 def _content(results: Results) -> dict[str, Any]:
-    """Everything the template shows, in words, tables and figures."""
+    """Return everything that the template shows: words, tables and figures."""
     plan = results.plan
     shown: list[View] = ["test", "test_natural"] if has_natural_view(results) else ["test"]
     analyses = [analyse(results, view) for view in shown]
@@ -173,7 +173,7 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
 
 
 def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
-    """The few numbers to see first: heading, value, and what it means; gain and speed only where they are clear."""
+    """Return the numbers to see first: heading, value, meaning; gain and speed only where they are clear."""
     best = next((entry for entry in analysis.joint if entry.ne is not None), None)
     finished = ("Runs finished", f"{len(results.runs)} of {results.planned}", "methods × seeds")
     if best is None or not analysis.ranks:
@@ -276,9 +276,9 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _command(plan: PlannedRuns) -> str:
-    """What makes this comparison again: a command, or a call where objects were given from Python.
+    """Return the command that repeats this comparison, or the call if objects were given from Python.
 
-    Of a folder on this machine, which says nothing to another reader, the last part is shown.
+    A folder is shown by its last part, because its path means nothing on another machine.
     """
     defaults = Settings.of().model_dump(mode="json")
     stated = {
@@ -334,7 +334,7 @@ def _markdown_table(table: tables.Table) -> Sequence[str]:
 
 
 def _no_tags(words: str) -> str:
-    """Names are a user's: where Markdown is shown as HTML, none of them is a tag."""
+    """Escape names of users, so that none becomes a tag where Markdown is shown as HTML."""
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)
 
 

@@ -10,7 +10,7 @@ __all__ = ["counted", "equals", "is_or_are", "listed"]
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun, in the plural where it needs one.
+    """Return a number and its noun, in the plural where needed.
 
     Example:
         >>> counted(1, "seed"), counted(2, "seed")
@@ -20,12 +20,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def is_or_are(names: Sequence[str]) -> str:
-    """The verb that goes with so many names."""
+    """Return "is" or "are", by the number of names."""
     return "is" if len(names) == 1 else "are"
 
 
 def listed(items: Sequence[str]) -> str:
-    """Items with commas, and "and" before the last.
+    """Join items by commas, with "and" before the last.
 
     Example:
         >>> listed(["click", "like", "buy"])
@@ -35,7 +35,7 @@ def listed(items: Sequence[str]) -> str:
 
 
 def equals(p: float | None) -> str:
-    """What follows the letter p: its value, or that it is very small.
+    """Return the text after the letter p: its value, or a bound if it is very small.
 
     Example:
         >>> equals(0.03), equals(0.00001)

@@ -102,7 +102,7 @@ def interval(differences: Sequence[float], *, unpaired: int = 0) -> PairedCompar
 
 
 def paired_comparison(values: Mapping[int, float], reference: Mapping[int, float], /) -> PairedComparison:
-    """``values - reference``, paired by seed; non-finite values count as missing.
+    """Return ``values - reference``, paired by seed; non-finite values count as missing.
 
     Args:
         values: seed to value of the method.
@@ -164,7 +164,7 @@ def delta_m(runs: Mapping[int, TaskMetrics], alone: Mapping[int, TaskMetrics], /
 
 
 def holm(p_values: Sequence[float | None], /) -> list[float | None]:
-    """Holm's step-down adjustment for several tests; ``None`` (no test) stays ``None`` and is not counted.
+    """Return Holm's step-down adjustment for several tests; ``None`` (no test) stays ``None`` and is not counted.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979: the k-th smallest of m p
     values is multiplied by m - k + 1, made monotone, and cut off at 1.

@@ -75,12 +75,12 @@ class Table:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with a true minus sign, or a dash for none."""
+    """Format a number with a true minus sign, or a dash for none."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int) -> str:
-    """A difference with its sign; what rounds to zero has none.
+    """Format a difference with its sign; one that rounds to zero has none.
 
     Example:
         >>> signed(-1.234, 2), signed(0.5, 1), signed(-0.001, 2)
@@ -93,7 +93,7 @@ def signed(value: float | None, digits: int) -> str:
 
 
 def percent(value: float | None, digits: int) -> str:
-    """A relative change in per cent with its sign; the space before the sign of per cent does not break.
+    """Format a relative change in per cent with its sign; the space before "%" does not break.
 
     Example:
         >>> percent(2.5, 1)
@@ -103,7 +103,7 @@ def percent(value: float | None, digits: int) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p value with three digits at most.
+    """Format a p value with three digits at most.
 
     Example:
         >>> p_value(0.0304), p_value(0.00002), p_value(None)
@@ -113,7 +113,7 @@ def p_value(p: float | None) -> str:
 
 
 def mark(gain: Gain | None) -> str:
-    """Direction of a clear change: filled after Holm's adjustment, hollow without, nothing if unclear."""
+    """Return an arrow for a clear change: filled after Holm's adjustment, hollow without, nothing if unclear."""
     if gain is None or not gain.significant:
         return ""
     if gain.firm:
@@ -180,7 +180,7 @@ def _rates(entry: MethodResult) -> Cell:
 
 
 def _speed(entry: MethodResult) -> Cell:
-    """The ratio where its interval says something, else the interval alone."""
+    """Format the speed ratio where its interval is conclusive, else the interval alone."""
     speed = entry.speed
     if speed is None:
         return Cell(NONE)
@@ -194,7 +194,7 @@ def _speed(entry: MethodResult) -> Cell:
 
 
 def main_table(analysis: Analysis) -> Table:
-    """One row per method, best mean NE first: quality, gain with interval and test, cost, seeds."""
+    """Build the main table: methods, best mean NE first, with quality, gain, interval, test, cost and seeds."""
     columns = [
         Column("Method", numeric=False),
         Column("Learning rate", "The rate this method was trained with. Below: the decay of its embedding tables."),
@@ -242,7 +242,7 @@ def main_table(analysis: Analysis) -> Table:
 
 
 def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc", "calibration"]) -> Table:
-    """One row per method, one column per task: the value, below it the gain over equal weights, marked."""
+    """Build a table of methods by tasks: the value, and below it the gain over equal weights with its mark."""
     columns = [Column("Method", numeric=False), *_task_columns(analysis)]
     best: dict[str, float] = {}
     if metric != "calibration":
@@ -280,7 +280,7 @@ def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc"
 
 
 def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
-    """Every joint method against training each task alone: gain per task, + is better, with its mark."""
+    """Build a table of joint methods against training each task alone: gain per task, + is better."""
     columns = [Column("Method", numeric=False), *_task_columns(analysis)]
     joint = sorted(analysis.joint, key=lambda entry: not entry.is_reference)
     rows = []
@@ -329,7 +329,7 @@ def tuning_table(results: Results) -> Table:
 
 
 def data_table(results: Results) -> Table:
-    """One row per task: how often its label is positive, how often it is known, and the best reachable NE."""
+    """Build a table of tasks: shares of positive and of known labels, and the best reachable NE."""
     plan = results.plan
     columns = [
         Column("Task", numeric=False),
@@ -358,7 +358,7 @@ def data_table(results: Results) -> Table:
 
 
 def methods_table(results: Results) -> Table:
-    """One row per method: what it does, in words, and what it was built with."""
+    """Build a table of methods: what each does, and its options."""
     columns = [
         Column("Method", numeric=False),
         Column("Acts on", numeric=False),
@@ -384,7 +384,7 @@ def _value(found: TaskResult, metric: Literal["ne", "auc", "calibration"]) -> fl
 
 
 def _task_columns(analysis: Analysis) -> list[Column]:
-    """A column for each task; one whose metrics are mostly chance says so."""
+    """Return a column for each task, marked if the task has too few rows of one class."""
     return [
         Column(f"{task} (too few)", f"Only {analysis.few[task]} test rows of its rarer class: mostly chance.")
         if task in analysis.few
@@ -413,7 +413,7 @@ def _gain_hint(gain: Gain | None, metric: str) -> str:
 
 
 def _background(gain: Gain | None, metric: str) -> str:
-    """A colour whose strength is the size of a clear change; nothing where the change is not clear."""
+    """Return a background colour as strong as a clear change is large; none if the change is not clear."""
     if gain is None or gain.mean is None or not gain.significant:
         return ""
     strength = 0.08 + 0.4 * math.sqrt(min(1.0, abs(gain.mean) / _FULL_COLOUR[metric]))

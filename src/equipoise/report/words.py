@@ -18,7 +18,7 @@ _ENOUGH_SEEDS = 5  # what a caution about too few seeds proposes
 
 
 def transfer_summary(analysis: Analysis) -> list[str]:
-    """Which tasks suffer under equal weights against training alone, and what each method does about them."""
+    """Say which tasks suffer under equal weights against training alone, and how each method changes that."""
     alone, equal = analysis.method(SINGLE_TASK), analysis.method(EQUAL_WEIGHTS)
     if alone is None or alone.ne is None:
         return ["Single-task training has no result here, so negative transfer cannot be told."]
@@ -54,7 +54,7 @@ def transfer_summary(analysis: Analysis) -> list[str]:
 
 
 def cautions(results: Results, analysis: Analysis) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Return cautions that a reader needs before trusting the numbers."""
     plan, found = results.plan, []
     finished = len(results.runs)
     if finished < results.planned:
@@ -115,7 +115,7 @@ def _not_finite(method: PlannedMethod, runs: Sequence[Run]) -> str:
 
 
 def _few_positives(results: Results, analysis: Analysis) -> list[str]:
-    """Tasks whose metrics rest on few rows of one class, with split and count."""
+    """Return tasks whose metrics rest on few rows of one class, with split and count."""
     consequences = {
         "validation": "Their learning curves are mostly chance"
         + (", and so is what they added to the choice of rates." if results.tuning else "."),
@@ -141,7 +141,7 @@ def _rarer(count: LabelCount) -> str:
 
 
 def _doubtful_rates(results: Results) -> list[str]:
-    """Rates that were not tuned under the recipe of this comparison."""
+    """Return rates that were not tuned under the recipe of this comparison."""
     plan = results.plan
     by_doubt: dict[str, list[str]] = {}
     for method in plan.methods:
@@ -157,7 +157,7 @@ def _doubtful_rates(results: Results) -> list[str]:
 
 
 def _tuning_gaps(results: Results) -> list[str]:
-    """Tasks that had no part in the choice of rates, and methods for which no rate worked."""
+    """Return tasks that had no part in the choice of rates, and methods for which no rate worked."""
     found = []
     ended_well = [run for run in results.tuning if run.status == "ok"]
     left_out = [task for task in results.plan.tasks if task not in tasks_with_ne(results.tuning)]
@@ -178,7 +178,7 @@ def _tuning_gaps(results: Results) -> list[str]:
 
 
 def _remedy(analysis: Analysis, task: str) -> str:
-    """Which of the other joint methods help a suffering task, and how far."""
+    """Say which other joint methods help a suffering task, and how far."""
     cured, helped = [], []
     for entry in analysis.joint:
         gain, over_equal = entry.tasks[task].ne_transfer, entry.tasks[task].ne_gain

@@ -1,4 +1,4 @@
-"""What cannot be trained together, each with its reason and its remedy, found before anything is built."""
+"""Combinations that cannot be trained, with reason and remedy, found before anything is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class IncompatibleError(SettingError):
 
 @dataclass(frozen=True)
 class Combination:
-    """What is to be trained together."""
+    """A combination of method, model and sharding to train."""
 
     method: Method
     settings: TrainingSettings
@@ -31,17 +31,17 @@ class Combination:
 
     @property
     def sharding(self) -> Sharding:
-        """How the ranks share the model."""
+        """The way in which the ranks share the model."""
         return self.settings.sharding
 
     @property
     def with_fsdp(self) -> bool:
-        """Whether FSDP2 shards parameters."""
+        """True if FSDP2 shards parameters."""
         return self.sharding.endswith("fsdp")
 
     @property
     def with_torchrec(self) -> bool:
-        """Whether TorchRec shards the tables."""
+        """True if TorchRec shards the tables."""
         return self.sharding not in ("ddp", "fsdp")
 
 
@@ -50,10 +50,10 @@ CHECKS: Final[list[Callable[[Combination], Iterator[str]]]] = []
 
 
 def check_compatible(combination: Combination, /) -> None:
-    """Refuse what cannot work.
+    """Refuse a combination that cannot work.
 
     Raises:
-        IncompatibleError: with every reason that was found.
+        IncompatibleError: with all reasons found.
     """
     found = [reason for check in CHECKS for reason in check(combination)]
     if found:

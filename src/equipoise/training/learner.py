@@ -42,8 +42,7 @@ __all__ = ["Learner"]
 class Learner:
     """A method's models in training: one for joint methods, one per task for single-task training.
 
-    Every model of every method starts from the same weights for the same seed, whatever stands at its fork;
-    the global random state is left as it was.
+    For the same seed, the models of all methods start from the same weights. The global random state is not changed.
 
     Args:
         schema: features and tasks.
@@ -56,8 +55,8 @@ class Learner:
         world: the processes that train together; models and batches live on its device.
 
     Attributes:
-        steps: how many steps have been made.
-        skipped_steps: how many of them "skip-step" has left out.
+        steps: the number of steps made.
+        skipped_steps: the number of them that "skip-step" left out.
 
     Raises:
         SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, a
@@ -133,10 +132,9 @@ class Learner:
         self._kept_random = random_states(self.device)
 
     def step(self, batch: Batch, /) -> Tensor:
-        """One optimizer step of every model; the unscaled losses before it, shape [M], on the device.
+        """Make one optimizer step of each model; return the unscaled losses before it, shape [M], on the device.
 
-        A loss is NaN here, even if it itself is finite, where its gradient at its logits or in its own layers is not
-        finite.
+        A loss is NaN if its gradient at its logits or in its own layers is not finite.
 
         Args:
             batch: the global batch; of several ranks each trains on its share, and its losses are those shares of the
@@ -218,7 +216,7 @@ class Learner:
         return torch.stack(columns, dim=1)
 
     def read(self) -> list[Reading]:
-        """What the monitors saw in the last step, still on the device; nothing for methods without one."""
+        """Return the monitors' readings of the last step, on the device; none for methods without a monitor."""
         return [member.monitor.read() for member in self._members if member.monitor is not None]
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,7 +303,7 @@ class Learner:
         return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled
 
     def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
-        """The logits of all tasks and the losses of the member's, on this rank's rows."""
+        """Return the logits of all tasks, and the losses of the member's tasks, on this rank's rows."""
         logits = member.module(share.categorical, share.numeric)
         own = task_losses(
             [logits[task] for task in member.tasks],
@@ -315,7 +313,7 @@ class Learner:
         return logits, own
 
     def _of_whole_batch(self, member: Member, losses: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """The losses of the global batch without gradients, and which of the member's tasks have a label there."""
+        """Return the global batch's losses, without gradients, and a mask of the member's tasks with a label there."""
         values = torch.stack([loss.detach() for loss in losses])
         if self.world.size > 1:
             dist.all_reduce(values)
@@ -340,7 +338,7 @@ class Learner:
 
 
 def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | None) -> Monitor | None:
-    """A monitor where there is something to watch: a fork, an optimizer that balances updates, or a loss weighting."""
+    """Return a monitor of forks, a balancing optimizer and a loss weighting; None if there are none of these."""
     forked = any(isinstance(part, Fork) for part in model.modules())
     balances = hasattr(optimizer, "last_gram")
     return Monitor(model, optimizer, weighting) if forked or balances or weighting is not None else None
@@ -358,7 +356,7 @@ def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> No
 def _adam(
     module: nn.Module, parameters: Sequence[nn.Parameter], *, lr: float, table_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam, with decoupled weight decay on the embedding tables alone."""
+    """Build Adam, with decoupled weight decay on the embedding tables alone."""
     if not table_decay:
         return torch.optim.Adam(parameters, lr=lr)
     kinds = (nn.Embedding, nn.EmbeddingBag)

@@ -1,4 +1,4 @@
-"""One model in training with what steps it, and the state of both, which is checked before anything is changed."""
+"""One model in training with its optimizer, and their state, which is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOVES_WITH_STEPS = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_g
 
 @dataclass(frozen=True)
 class Member:
-    """One model, what steps it, and the tasks that it is trained on.
+    """One model, its optimizer, and the tasks that it is trained on.
 
     Attributes:
         module: the model as several ranks train it; the model itself in a single process.
@@ -129,7 +129,7 @@ class Member:
 
 
 def model_state(module: nn.Module, /) -> dict[str, Any]:
-    """Return what every rank holds whole of a model's state."""
+    """Return the part of a model's state that every rank holds whole."""
     return {name: value for name, value in _unwrapped(module).state_dict().items() if not is_sharded(value)}
 
 
@@ -200,7 +200,7 @@ def _check_optimizer(found: Any, optimizer: Optimizer, tasks: int, place: str) -
 
 
 def _rehearse(weighting: LossWeighting, found: Mapping[str, Any], place: str) -> None:
-    """Load a state into a copy and use it: a weighting is a few numbers, and may hold an optimizer of its own."""
+    """Load a state into a copy and use the copy, because a weighting may hold an optimizer of its own."""
     copied = copy.deepcopy(weighting)
     losses = torch.ones_like(copied.last_losses)
 
@@ -240,7 +240,7 @@ def _check_scheduler(found: Any, scheduler: LRScheduler | None, rates: Sequence[
 
 
 def _check_memory(found: Any, like: Mapping[str, Any], tasks: int, place: str) -> None:
-    """Check what a wrapper remembers beside the wrapped optimizer's state, as far as a fresh one tells its form.
+    """Check a wrapper's own state, as far as a new wrapper shows its form.
 
     Before its first step an optimizer may not know its tasks, so their number and names come from the settings.
     """

@@ -1,4 +1,4 @@
-"""The record of a training: up to the last evaluation, and what happened since then, which is still on the device."""
+"""The record of a training: the run up to the last evaluation, and later losses, which stay on the device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Window:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs, with the sums of each rank. All ranks must ask."""
+        """Return the state for a resumed training, with the sums of each rank. All ranks must call this."""
         self._read_monitor()
         sums = torch.stack([self.loss_sum, self.counted])
         of_ranks = self.world.gather(sums)
@@ -90,7 +90,7 @@ class Window:
 
 @dataclass
 class TrainingRecord:
-    """The run up to the last evaluation, and what happened since.
+    """The run up to the last evaluation, and the losses and readings since.
 
     Attributes:
         policy: what to do about a loss that is not finite.
