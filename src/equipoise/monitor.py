@@ -1,4 +1,4 @@
-"""What happened at a model's forks and in PUB, as named scalars for any logger."""
+"""The monitor: norms, weights and cosines at a model's forks and in PUB, as named scalars for any logger."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Record:
 
 
 class Reading:
-    """What a :class:`Monitor` saw in one step, still on the device; nothing is computed before it is asked for."""
+    """The values that a :class:`Monitor` read in one step, on the device; scalars are computed when asked for."""
 
     def __init__(self, records: list[_Record]) -> None:
         self._records = records
@@ -59,8 +59,8 @@ class Reading:
     def scalars(self) -> dict[str, float]:
         """Return every value under its name, as a plain dict; this waits for the device.
 
-        Values that say nothing are left out: those of tasks that were not present in the step, and the magnitude
-        average of a task not seen so far.
+        Values of tasks that were not present in the step are left out, and so is the average magnitude of a task not
+        seen so far.
         """
         found: dict[str, float] = {}
         for record in self._records:
@@ -68,7 +68,7 @@ class Reading:
         return found
 
     def write(self, writer: _ScalarWriter, step: int) -> None:
-        """Write every value to TensorBoard's ``SummaryWriter`` or what has its ``add_scalar``."""
+        """Write every value to TensorBoard's ``SummaryWriter``, or to any object with its ``add_scalar``."""
         for name, value in self.scalars().items():
             writer.add_scalar(name, value, step)
 
@@ -149,7 +149,7 @@ def _scalars(record: _Record) -> dict[str, float]:
 
 
 def _of_pairs(record: _Record, gram: Tensor) -> dict[str, float]:
-    """Cosines of the pairs of present tasks, and stationarity."""
+    """Return the cosines of all pairs of present tasks, and stationarity."""
     tasks, prefix, present = record.tasks, record.prefix, record.present.tolist()
     norms = gram.diagonal().sqrt()
     cosines = gram / (norms * norms.unsqueeze(1))

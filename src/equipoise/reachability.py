@@ -1,4 +1,4 @@
-"""Which leaf tensors each task's loss reaches, read off the autograd graph without a backward pass.
+"""Reachability: the leaf tensors that each task's loss reaches in the autograd graph, without a backward pass.
 
 The tasks travel together through the graph as the bits of a number, so that the walk takes one visit per node. Where a
 loss takes a slice of a tensor (``logits[:, task]``), only that slice counts as reached: towers that are stacked into
@@ -68,13 +68,13 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Reach:
-    """What the losses of several tasks reach.
+    """The leaves and nodes that the losses of several tasks reach.
 
     Attributes:
         leaves: the leaf tensors that some loss reaches.
         nodes: each node of the graph, losses first: number of an output -> tasks that reach it, task m as bit
             ``1 << m``; empty for a node that no loss reaches.
-        unseen: what the walk cannot look into, in words; the answer is incomplete unless this is empty.
+        unseen: descriptions of parts that the walk cannot look into; unless empty, the result is incomplete.
     """
 
     leaves: list[Leaf]
@@ -85,9 +85,9 @@ class Reach:
 def reach_of(losses: Sequence[Tensor | None], *, stop_at: Callable[[Node], bool] = lambda _: False) -> Reach:
     """Walk the graph from the losses to the leaves, without a backward pass and without freeing anything.
 
-    What the walk cannot see ends up in :attr:`Reach.unseen`: parameters behind reentrant checkpoints, and which task
-    reaches which input of a compiled graph or of a custom function with several outputs. What a custom function uses
-    without taking it as an input stays invisible.
+    :attr:`Reach.unseen` describes what the walk cannot see: parameters behind reentrant checkpoints, and the inputs
+    that each task reaches of a compiled graph or of a custom function with several outputs. Tensors that a custom
+    function uses without taking them as inputs are missed silently.
 
     Args:
         losses: one scalar per task; a task that is None, or whose loss requires no gradient, reaches nothing.
@@ -186,7 +186,7 @@ class _Arrival:
 
 
 def _overlap(arrival: _Arrival) -> bool:
-    """Whether two tasks reach the same element."""
+    """Return whether two tasks reach the same element."""
     if not arrival.parts:
         return arrival.whole.bit_count() > 1
     times: Tensor | int = 0
@@ -197,7 +197,7 @@ def _overlap(arrival: _Arrival) -> bool:
 
 
 def _losses_first(roots: Iterable[Node]) -> list[Node]:
-    """Every node once, after all nodes that lead to it."""
+    """Return every node once, after all nodes that lead to it."""
     finished: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False) for root in roots]
@@ -213,7 +213,7 @@ def _losses_first(roots: Iterable[Node]) -> list[Node]:
 
 
 class _Walk:
-    """The tasks on their way: what has arrived at the nodes that were not visited yet."""
+    """The walk through the graph: the tasks that have arrived at nodes not visited yet."""
 
     def __init__(self) -> None:
         self.arrivals: dict[Node, dict[int, _Arrival]] = {}
@@ -248,7 +248,7 @@ class _Walk:
             self._through_custom(node, kind, [arrival.tasks for arrival in arrived.values()])
 
     def _through_custom(self, node: Node, kind: str, arrived: Sequence[int]) -> None:
-        """Any output may depend on any input."""
+        """Let all tasks reach all inputs: any output may depend on any input."""
         tasks = functools.reduce(int.__or__, arrived, 0)
         for edge in node.next_functions:
             self.follow(edge, tasks, None)
@@ -259,14 +259,14 @@ class _Walk:
 
 
 def _source(node: Any, kind: str) -> Callable[[int], int] | None:
-    """Which input each output of a custom function copies; None if any output may depend on any input."""
+    """Return the input that each output of a custom function copies; None if any may depend on any input."""
     if kind == "Meeting":  # a fork: one copy of every piece per task
         return lambda output: output % int(node.pieces)
     return (lambda output: output) if kind in _COPYING else None
 
 
 def _masks_of_inputs(node: Node, kind: str, masks: dict[int, Tensor | None]) -> Sequence[Tensor | None]:
-    """What some tasks reach of the inputs of a node if they reach ``masks`` of its outputs; None: all of it."""
+    """Return masks of a node's inputs that tasks reach if they reach ``masks`` of its outputs; None: all of it."""
     edges = node.next_functions
     outputs = len(getattr(node, "_input_metadata", "1"))
     partial = len(masks) < outputs or any(mask is not None for mask in masks.values())
@@ -281,7 +281,7 @@ def _masks_of_inputs(node: Node, kind: str, masks: dict[int, Tensor | None]) -> 
 
 
 def _groups(arrived: dict[int, _Arrival]) -> list[tuple[int, dict[int, Tensor | None]]]:
-    """The tasks that reach the same of a node's outputs, with the mask of each output; None: all of it."""
+    """Group the tasks that reach the same parts of a node's outputs, with a mask per output; None: all of it."""
     groups: dict[tuple[tuple[int, ...], ...], int] = {}
     tasks = 0
     for arrival in arrived.values():
@@ -310,7 +310,7 @@ def _groups(arrived: dict[int, _Arrival]) -> list[tuple[int, dict[int, Tensor | 
 
 @torch.no_grad()
 def _moved(node: Any, masks: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The masks of the inputs of a node that only moves, copies or adds up elements: its backward pass says them."""
+    """Return masks of the inputs of a node that moves, copies or adds elements, found by its backward pass."""
     edges = node.next_functions
     inputs = [edge[0]._input_metadata[edge[1]] for edge in edges if edge[0] is not None]
     if any(given.is_nested_tensor or math.prod(given.shape) > _LARGEST_MASK for given in inputs):
@@ -325,7 +325,7 @@ def _moved(node: Any, masks: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _reduced(mask: Tensor, edge: _Edge) -> Tensor | None:
-    """The mask of an input of an elementwise operation, which may have been broadcast."""
+    """Return the mask of an input of an elementwise operation, which may have been broadcast."""
     if edge[0] is None:
         return None
     shape = _shape(edge)
@@ -336,7 +336,7 @@ def _reduced(mask: Tensor, edge: _Edge) -> Tensor | None:
 
 
 def _matrices(mask: Tensor, edge: _Edge) -> Tensor | None:
-    """The mask of an input of a batched matrix product: the matrices whose product is reached."""
+    """Return the mask of an input of a batched matrix product: the matrices whose product is reached."""
     if edge[0] is None:
         return None
     shape = _shape(edge)

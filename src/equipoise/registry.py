@@ -240,7 +240,7 @@ def _attribute(path: str) -> Any:
 
 
 def _caller() -> str:
-    """Where the call into equipoise came from."""
+    """Return the file and line of the call into equipoise."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "equipoise":
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The losses' graph with the names of the model it belongs to: who reaches what, and by which path."""
+"""The losses' graph with the model's names: the parameters that each task reaches, and by which path."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class LossGraph:
     Attributes:
         forks: the model's forks, with their names in it.
         crossings: each use of a fork that some loss reaches, with its node in the graph.
-        reach: what each task's loss reaches.
-        beside: what it reaches on paths that cross no fork.
+        reach: the leaves that each task's loss reaches.
+        beside: the leaves that it reaches on paths that cross no fork.
         present: the tasks that have a loss with a graph, task m as bit ``1 << m``.
     """
 
@@ -57,15 +57,15 @@ class LossGraph:
         return any(kind_of(node) == "CompiledFunction" for node in self.reach.nodes)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's parameters, each once, named without what wrappers add."""
+        """Return the model's parameters, each once, named without what wrappers add."""
         return ((self._names[id(p)], p) for p in self.model.parameters())
 
     def names(self, tasks: int) -> list[str]:
-        """The names of the tasks in a number of bits."""
+        """Return the names of the tasks in a number of bits."""
         return [name for task, name in enumerate(self.tasks) if tasks >> task & 1]
 
     def name_of(self, leaf: Tensor) -> str:
-        """A parameter's name in the model."""
+        """Return a parameter's name in the model."""
         found = self._names.get(id(leaf))
         return found or f"a tensor of shape {tuple(leaf.shape)} without a name in the model"
 
@@ -74,16 +74,16 @@ class LossGraph:
         return id(leaf) in self._names
 
     def name_of_fork(self, fork: Fork) -> str:
-        """A fork's name in the model."""
+        """Return a fork's name in the model."""
         name = self.forks.get(fork)
         return "a fork outside the model" if name is None else f"fork {name!r}" if name else "the fork"
 
     def summary(self, leaves: Sequence[Tensor]) -> list[str]:
-        """The names of parameters, those of a whole module put together under the module's."""
+        """Return the names of parameters, those of a whole module put together under the module's."""
         return by_module(map(self.name_of, self.in_order(leaves)), self._names.values())
 
     def in_order(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """Parameters in the model's order."""
+        """Return parameters in the model's order."""
         return sorted(leaves, key=lambda leaf: self._places.get(id(leaf), len(self._places)))
 
     def leads(self, start: Node, end: Node) -> bool:
@@ -100,21 +100,21 @@ class LossGraph:
         return False
 
     def leaves(self, reach: Reach) -> list[Leaf]:
-        """The leaf tensors, but for the empty ones that sharded tables add."""
+        """Return the leaf tensors, but for the empty ones that sharded tables add."""
         return [leaf for leaf in reach.leaves if self.knows(leaf.tensor) or leaf.tensor.numel()]
 
     def path_from(self, leaf: Tensor, task: int) -> str:
-        """One shortest path from a leaf to the loss of ``task`` that crosses no fork."""
+        """Return one shortest path from a leaf to the loss of ``task`` that crosses no fork."""
         stations = self._stations(task, self.beside, lambda node, _: getattr(node, "variable", None) is leaf)
         return self._words([self.name_of(leaf)], stations, task)
 
     def path_from_branch(self, node: Node, outputs: range, task: int) -> str:
-        """One shortest path from these outputs of a fork's node to the loss of ``task``."""
+        """Return one shortest path from these outputs of a fork's node to the loss of ``task``."""
         stations = self._stations(task, self.reach, lambda found, output: found is node and output in outputs)
         return self._words([], stations, task)
 
     def _stations(self, task: int, reach: Reach, arrived: Callable[[Node, int], bool]) -> list[Node]:
-        """The nodes between a place in the graph and a task's loss, in that order."""
+        """Return the nodes between a place in the graph and a task's loss, in that order."""
         loss = self.losses[task]
         assert loss is not None
         edge = get_gradient_edge(loss)
@@ -137,7 +137,7 @@ class LossGraph:
         raise AssertionError("asked for a path that is not there")
 
     def _words(self, first: list[str], stations: Sequence[Node], task: int) -> str:
-        """A path in words: the modules and forks on it, or the operations where there are none."""
+        """Return a path in words: the modules and forks on it, or the operations where there are none."""
         modules = _once(name for node in stations if (name := self._module_at(node)))
         if first and modules and first[0].startswith(f"{modules[0]}."):
             modules = modules[1:]  # the one that the parameter belongs to
@@ -147,7 +147,7 @@ class LossGraph:
         return " → ".join([*names, f"loss of {self.tasks[task]!r}"])
 
     def _module_at(self, node: Node) -> str:
-        """The module whose parameters an operation takes, or the fork that it is; empty if neither."""
+        """Return the module whose parameters an operation takes, or the fork that it is; empty if neither."""
         if (crossing := crossing_of(node)) is not None:
             return self.name_of_fork(crossing.fork)
         for given, _ in node.next_functions:
@@ -161,10 +161,10 @@ class LossGraph:
 
 
 def _once(names: Iterable[str]) -> list[str]:
-    """Names without repeats in a row."""
+    """Remove repeats in a row."""
     return [name for name, _ in groupby(names)]
 
 
 def _plain(name: str) -> str:
-    """A name without what ``torch.compile`` adds to it."""
+    """Return a name without the prefixes that ``torch.compile`` adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -1,4 +1,4 @@
-"""The one question that users ask: does everything stand where the tasks meet?"""
+"""The check of one batch: forks, branches, shared parameters and optimizers."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def check(
     It disturbs nothing: there is no backward pass, no gradient, and no fork's state moves. It takes milliseconds, and
     waits for the device only where a loss takes a slice of a tensor, such as ``logits[:, 0]``.
 
-    What it cannot look into it names in ``report.unseen``, and ``report.ok`` is then False: compiled models, reentrant
-    checkpoints, FSDP. A custom autograd function that uses parameters without taking them as inputs stays unseen
-    without a word.
+    Parts that it cannot look into (compiled models, reentrant checkpoints, FSDP) are named in ``report.unseen``, and
+    ``report.ok`` is then False. Parameters that a custom autograd function uses without taking them as inputs are
+    missed silently.
 
     Args:
         model: the model, as it is or wrapped by DDP, ``torch.compile`` or TorchRec.
@@ -104,7 +104,7 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
 
 
 def _describe(report: Report, graph: LossGraph) -> None:
-    """Say who reaches what."""
+    """Describe which task reaches what."""
     leaves = graph.leaves(graph.reach)
 
     def names(wanted: Callable[[Leaf], bool]) -> list[str]:
@@ -127,7 +127,7 @@ def _alone(task: int, leaf: Leaf) -> bool:
 
 
 def _unseen(graph: LossGraph) -> list[str]:
-    """What hides parameters or forks."""
+    """Return descriptions of all that hides parameters or forks."""
     found = list(graph.reach.unseen)
     if graph.compiled and len({crossing.fork for _, crossing in graph.crossings}) < len(graph.forks):
         found.append("a fork may be inside a compiled graph. Ask the same model before torch.compile.")
@@ -141,7 +141,7 @@ def _unseen(graph: LossGraph) -> list[str]:
 
 
 def _losses_apart(graph: LossGraph) -> Iterator[str]:
-    """Losses that have nothing to do with the model."""
+    """Return losses that have nothing to do with the model."""
     for task, loss in enumerate(graph.losses):
         if loss is None:
             continue
@@ -159,7 +159,7 @@ def _losses_apart(graph: LossGraph) -> Iterator[str]:
 
 
 def _by_task(losses: Losses, model: nn.Module) -> tuple[list[str], list[Tensor | None]]:
-    """The tasks' names and their losses."""
+    """Return the tasks' names and their losses."""
     if isinstance(losses, Mapping):
         tasks, found = [str(task) for task in losses], list(losses.values())
     elif isinstance(losses, Tensor):
@@ -186,7 +186,7 @@ _WRAPPED = {"DistributedDataParallel": "module", "DistributedModelParallel": "mo
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP, ``torch.compile`` and TorchRec's wrapper."""
+    """Return the model inside DDP, ``torch.compile`` and TorchRec's wrapper."""
     while (inside := _WRAPPED.get(type(model).__name__)) is not None:
         model = getattr(model, inside)
     return model

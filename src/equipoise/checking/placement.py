@@ -18,7 +18,7 @@ __all__ = ["describe_forks", "forks_gone_round", "forks_in_a_row", "forks_not_cr
 
 
 def describe_forks(graph: LossGraph) -> Iterator[str]:
-    """One sentence per use of a fork."""
+    """Return one sentence per use of a fork."""
     for _, crossing in graph.crossings:
         fork = crossing.fork
         name = graph.name_of_fork(fork)
@@ -26,7 +26,7 @@ def describe_forks(graph: LossGraph) -> Iterator[str]:
 
 
 def forks_not_crossed(graph: LossGraph) -> Iterator[str]:
-    """Forks that do nothing, that do it twice, or that the model does not own."""
+    """Return forks that do nothing, that do it twice, or that the model does not own."""
     # Where nothing is shared, as when the shared layers are frozen, there is nothing to balance.
     needed = any(leaf.shared for leaf in graph.leaves(graph.reach))
     uses: dict[Fork, int] = dict.fromkeys(graph.forks, 0)
@@ -61,7 +61,7 @@ def forks_not_crossed(graph: LossGraph) -> Iterator[str]:
 
 
 def misread_branches(graph: LossGraph) -> Iterator[str]:
-    """Branches that their own task's loss does not reach, or that other tasks' losses reach."""
+    """Return branches that their own task's loss does not reach, or that other tasks' losses reach."""
     for node, crossing in graph.crossings:
         name = graph.name_of_fork(crossing.fork)
         places = _tasks_of_fork(graph, crossing.fork)
@@ -101,7 +101,7 @@ def forks_gone_round(graph: LossGraph) -> Iterator[str]:
 
 
 def forks_in_a_row(graph: LossGraph) -> Iterator[str]:
-    """Forks that a gradient crosses one after the other, which weigh it twice."""
+    """Return forks that a gradient crosses one after the other, which weigh it twice."""
     weighing = [(node, crossing.fork) for node, crossing in graph.crossings if type(crossing.fork) is not Fork]
     for upper, fork in weighing:
         for lower, other in weighing:
@@ -115,7 +115,7 @@ def forks_in_a_row(graph: LossGraph) -> Iterator[str]:
 
 
 def _misread(graph: LossGraph, node: Node, crossing: Crossing, places: list[int | None]) -> Iterator[str]:
-    """The branches of one use of a fork; ``places``: the loss of each of the fork's tasks."""
+    """Return the branches of one use of a fork; ``places``: the loss of each of the fork's tasks."""
     name, tasks = graph.name_of_fork(crossing.fork), crossing.fork.tasks
     arrived = graph.reach.nodes[node]
     branches = list(map(crossing.branch, range(len(tasks))))
@@ -156,7 +156,7 @@ def _misread(graph: LossGraph, node: Node, crossing: Crossing, places: list[int 
 
 
 def _tasks_of_fork(graph: LossGraph, fork: Fork) -> list[int | None] | None:
-    """The loss of each of the fork's tasks, by name or else by position; None if neither fits."""
+    """Return the loss of each of the fork's tasks, by name or else by position; None if neither fits."""
     if set(fork.tasks) & set(graph.tasks):
         return [graph.tasks.index(task) if task in graph.tasks else None for task in fork.tasks]
     return list(range(len(fork.tasks))) if len(fork.tasks) == len(graph.tasks) else None

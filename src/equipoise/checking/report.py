@@ -13,7 +13,7 @@ _MOST = 4  # names in one sentence
 
 @dataclass
 class Report:
-    """The findings of :func:`equipoise.check`; ``print(report)`` says them in words.
+    """The findings of :func:`equipoise.check`; ``print(report)`` shows them in words.
 
     Attributes:
         tasks: the names of the tasks.
@@ -80,7 +80,7 @@ def by_module(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Join the first few names, and count the others."""
     if not names:
         return "nothing"
     more = len(names) - _MOST
@@ -88,6 +88,6 @@ def some(names: Sequence[str]) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names in quotation marks: 'a', 'b' and 'c'."""
+    """Join names in quotation marks: 'a', 'b' and 'c'."""
     words = [repr(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

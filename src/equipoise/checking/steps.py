@@ -17,7 +17,7 @@ __all__ = ["balanced_twice", "mistaken_shares", "steps_itself", "unstepped"]
 
 
 def balanced_twice(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str]:
-    """A fork that weighs gradients, and an optimizer that weighs them again."""
+    """Return a fork that weighs gradients, and an optimizer that weighs them again."""
     weighing = [fork for fork in graph.forks if type(fork) is not Fork]
     for optimizer in _task_optimizers(optimizers):
         if weighing:
@@ -30,7 +30,7 @@ def balanced_twice(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterato
 
 
 def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str]:
-    """Parameters that ``shared`` holds and one task alone reaches, or that several tasks reach and it lacks."""
+    """Return parameters that ``shared`` holds and one task alone reaches, or that several tasks reach and it lacks."""
     tasks = {id(leaf.tensor): leaf.tasks for leaf in graph.leaves(graph.reach)}
     shared = [leaf.tensor for leaf in graph.leaves(graph.reach) if leaf.shared and graph.knows(leaf.tensor)]
     own = {id(leaf.tensor) for leaf in graph.leaves(graph.reach) if leaf.tasks.bit_count() == 1}
@@ -62,7 +62,7 @@ def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterat
 
 
 def unstepped(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str]:
-    """Parameters that losses reach and no optimizer steps, and optimizers of another model's parameters."""
+    """Return parameters that losses reach and no optimizer steps, and optimizers of another model's parameters."""
     if not optimizers:
         return
     held = {id(p): p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
@@ -91,7 +91,7 @@ def steps_itself(parameter: Tensor) -> bool:
 
 
 def _task_optimizers(optimizers: Sequence[Optimizer]) -> Iterator[TaskOptimizer]:
-    """The outermost optimizer in each that takes one loss per task."""
+    """Return the outermost optimizer in each that takes one loss per task."""
     for optimizer in optimizers:
         found: Optimizer = optimizer
         while isinstance(found, Wrapper) and not isinstance(found, TaskOptimizer):

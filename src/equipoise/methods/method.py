@@ -106,7 +106,7 @@ class Method:
 
     @property
     def published(self) -> str:
-        """Where and when it was published; empty if it was not."""
+        """The place and year of publication; empty if unpublished."""
         return ", ".join(filter(None, (self.paper, str(self.year or ""))))
 
     @property
