@@ -52,7 +52,7 @@ def test_a_step_waits_for_nothing(kind, wrapper, absent):
 
 
 def _by_list(entry) -> bool:
-    """Whether the indices came from a list or a mask, and not from tensors on the device."""
+    """Return whether the indices came from a list or a mask, and not from tensors on the device."""
     return any(index is not None and index.dtype == torch.bool for index in entry[2][0])
 
 
