@@ -129,20 +129,20 @@ class TrainingSettings(BaseModel):
         default_factory=dict, description="An option of the model."
     )
     lr: Annotated[Positive, _TRAIN] = Field(
-        3e-3, description="Learning rate of Adam. Default of the command: as tuned for data, model and method."
+        3e-3, description="Learning rate of Adam. The commands default to the rate tuned for data, model and method."
     )
     table_decay: Annotated[NotNegative, _TRAIN] = Field(
         0.0,
-        description="Decoupled weight decay of the embedding tables. Default of the command: as tuned.",
+        description="Decoupled weight decay of the embedding tables. The commands default to the tuned one.",
     )
     schedule: Annotated[Schedule, About()] = Field(
-        "linear", description="The learning rate falls to 0 over the training (linear), or stays (constant)."
+        "linear", description="Learning rate schedule: falls linearly to 0 over the training, or stays constant."
     )
     epochs: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
-        None, description="Passes over the training rows. Default: what suits the data."
+        None, description="Passes over the training rows. Default: as the data set states."
     )
     batch_size: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
-        None, description="Examples per step, of all processes together. Default: what suits the data."
+        None, description="Examples per step, of all processes together. Default: as the data set states."
     )
     seed: Annotated[Annotated[int, Field(ge=0, le=SEED_LIMIT)], _TRAIN] = Field(
         0, description="Seed of the initial weights and of the order of the batches."
@@ -163,7 +163,7 @@ class TrainingSettings(BaseModel):
         20_000, description="Validation rows used for the learning curve; the last point takes all."
     )
     monitor_reads: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
-        50, description="Readings of the monitor over the training, about."
+        50, description="Approximate number of monitor readings over the training."
     )
     checkpoint_every: Annotated[
         Annotated[int, Field(ge=1)] | None, About(commands=("train",), decides_numbers=False)
@@ -236,16 +236,16 @@ class Settings(TrainingSettings):
         "multibalance", description="Method to train with, out of `equipoise methods`; options behind a colon."
     )
     methods: Annotated[Annotated[list[str], Field(min_length=1)], _COMPARE] = Field(
-        list(DEFAULT_METHODS), description="Methods to compare, comma-separated; `all` for every one."
+        list(DEFAULT_METHODS), description="Methods to compare, comma-separated; `all` for all methods."
     )
     seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
-        10, description="How many seeds: 0, 1, 2, ..., the same for every method."
+        10, description="Number of seeds (0, 1, 2, ...), the same for every method."
     )
     tune: Annotated[bool, _COMPARE] = Field(
         False, description="Choose each method's rate and table decay on validation data, with equal budget."
     )
     tune_seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
-        1, description="Seeds per method and grid point when tuning; others than those of the comparison."
+        1, description="Seeds per method and grid point when tuning, different from those of the comparison."
     )
     grid: Annotated[Annotated[list[Positive], Field(min_length=1)], _COMPARE] = Field(
         [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."

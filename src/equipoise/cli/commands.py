@@ -82,12 +82,13 @@ def train(
 ) -> None:
     """Train one method once; write checkpoints and run.json to --out.
 
-    Exit codes: 0 done, 1 failed (out of memory, a full disk, a loss that is not finite, a rank lost), 2 wrong input,
-    130 Ctrl-C, 143 SIGTERM. After a failure, Ctrl-C or SIGTERM the command that continues is printed. torchrun itself
-    exits with 1 if any of its processes failed, and prints its own summary.
+    Exit codes: 0 done; 1 failed (out of memory, disk full, loss not finite,
+    rank lost); 2 wrong input; 130 Ctrl-C; 143 SIGTERM. Unless the input was
+    wrong, a message shows the command that continues.
 
-    To train with several processes: torchrun --nproc-per-node N -m equipoise train ... With --max-restarts R they
-    resume from the last checkpoint when one of them dies.
+    Several processes: torchrun --nproc-per-node N -m equipoise train ...
+    With --max-restarts R they resume from the last checkpoint when one dies.
+    torchrun exits with 1 if any process fails, and prints its own summary.
     """
     with (
         _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
