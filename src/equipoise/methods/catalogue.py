@@ -84,7 +84,7 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     ),
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
-        "pub-authors", "PUB (authors)", "Updates weighed as the authors of PUB publish it.", **_PUB,
+        "pub-authors", "PUB (authors)", "Updates weighed in the form published by PUB's authors.", **_PUB,
         options={"form": "authors"},
     ),
     Method(
@@ -96,11 +96,11 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         **_PUB, options={"form": "shipped"},
     ),
     Method(
-        "pub-adatask", "PUB + AdaTask", "PUB on updates from an optimizer state of each task's own.",
+        "pub-adatask", "PUB + AdaTask", "PUB on updates computed with one optimizer state per task.",
         **_PUB | {"optimizer": pub_around_adatask},
     ),
     Method(
-        "adatask", "AdaTask", "An optimizer state of each task's own on shared parameters.", "AAAI", 2023,
+        "adatask", "AdaTask", "One optimizer state per task on the shared parameters.", "AAAI", 2023,
         optimizer=AdaTask, needs=_TASK_GRADIENTS,
     ),
     Method(
