@@ -72,7 +72,7 @@ def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     assert run(*words, "--resume")[0] == 0
     assert json.loads((tmp_path / "run.json").read_text()) == first
     code, output = run(*words)
-    assert "Beginning anew; the checkpoints that were there go to " in output
+    assert "Starting over; earlier checkpoints are moved to " in output
     assert (tmp_path / "checkpoint.before").is_dir()
     code, output = run(*words, "--resume", "--seed", "1")
     assert code == 2
@@ -161,7 +161,7 @@ def test_sigterm_ends_a_comparison_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatc
     before = signal.getsignal(signal.SIGTERM)
     code, output = run("compare", *FUNNEL, "--out", str(tmp_path))
     assert code == 143
-    assert f"Stopped; what is done is kept. Run the same command again to go on from {tmp_path}" in output
+    assert f"Stopped; finished work is kept. Run the same command again to go on from {tmp_path}" in output
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -484,9 +484,9 @@ def test_a_disk_that_takes_no_more_is_named_once_with_how_to_go_on(tmp_path: Pat
         (OSError(28, "No space left on device"), "No space left on device. What was complete before is intact."),
         (
             MemoryError("8 GiB"),
-            "Out of memory (8 GiB). If nothing else took it, begin anew with a smaller batch or model.",
+            "Out of memory (8 GiB). If no other program took it, start again with a smaller batch or model.",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). If nothing else"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory (CUDA out of memory). If no other program"),
     ],
 )
 def test_a_training_that_fails_says_what_happened_and_how_to_go_on(

@@ -113,7 +113,7 @@ def test_a_broken_file_is_built_anew_with_a_warning(damage, tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         assert_same(make_dataset(), cached("toy", {}, build, version="1"))
     assert build.calls == 2
-    assert "building it anew" in caplog.text
+    assert "building it again" in caplog.text
     cached("toy", {}, build, version="1")
     assert build.calls == 2
 

@@ -1,4 +1,4 @@
-"""Checks, on one batch's losses, that forks and task optimizers stand where the tasks meet."""
+"""Checks of the placement of forks and of the parameters of task optimizers, on one batch's losses."""
 
 from equipoise.checking.one_batch import check
 from equipoise.checking.report import Report

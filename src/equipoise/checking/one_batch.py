@@ -38,11 +38,11 @@ def check(
     """Check that every shared parameter is balanced, and that every task reads its own branch of every fork.
 
     Call it once, between the forward and the backward pass of a training step. It finds forks that no loss crosses or
-    that a loss goes round, branches that nobody reads or that carry another task's loss, a ``shared`` of PUB or AdaTask
-    that holds too much or too little, and parameters that no optimizer steps.
+    that a loss bypasses, branches that no task reads or that carry another task's loss, missing or surplus parameters
+    in the ``shared`` of PUB or AdaTask, and parameters that no optimizer steps.
 
-    It disturbs nothing: there is no backward pass, no gradient, and no fork's state moves. It takes milliseconds, and
-    waits for the device only where a loss takes a slice of a tensor, such as ``logits[:, 0]``.
+    It runs no backward pass, writes no gradient and changes no fork's state. It takes milliseconds, and waits for the
+    device only if a loss takes a slice of a tensor, such as ``logits[:, 0]``.
 
     Parts that it cannot look into (compiled models, reentrant checkpoints, FSDP) are named in ``report.unseen``, and
     ``report.ok`` is then False. Parameters that a custom autograd function uses without taking them as inputs are
@@ -56,7 +56,7 @@ def check(
         optimizer: the optimizer, or all of them, to check what they step and share.
 
     Returns:
-        What is shared, and what is wrong; ``report.ok`` says if nothing is and everything could be seen.
+        Shared parameters and problems; ``report.ok`` is True if there are no problems and all parts could be seen.
 
     Raises:
         TypeError: a loss is neither a tensor nor None.

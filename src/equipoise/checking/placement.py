@@ -1,4 +1,4 @@
-"""Forks that stand in the wrong place: never crossed, gone round, or with branches that others read."""
+"""Checks for misplaced forks: never crossed, bypassed, or with branches that other tasks read."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def train(
             return
         if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
             aside = set_aside_folder(out / "checkpoint")
-            instead = ", in place of older ones" if aside.exists() else ""
-            _say(f"Beginning anew; the checkpoints that were there go to {aside}{instead}")
+            instead = ", replacing older ones" if aside.exists() else ""
+            _say(f"Starting over; earlier checkpoints are moved to {aside}{instead}")
         with Display(console) as display:
             run = train_into(out, settings, world=world, resume=resume, listener=display, stop=stop)
     console.print(run_table(run))
@@ -241,7 +241,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] 
     except (MemoryError, RuntimeError, OSError) as error:
         what = f"{error}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
-            what = f"Out of memory ({what}). If nothing else took it, begin anew with a smaller batch or model."
+            what = f"Out of memory ({what}). If no other program took it, start again with a smaller batch or model."
         elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
             raise
         elif isinstance(error, OSError):
@@ -250,7 +250,7 @@ def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] 
         errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        message = " ".join(["Stopped; what is done is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
+        message = " ".join(["Stopped; finished work is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
         errors.print(message, markup=False, soft_wrap=True)
         raise typer.Exit(143 if isinstance(error, TerminatedError) else 130) from None
 

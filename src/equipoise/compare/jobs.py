@@ -154,7 +154,7 @@ def _in_pool(
                     '`if __name__ == "__main__":`, since each worker imports the script. Or use jobs=1.'
                 ) from error
             raise SettingError(
-                "A worker process ended unexpectedly, most often for want of memory; what is done is kept. "
+                "A worker process ended unexpectedly, usually because memory ran out; finished runs are kept. "
                 f"Run the same command again with fewer jobs than {workers}."
             ) from error
         finally:

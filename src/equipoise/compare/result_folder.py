@@ -100,7 +100,7 @@ class ResultFolder:
             where = ".".join(map(str, first["loc"])) or "the file"
             raise FolderError(
                 f"Expected the plan of a comparison in {self._plan}, found something else ({where}: {first['msg']}): "
-                "name another folder, or remove this one and compare anew."
+                "name another folder, or remove this one and compare again."
             ) from error
 
     def runs(self) -> list[Run]:
@@ -132,7 +132,7 @@ class ResultFolder:
         except ValueError as error:
             raise FolderError(
                 f"{self._throughput}: expected ratio, low, high and pairs for each method, found something else: "
-                "remove the file and run 'equipoise compare' again, which measures the speed anew."
+                "remove the file and run 'equipoise compare' again, which measures the speed again."
             ) from error
         return {method: entry for method, entry in found.items() if math.isfinite(entry.ratio)}
 

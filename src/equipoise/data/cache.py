@@ -103,7 +103,7 @@ def cached(
         try:
             return read_dataset(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _LOG.warning("Cached data set %s cannot be read (%s): building it anew.", path, error)
+            _LOG.warning("Cached data set %s cannot be read (%s): building it again.", path, error)
     else:
         _LOG.info("Data set %s is not cached at %s: building it.", name, path)
     dataset = build()
@@ -111,7 +111,7 @@ def cached(
         write_dataset(dataset, path)
     except OSError as error:
         _LOG.warning(
-            "Data set %s cannot be kept in %s (%s): it will be built anew next time. "
+            "Data set %s cannot be kept in %s (%s): it will be built again next time. "
             "Set EQUIPOISE_CACHE to a folder that can be written.",
             name, path.parent, error,
         )  # fmt: skip

@@ -18,8 +18,8 @@ class Elementwise(Fork):
     """Combines the tasks' gradients element by element; a subclass defines :meth:`combine`.
 
     ``last_gram`` and ``last_present`` hold the step's Gram matrix and tasks as in every fork; ``last_weights`` stay 1
-    and say nothing. Each rank combines the gradients of its own rows. A second
-    backward over the same graph combines anew; under ``create_graph=True`` it is differentiated as PyTorch
+    and have no meaning. Each rank combines the gradients of its own rows. A second
+    backward over the same graph combines again; under ``create_graph=True`` it is differentiated as PyTorch
     differentiates :meth:`combine`.
 
     Args:
@@ -86,8 +86,8 @@ class GradDrop(Elementwise):
     the batch (lines 5 to 7) is left out, as in torchjd. Magnitudes are not balanced: a task whose loss is scaled up
     prevails.
 
-    The draws follow from ``seed``, the number of the step, which is state, and the rank: a run can be repeated, and
-    goes on from a checkpoint with the draws it would have had.
+    The draws depend on ``seed``, on the rank and on the number of the step, which is part of the state. A run is
+    repeatable, and one resumed from a checkpoint makes the same draws.
 
     Args:
         tasks: the tasks' names, or how many there are.

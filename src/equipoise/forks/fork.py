@@ -40,7 +40,7 @@ class Fork(nn.Module):
     With ``g_m`` the gradient of the losses with respect to task m's copy, what flows on upstream is ``Σ_m w_m g_m``,
     ``w = self.weigh(gram, present)``. Each tower keeps the unweighted gradient of its own loss. The loop stays
     ``sum(losses).backward()``: once per forward, all losses together. ``Fork`` itself gives every task the weight 1,
-    which is ordinary training with its gradients on view; a subclass overrides :meth:`weigh` and nothing else.
+    which is ordinary training whose gradients a monitor can read; a subclass overrides :meth:`weigh` alone.
 
     In eval mode, under ``torch.no_grad`` and where no gradient is needed the shared tensors are handed on as they are.
     So a model in eval mode can be traced by ``torch.fx``, exported by ``torch.export`` and traced or scripted by
@@ -51,36 +51,35 @@ class Fork(nn.Module):
     of B/W and mean losses weigh as one rank with a batch of B does. So every rank must go through the fork's backward
     in every step. A ``DistributedDataParallel`` also broadcasts all buffers before each forward pass, which the fork's
     do not need: ``forward_sync_buffers=False`` (before torch 2.13 ``broadcast_buffers=False``) saves it, where no
-    other module's buffers need it. With ``overlap`` nobody waits for the all-reduce: a step weighs by the matrix of the
-    step before, which has had a whole step to arrive, and the first step by weights of 1; a task that the step before
-    lacked has the weight it last had.
+    other module's buffers need it. With ``overlap`` no rank waits for the all-reduce: a step uses the previous
+    step's matrix, which has had a whole step to arrive, and the first step weights of 1. A task that was absent in the
+    previous step keeps its last weight.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses. For that the
-    first fork made wraps ``GradScaler.scale``, for the whole process: the loss that it returns gets a hook, which notes
-    the factor for the one backward that starts from this loss. Other backwards, in other threads or nested, do not see
-    it; only a forward pass within that backward, such as a reentrant checkpoint's, counts as a part of it.
+    first fork wraps ``GradScaler.scale`` for the whole process: the returned loss gets a hook, which notes the factor
+    for the backward that starts from this loss. Other backwards, in other threads or nested, do not see it; only a
+    forward pass within that backward, such as a reentrant checkpoint's, counts as a part of it.
 
-    A task whose gradient is missing, all zeros or not finite in a step is not *present*: ``weigh`` must not let it
-    count, and its gradient is passed on with the weight 1, so that a ``GradScaler`` still sees an overflow.
+    A task whose gradient is missing, all zeros or not finite in a step is not *present*: ``weigh`` must ignore
+    it, and its gradient is passed on with the weight 1, so that a ``GradScaler`` still sees an overflow.
 
-    A second backward over the same graph (``retain_graph=True``) reuses the first one's weights and moves no state.
-    Under ``create_graph=True`` the weights are constants of the graph, and what a penalty on the balanced gradient
-    sends back crosses the fork as every gradient does; so it is under ``torch.func.grad`` and ``vjp``. A compiled model
-    keeps no record of its backwards: there a second one counts as a new step, and losses that come one by one are not
-    noticed.
+    A second backward over the same graph (``retain_graph=True``) reuses the first one's weights and changes no
+    state. Under ``create_graph=True``, ``torch.func.grad`` and ``vjp`` the weights are constants of the graph, and the
+    gradient of a penalty on the balanced gradient crosses the fork like any other. A compiled model keeps no record of
+    its backwards: a second one counts as a new step, and losses that go backward one by one are not detected.
 
-    The fork's state stays in float32 (or wider), also in a model that is brought to half precision. It is saved with
-    the tasks' names and loaded by them: the order may differ, a task that was not saved starts afresh, and one that
-    was saved and is no longer there is an unexpected key, named in the error. A state dict without the fork, such as
-    that of a model before it had one, loads too and leaves it in its reset state. A subclass lists its buffers in
+    The fork's state stays in float32 (or wider), also in a model converted to half precision. It is saved with the
+    tasks' names and matched by them: the order may differ, a task that was not saved starts fresh, and a saved task
+    that no longer exists is an unexpected key, named in the error. A state dict from before the model had the fork
+    loads too and leaves the fork in its reset state. A subclass lists its buffers in
     ``task_dims``. Tensors that it keeps as plain attributes move with the module as buffers do, and are not saved.
 
     Args:
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
         process_group: the ranks that share a global batch. If None all ranks do, in a group that is made for the forks
             in the first backward; ``dist.group.WORLD`` saves that group's memory.
-        overlap: weigh by the step before's Gram matrix and presence, whatever the number of ranks; under
-            ``torch.compile`` the result is the same, but the all-reduce is waited for. Not while a CUDA graph is
+        overlap: weigh by the previous step's Gram matrix and presence, for any number of ranks; under
+            ``torch.compile`` the result is the same, but the step waits for the all-reduce. Not while a CUDA graph is
             captured with several ranks.
 
     Attributes:
@@ -88,7 +87,7 @@ class Fork(nn.Module):
         last_gram: Gram matrix of the last step in unscaled units, shape [M, M]; 0 for tasks not present.
         last_weights: the weights of the last step, shape [M].
         last_present: which tasks were present, bool, shape [M].
-        task_dims: of each persistent buffer the dimensions that run over tasks; a subclass with state extends it.
+        task_dims: for each persistent buffer its dimensions over tasks; a subclass with state extends it.
 
     Raises:
         ValueError: there is no task, or a name is empty or occurs twice.

@@ -37,8 +37,8 @@ class MultiBalance(Fork):
     ===============  ==============================================================================================
     ``magnitude``    r_m
     ===============  ==============================================================================================
-    "equal"          the mean of û over all tasks that have been present so far, in this step or before: so tasks are
-                     balanced too where each has rows or steps of its own
+    "equal"          the mean of û over all tasks that have been present so far, in this step or before; so tasks with
+                     separate rows or steps are balanced, too
     "own"            û_m
     "uncorrected"    u_m, which starts at 0
     "none"           n_m
@@ -50,7 +50,7 @@ class MultiBalance(Fork):
     "cosine"         the cosines ⟨g_i, g_j⟩ / (n_i n_j). **Does nothing with two tasks**: the matrix is symmetric in
                      them, so both keep λ = ½ and only the magnitudes are balanced. With three or more it works.
     "raw"            VᵀV, V = [v_1 … v_M]; with gradients of realistic size λ hardly moves
-    "gram"           VᵀV · K / tr(VᵀV), K the number of tasks present: throws λ onto the shortest v where their lengths
+    "gram"           VᵀV · K / tr(VᵀV), K the number of tasks present: moves λ to the shortest v if their lengths
                      differ
     "none"           λ stays 1/M
     ===============  ==============================================================================================
@@ -60,8 +60,8 @@ class MultiBalance(Fork):
     the paper's formulas out recommends ``direction="cosine"`` and writes ``MultiBalance(tasks,
     magnitude="uncorrected", direction="raw", reduction="mean", beta=1.0)``.
 
-    ``task_weights`` are kept for good: a task of weight 9 beside one of weight 1 goes on 9 times as long as it would
-    with equal weights, however long the training. They scale the balanced gradients and are no part of S.
+    ``task_weights`` act for the whole training: next to a task of weight 1, the balanced gradient of a task of weight
+    9 stays 9 times as long as with equal weights. They scale the balanced gradients and are not part of S.
 
     Args:
         tasks: the tasks' names, or how many there are.
@@ -72,9 +72,9 @@ class MultiBalance(Fork):
         direction: the matrix that moves λ, see above.
         reduction: "sum" as above; "mean" leaves the factor M of ``out`` away.
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
-        clip: against spikes, limits the norm that enters a task's moving average to so many times that average, above
-            1; a gradient itself is brought to the averages' length in any case. A task's first step has no average
-            to compare with. Not with ``overlap``, whose weights know of a spike one step too late.
+        clip: against spikes, limits the norm that enters a task's moving average to this multiple of that average,
+            above 1; the gradient itself is scaled to the averages' length in any case. It has no effect in a task's
+            first step. Not with ``overlap``, whose weights react to a spike one step too late.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
 

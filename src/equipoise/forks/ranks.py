@@ -16,7 +16,7 @@ def group_of_several(process_group: dist.ProcessGroup | None) -> dist.ProcessGro
     """Return the group to sum over; None if there is a single rank.
 
     Args:
-        process_group: a group that the user has chosen. None stands for all ranks, in a group that only forks use:
+        process_group: the user's group. None: all ranks, in a group that only forks use:
             in the default group a fork's all-reduce would queue behind those of the gradients. That group is made in
             the first backward through a fork, which every rank goes through in the same step, as ``dist.new_group``
             needs it. A compiled graph cannot make one, and takes the default group if there is none yet.

@@ -21,8 +21,8 @@ class Weighted(Fork):
     Any ``Weighting`` of torchjd that takes a Gram matrix fits: ``Weighted(tasks, MGDAWeighting())``.
 
     A function sees the rows and columns of the tasks present in the step only, in the order of ``tasks``, and is not
-    called where no task is present. On an accelerator the step waits for the device, because the shape of what the
-    function sees depends on which are present; so such a fork cannot stand in a captured CUDA graph or in a model
+    called where no task is present. On an accelerator the step waits for the device, because the shape of the
+    function's input depends on which are present; so such a fork cannot be used in a captured CUDA graph or in a model
     compiled with ``fullgraph=True``. Fixed numbers have neither limit.
 
     Args:

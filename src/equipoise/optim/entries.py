@@ -61,7 +61,7 @@ class Entry:
         gradients: one gradient per row of the step, each of shape [1, N].
         reached: for each row of the step, whether there is a gradient.
         touched: None, or, with sparse gradients, the indices of the rows of ``p`` that have any; ``theta``
-            and ``state`` are then copies of these rows. They are copies, too, of what is not contiguous in memory.
+            and ``state`` are then copies of these rows. Tensors that are not contiguous in memory are copied, too.
     """
 
     p: Tensor

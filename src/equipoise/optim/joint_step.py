@@ -31,7 +31,7 @@ class JointStep:
         optimizer: the torch.optim optimizer that holds the state.
         shared: the shared parameters.
         gradients: R gradients, at least one.
-        own: given where every task keeps a state of its own.
+        own: given if every task keeps its own state.
         counts: the step counts that lie on the device.
         unreached_stay: count the update of a parameter that a gradient does not reach as 0, and apply decoupled decay
             once per gradient that reaches the parameter. Otherwise momentum moves it as a gradient of 0 would, and

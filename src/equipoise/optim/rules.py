@@ -2,7 +2,7 @@
 
 torch.optim applies a rule in place and to one gradient; balancing needs the update of every task's gradient from one
 state before anything moves. Rows of a matrix are gradients (tasks, or their weighted sum), columns are parameters.
-State is kept under torch's own names, so that a wrapped optimizer can go on where a wrapper stopped.
+State is kept under torch's own names, so that a wrapped optimizer can continue from a wrapper's state.
 """
 
 from __future__ import annotations

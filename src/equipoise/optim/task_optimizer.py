@@ -99,9 +99,9 @@ class TaskOptimizer(Wrapper):
             TypeError: ``losses`` has no order, or an entry is neither a tensor nor None.
             ValueError: the number of losses has changed, a name is not known, or a loss is not a scalar.
             RuntimeError: ``zero_grad`` has not been called since the last step, the shared parameters have gradients
-                from elsewhere, or lie behind reentrant checkpoints; a process group has come since this was made;
-                there is no loss at all on a rank with sharded tables; or, on several ranks, a parameter of another
-                optimizer is reached, whose gradient nobody would average.
+                from elsewhere, or lie behind reentrant checkpoints; a process group was created after this optimizer;
+                a rank with sharded tables has no loss; or, on several ranks, the losses reach a parameter of another
+                optimizer, whose gradient would not be averaged.
         """
         found = self._scalars(losses)
         if not self._checked:
@@ -198,7 +198,7 @@ class TaskOptimizer(Wrapper):
 
         Raises:
             RuntimeError: there was no ``backward(losses)`` since the last step; or the ``grad`` of a shared parameter
-                has been changed meanwhile, be it by ``clip_grad_norm_`` or by ``GradScaler.unscale_``.
+                was changed in between, for example by ``clip_grad_norm_`` or ``GradScaler.unscale_``.
         """
         result = self._evaluate(closure)
         pending = self._pending

@@ -70,8 +70,8 @@ class PairedComparison:
 def interval(differences: Sequence[float], *, unpaired: int = 0) -> PairedComparison:
     """Mean, 95 % Student-t confidence interval and two-sided t-test of paired differences, one per seed.
 
-    With one seed there is a mean but neither interval nor p value. Where the differences do not vary at all
-    there is nothing to test against: no interval and no p value, unless all are exactly zero (interval
+    With one seed there is a mean but neither interval nor p value. Without any variation of the differences there is
+    no interval and no p value either, unless all are exactly zero (interval
     [0, 0], p = 1).
 
     Raises:

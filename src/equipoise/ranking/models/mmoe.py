@@ -15,7 +15,7 @@ __all__ = ["MMoE"]
 
 
 class MMoE(RankingModel):
-    """Embeddings and experts that all tasks share; per task a softmax gate over the experts, and a tower.
+    """Embeddings and experts that all tasks share, and for each task a softmax gate over the experts and a tower.
 
     Task k's logit is h_k(Σ_e g_k(x)_e f_e(x)) with g_k(x) = softmax(W_k x): equations 6 to 8 of Ma et al.,
     "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018.

@@ -127,7 +127,7 @@ def set_aside_folder(folder: Path) -> Path:
 
 
 def set_aside(folder: Path) -> None:
-    """Move the checkpoints of an earlier training out of the way of one that starts anew.
+    """Move the checkpoints of an earlier training away, before a new one starts.
 
     Those that the earlier training had itself set aside are deleted.
     """

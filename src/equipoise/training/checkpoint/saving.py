@@ -89,7 +89,7 @@ class Checkpoints:
         return True
 
     def begin(self, record: TrainingRecord, *, resume: bool) -> None:
-        """Restore record and learner from the last checkpoint, or set older checkpoints aside to start anew.
+        """Restore record and learner from the last checkpoint, or move older checkpoints away and start a new training.
 
         Ranks that torchrun has restarted resume without being told to, if the checkpoint has their settings.
 

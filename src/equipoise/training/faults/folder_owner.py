@@ -157,7 +157,7 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _owns(handle: int, path: Path, *, created: bool, may_change: bool) -> bool:
-    """Make this process the owner of the file, or return False if it must be opened anew.
+    """Make this process the owner of the file, or return False if it must be opened again.
 
     Args:
         created: the file was created by this process.

@@ -39,7 +39,7 @@ class World:
         rank: the number of this process, from 0.
         size: the number of processes.
         device: the device that this process trains on.
-        restarted: torchrun has started the processes anew after one of them had died.
+        restarted: torchrun has restarted the processes after one of them died.
     """
 
     rank: int = 0

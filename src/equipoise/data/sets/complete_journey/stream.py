@@ -41,8 +41,8 @@ def stream_all(
 
     The columns are ``week`` (int8), the features of ``load`` with the same ids and scales (int32, float32)
     and the labels (float32, 0, 1 or NaN); a row is an exposure, of weight 1. A file appears when it is
-    complete and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB,
-    whatever the weeks; all of them take about 20 minutes of one core and 3.5 GB of disk.
+    complete and is not written again, so that an interrupted call can be repeated. Memory stays under 4 GB
+    for any number of weeks; all of them take about 20 minutes of one core and 3.5 GB of disk.
 
     Args:
         path: the folder; created if it does not exist.
