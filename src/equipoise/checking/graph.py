@@ -16,7 +16,7 @@ from equipoise.reachability import Leaf, Reach, inputs_of, kind_of, reach_of
 
 __all__ = ["LossGraph"]
 
-_LONGEST = 8  # stations of a path that are named
+_LONGEST = 8  # largest number of places named on a path
 _SILENT = {"AccumulateGrad", "Clone", "Expand", "Mean", "ReshapeAlias", "Squeeze", "Sum", "T", "ToCopy", "UnsafeView",
            "Unsqueeze", "View"}  # fmt: skip
 

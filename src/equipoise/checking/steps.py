@@ -46,7 +46,7 @@ def mistaken_shares(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterat
                 f"{kind}'s `shared` lacks parameters that several tasks reach: {some(graph.summary(missing))}. They "
                 f"get the plain sum of the tasks' gradients. Give {kind} the model's shared parameters, all of them."
             )
-        # Without a task's loss nobody knows what it reaches.
+        # The parameters that an absent task reaches are unknown.
         mistaken = [p for p in given if id(p) in own] if complete else []
         if not mistaken:
             continue
@@ -75,7 +75,7 @@ def unstepped(graph: LossGraph, optimizers: Sequence[Optimizer]) -> Iterator[str
             f"No optimizer steps {some(graph.summary(lacking))}, which losses reach. Add them to the optimizer, or "
             "freeze them with requires_grad_(False). If another optimizer has them, pass a list of all optimizers."
         )
-    if lacking and strange:  # else they are something more that is learned, such as weights of the losses
+    if lacking and strange:  # else they are further learned parameters, such as weights of the losses
         shapes = some([str(tuple(p.shape)) for p in strange])
         yield (
             f"The optimizer holds {len(strange)} parameters that the model does not have and no loss reaches (shapes "

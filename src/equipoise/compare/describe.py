@@ -29,7 +29,7 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         "dataset": dataset.name,
         "dataset_notes": list(dataset.notes),
         "best_ne": dataset.best_ne,
-        "generated": bool(dataset.best_ne),  # the truth is known where it was made
+        "generated": bool(dataset.best_ne),  # the best NE is known for generated data alone
         "model": settings.model,
         "tasks": list(tasks),
         "methods": [
@@ -66,7 +66,7 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
     if not folder.has_plan():
         return
     before = folder.plan()
-    missing = Settings.of().of_comparison()  # a setting that is newer than the folder had its default
+    missing = Settings.of().of_comparison()  # settings newer than the folder had their defaults
     now = Settings.of(**description["options"]).of_comparison()
     now_counts = TypeAdapter(dict[str, dict[str, LabelCount]]).validate_python(description["label_counts"])
     differing = [

@@ -145,7 +145,7 @@ class GradDrop(Elementwise):
         """Sum the gradients of the drawn sign and the leaks of the others; see :meth:`Elementwise.combine`."""
         purity = 0.5 * (
             1 + gradients.sum(0) / gradients.abs().sum(0)
-        )  # NaN where all are 0: nothing passes, or matters
+        )  # NaN where all are 0: the output is 0 in any case
         drawn = _uniform(self.draws, gradients.shape[1], self.seed, _rank(self.process_group)).to(gradients.dtype)
         positive, negative = purity > drawn, purity < drawn
         total = torch.zeros_like(gradients[0])

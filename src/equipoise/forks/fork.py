@@ -120,11 +120,11 @@ class Fork(nn.Module):
         self.tasks = task_names(tasks)
         self.process_group = process_group
         self.overlap = overlap
-        self.pauses = 0  # of equipoise.paused, how many are under way
+        self.pauses = 0  # number of equipoise.paused blocks under way
         self._under_way: tuple[dist.Work, Tensor] | None = None
         count = len(self.tasks)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        # No buffers: nobody should average, broadcast or save them.
+        # No buffers, so that they are not averaged, broadcast or saved.
         self.last_gram = torch.empty(count, count, dtype=wide)
         self.last_weights = torch.empty(count, dtype=wide)
         self.last_present = torch.empty(count, dtype=torch.bool)
@@ -202,7 +202,7 @@ class Fork(nn.Module):
         except ValueError as error:
             error_msgs.append(f"Fork {prefix.removesuffix('.')!r}: {error}.")
             return
-        # The entries of a fork with overlap are none of this one's if it goes without.
+        # A fork without overlap ignores the entries of one with it.
         others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE_OF_OVERLAP}
         super()._load_from_state_dict(
             others | {prefix + name: saved.get(name, value) for name, value in own.items()} | {names_key(prefix): None},
@@ -267,7 +267,7 @@ class Fork(nn.Module):
             factor: what the losses have been multiplied by; None for 1.
         """
         grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
-        # Without any gradient here other ranks may have some, and wait for this one's.
+        # Other ranks may have gradients when this one has none, and wait for it.
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
         gram = self._over_ranks(gram.to(self.last_gram.dtype))
         diagonal = gram.diagonal()
@@ -284,7 +284,7 @@ class Fork(nn.Module):
         if all_present:
             weights = weights.clone()
         else:
-            # A task that the step before lacked may be here in this one: its last weight is the best there is.
+            # A task absent in the previous step may be present now: use its last weight.
             weights = torch.where(present, weights, 1.0 if self.known_weights is None else self.known_weights)
         if self.known_weights is not None:
             self.known_weights.copy_(weights)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["gram_matrix", "weighted_sum"]
 
-_FEW = 4  # up to so many tasks single dot products are the fastest on a CPU: nothing is copied
+_FEW = 4  # largest number of tasks for which single dot products, without copies, are fastest on a CPU
 # A CPU's dot product in float32 adds with few accumulators: the longer it is the less precise, and of 2**18 numbers it
 # is wrong by less than two parts in a million. What the tasks have in a block also stays in the cache for all products.
 _DOT = 1 << 18

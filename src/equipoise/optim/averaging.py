@@ -19,7 +19,7 @@ from equipoise.optim.entries import touched_rows
 
 __all__ = ["Averaging", "averaging_of", "refuse_unaveraged", "refuse_unknown_ranks"]
 
-_NONE, _SPARSE, _DENSE = range(3)  # what the ranks have of a gradient; the largest decides
+_NONE, _SPARSE, _DENSE = range(3)  # kinds of gradient on a rank; the largest decides
 
 
 class Averaging:
@@ -71,7 +71,7 @@ class Averaging:
                 parts[place] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
         self._average_flat(parts)
         for module in self.modules:
-            module.require_forward_param_sync = True  # else it would cease to broadcast buffers, such as BatchNorm's
+            module.require_forward_param_sync = True  # else it would stop broadcasting buffers, such as BatchNorm's
         averaged: list[Tensor | None] = []
         for place, p in enumerate(parameters):
             part = parts.get(place)
@@ -131,7 +131,7 @@ class Averaging:
             kinds.setdefault((parts[place].dtype, parts[place].device), []).append(place)
         for places in kinds.values():
             flat = torch.cat([parts[place].reshape(-1) for place in places])
-            flat.div_(dist.get_world_size(self.group))  # before the sum, which float16 may not hold
+            flat.div_(dist.get_world_size(self.group))  # before the sum, which may overflow float16
             dist.all_reduce(flat, group=self.group)
             pieces = torch.split(flat, [parts[place].numel() for place in places])
             for place, piece in zip(places, pieces, strict=True):
@@ -216,6 +216,6 @@ def averaging_of(
             f"optimizer's and would drift apart: {', '.join(strange[:5])}. Give the optimizer all of them; shard "
             "embedding tables table-, row- or column-wise instead of data-parallel."
         )
-    # TorchRec's DistributedModelParallel, by what it has: torch is all that this package may import. Also on a rank
-    # that holds no table, since all take part in the collectives of that backward pass.
+    # Recognise TorchRec's DistributedModelParallel by its attributes, because this package imports torch alone. This
+    # includes ranks without a table: all take part in the collectives of that backward pass.
     return Averaging(wrapped[0].process_group, wrapped, fused=hasattr(data_parallel, "fused_optimizer"))

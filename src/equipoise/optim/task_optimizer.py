@@ -63,7 +63,7 @@ class TaskOptimizer(Wrapper):
         self.tasks: tuple[str, ...] = ()
         self._pending: Pending | None = None
         self._stepped = False
-        self._checked = False  # the first losses' graph, which takes a moment
+        self._checked = False  # the graph of the first losses; the check is slow
         self._counts = HostCounts()
         self._remember({"tasks": []})
         if tasks is not None:

@@ -15,7 +15,7 @@ __all__ = ["total_of"]
 def total_of(losses: Sequence[Tensor | None], backward: Callable[[list[Tensor | None]], None]) -> Tensor:
     """Return the sum of the losses, whose backward pass calls ``backward`` with each loss times the sum's gradient."""
     device = next((loss.device for loss in losses if loss is not None), None)
-    # What makes the sum require a gradient; to the losses' graphs, which stay apart, only ``backward`` goes.
+    # Makes the sum require a gradient; ``backward`` alone goes through the losses' own graphs.
     anchor = torch.zeros((), device=device, requires_grad=True)
     total: Tensor = _Total.apply(anchor, losses, backward)  # type: ignore[no-untyped-call]
     return total

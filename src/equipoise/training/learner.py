@@ -124,7 +124,7 @@ class Learner:
             )  # fmt: skip
         self._unchecked = self.world.rank == 0
         self._stage: Literal["whole", "begun", "moving"] = "whole"
-        # What a step changes beside parameters; what is only kept for a step to be taken back or skipped.
+        # State that a step changes beside parameters, kept to undo or skip a step.
         taken_back = self.world.size == 1 or non_finite == "skip-step"
         self._buffers = [buffer for member in self._members if taken_back for buffer in member.model.buffers()]
         self._kept = [buffer.clone() for buffer in self._buffers]

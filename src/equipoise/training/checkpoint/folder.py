@@ -149,7 +149,7 @@ def has_settings(folder: Path, settings: Mapping[str, str]) -> bool:
     try:
         return not _differing_settings(_read_content(path / "state.json")["settings"], settings)
     except _UNREADABLE:
-        return True  # load_checkpoint says what is wrong with it
+        return True  # load_checkpoint reports the fault
 
 
 def load_checkpoint(
