@@ -44,6 +44,10 @@ class Recorder(RunListener):
     def __init__(self) -> None:
         self.phases: list[tuple[str, int, int]] = []
         self.trained: list[Job] = []
+        self.notes: list[str] = []
+
+    def noted(self, sentence: str, /) -> None:
+        self.notes.append(sentence)
 
     def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
         self.phases.append((title, parts, done))
@@ -266,3 +270,13 @@ def test_a_comparison_and_a_training_are_refused_in_a_folder_where_another_write
         assert [path.name for path in tmp_path.iterdir()] == ["owner.json"]
     train_into(tmp_path, once)
     assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_refused_training_does_not_say_that_it_starts_over(tmp_path: Path) -> None:
+    once, listener = plan(methods=["equal"]), Recorder()
+    train_into(tmp_path, once)
+    with own_folder(tmp_path), pytest.raises(FolderInUseError):
+        train_into(tmp_path, once, listener=listener)
+    assert listener.notes == []
+    train_into(tmp_path, once, listener=listener)
+    assert f"Starting over; earlier checkpoints are moved to {tmp_path / 'checkpoint.before'}" in listener.notes

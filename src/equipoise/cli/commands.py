@@ -35,7 +35,7 @@ from equipoise.training import (
     launched,
     listening,
 )
-from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
+from equipoise.training.checkpoint import last_checkpoint
 from equipoise.training.faults import TerminatedError, interrupted_by_sigterm
 
 __all__ = ["app", "main"]
@@ -100,10 +100,6 @@ def train(
         if world.rank:
             train_into(out, settings, world=world, resume=resume, stop=stop)
             return
-        if not resume and not world.restarted and last_checkpoint(out / "checkpoint") is not None:
-            aside = set_aside_folder(out / "checkpoint")
-            instead = ", replacing older ones" if aside.exists() else ""
-            _say(f"Starting over; earlier checkpoints are moved to {aside}{instead}")
         with Display(console) as display:
             run = train_into(out, settings, world=world, resume=resume, listener=display, stop=stop)
     console.print(run_table(run))

@@ -56,6 +56,10 @@ class Display(_Bars, RunListener):
         self._phase: TaskID | None = None
         self._bars: dict[Job, TaskID] = {}
 
+    def noted(self, sentence: str, /) -> None:
+        """Print the sentence."""
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
         """Show a bar for the phase, in place of the one before."""
         if self._phase is not None:

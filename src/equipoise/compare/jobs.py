@@ -48,7 +48,10 @@ class Job:
 
 
 class RunListener:
-    """Receives the progress of a comparison; this one does nothing."""
+    """Receives the progress of a training or a comparison; this one does nothing."""
+
+    def noted(self, sentence: str, /) -> None:
+        """Tell the user a sentence that they should know."""
 
     def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
         """Note that a phase of so many parts begins, of which some are done."""

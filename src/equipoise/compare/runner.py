@@ -38,6 +38,7 @@ from equipoise.training import (
     parse_method,
     train,
 )
+from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
 
 __all__ = ["run_comparison", "train_into"]
 
@@ -261,6 +262,11 @@ def train_into(
         )
         job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
+        checkpoint = folder / "checkpoint"
+        if not resume and not (world is not None and world.restarted) and last_checkpoint(checkpoint) is not None:
+            aside = set_aside_folder(checkpoint)
+            instead = ", replacing older ones" if aside.exists() else ""
+            listener.noted(f"Starting over; earlier checkpoints are moved to {aside}{instead}")
 
         def show_steps(done: int, total: int) -> None:
             if done == 1 and writes and (folder / "run.json").exists():  # left by an earlier training
@@ -270,7 +276,7 @@ def train_into(
         try:
             run = train(
                 dataset, method,
-                world=world, checkpoint=folder / "checkpoint", resume=resume, on_step=show_steps, stop=stop,
+                world=world, checkpoint=checkpoint, resume=resume, on_step=show_steps, stop=stop,
                 **settings.training().model_dump(),
             )  # fmt: skip
         except NonFiniteError as error:
