@@ -280,3 +280,26 @@ def test_a_refused_training_does_not_say_that_it_starts_over(tmp_path: Path) -> 
     assert listener.notes == []
     train_into(tmp_path, once, listener=listener)
     assert f"Starting over; earlier checkpoints are moved to {tmp_path / 'checkpoint.before'}" in listener.notes
+
+
+@pytest.mark.parametrize(
+    ("stated", "notes"),
+    [
+        ({}, ["Learning rate 0.003, which may not suit: never tuned on this data set and model. To choose one: --lr."]),
+        ({"lr": 0.01}, []),
+        ({"rates": {"equal": 0.01}}, []),
+    ],
+)
+def test_a_training_says_where_its_rate_comes_from_unless_it_was_stated(
+    tmp_path: Path, stated: dict, notes: list[str]
+) -> None:
+    listener = Recorder()
+    train_into(tmp_path, plan(method="equal", **stated), listener=listener)
+    assert listener.notes == notes
+
+
+def test_a_comparison_leaves_doubtful_rates_to_its_report(tmp_path: Path) -> None:
+    listener = Recorder()
+    run_comparison(plan(methods=["equal"], seeds=1), tmp_path, jobs=1, listener=listener)
+    assert listener.notes == []
+    assert json.loads((tmp_path / "plan.json").read_text())["rate_doubts"].keys() == {"equal"}

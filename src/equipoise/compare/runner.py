@@ -256,9 +256,13 @@ def train_into(
     with own_folder(folder, world):
         dataset = _load(settings, listener)
         settings = settings.suited_to(dataset)
-        tuned = starting_rate(settings, method.name).rate._asdict()
+        tuned = starting_rate(settings, method.name)
+        if tuned.doubt and "lr" not in settings.model_fields_set:
+            listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. To choose one: --lr.")
         settings = settings.model_copy(
-            update={name: value for name, value in tuned.items() if name not in settings.model_fields_set}
+            update={
+                name: value for name, value in tuned.rate._asdict().items() if name not in settings.model_fields_set
+            }
         )
         job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
