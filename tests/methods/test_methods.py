@@ -11,6 +11,7 @@ from torch import nn
 
 from equipoise import PUB, AdaTask, Clippy, Fork, MultiBalance
 from equipoise.methods import CATALOGUE, METHODS, NEEDS, Method, MethodError, methods_table, parse_method, register
+from equipoise.optim.task_optimizer import TaskOptimizer
 
 TASKS = ("click", "like")
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,19 @@ def test_the_optimizers_are_the_ones_named() -> None:
     assert authors.form == "authors"
     assert (authors.update_every, authors.tasks) == (10, TASKS)
     assert type(authors.optimizer) is torch.optim.Adam
+
+
+@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if "per-task backward" in method.needs], ids=str)
+def test_optimizers_of_several_losses_know_the_tasks_by_name(name: str) -> None:
+    optimizer = built(name)
+    assert isinstance(optimizer, TaskOptimizer)
+    assert optimizer.tasks == TASKS
+    other = parse_method(name).build_optimizer(
+        torch.optim.Adam(optimizer.param_groups[0]["params"]), shared=optimizer.shared, tasks=("like", "buy")
+    )
+    with pytest.warns(UserWarning, match="leaves out the saved state of tasks that it does not have: click"):
+        other.load_state_dict(optimizer.state_dict())
+    assert other.tasks == ("like", "buy")
 
 
 def test_only_single_task_training_takes_a_model_per_task() -> None:

@@ -230,7 +230,7 @@ class Method:
         """
         if self.jacobian is not None:
             aggregator = self.jacobian(**self._options_of(self.jacobian))
-            return JacobianDescent(base, aggregator, shared=shared, data_parallel=data_parallel)
+            return JacobianDescent(base, aggregator, shared=shared, tasks=tasks, data_parallel=data_parallel)
         if self.optimizer is None:
             return base
         taken = inspect.signature(self.optimizer).parameters
