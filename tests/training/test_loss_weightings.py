@@ -1,5 +1,8 @@
 """A learner with a loss weighting trains as a plain loop with torchjd's scalarization does."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from equipoise.ranking.models import build_model
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, train
+from equipoise.training.state_checks import UnexpectedStateError
 
 SCALARIZERS = {"uw": lambda: UW(2), "dwa": DWA, "famo": lambda: FAMO(2)}
 STEPS, EPOCH = 30, 6
@@ -94,3 +98,16 @@ def test_a_weighting_whose_needs_are_not_stated_is_refused() -> None:
         Method("own", loss_weighting=famo).build_loss_weighting(["a", "b"])
     with pytest.raises(MethodError, match="does not learn from that: expected needs without 'epochs'"):
         Method("own", loss_weighting=famo, needs={"forward after step", "epochs"}).build_loss_weighting(["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["uw", "equal", "pub", "single-task"])
+def test_the_state_of_tasks_in_another_order_is_refused_by_name(tiny: Dataset, name: str) -> None:
+    """The optimizer's state goes by the places of its parameters, be they a weighting's or those of towers."""
+    trained = learner(tiny, name)
+    trained.step(batches(tiny)[0])
+    reordered = Learner(replace(tiny.schema, tasks=tiny.schema.tasks[::-1]), METHODS[name], TrainingSettings(lr=0.02))
+    before = copy.deepcopy(reordered.state_dict())
+    with pytest.raises(UnexpectedStateError, match="the tasks in the order like, click, found click, like"):
+        reordered.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(reordered.state_dict()["models"], before["models"])
+    learner(tiny, name).load_state_dict(trained.state_dict())

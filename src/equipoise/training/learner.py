@@ -223,7 +223,7 @@ class Learner:
         """Return the state of models with their forks, optimizers and schedules, without :meth:`sharded_state`."""
         states = [member.state() for member in self._members]
         return {
-            "steps": self.steps, "skipped_steps": self.skipped_steps,
+            "steps": self.steps, "skipped_steps": self.skipped_steps, "tasks": list(self.schema.task_names),
             **{part: [state[part] for state in states] for part in MEMBER_PARTS},
         }  # fmt: skip
 
@@ -244,10 +244,14 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Restore a state that :meth:`state_dict` gave.
 
+        An optimizer's state goes by the places of its parameters, so the tasks must be the same in the same order.
+
         Raises:
-            UnexpectedStateError: a part of it is missing or of another kind; the learner is as it was.
+            UnexpectedStateError: a part of it is missing or of another kind, or belongs to other tasks or to another
+                order of them; the learner is as it was.
         """
-        expect_keys(state, {"steps", "skipped_steps", *MEMBER_PARTS}, "learner")
+        expect_keys(state, {"steps", "skipped_steps", "tasks", *MEMBER_PARTS}, "learner")
+        self._check_tasks(expect_list(state["tasks"], "learner/tasks"))
         steps = expect_count(state["steps"], "learner/steps")
         skipped_steps = expect_count(state["skipped_steps"], "learner/skipped_steps")
         count = len(self._members)
@@ -266,6 +270,12 @@ class Learner:
         for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
             member.load_model_state(found["models"], place)
         self.steps, self.skipped_steps = steps, skipped_steps
+
+    def _check_tasks(self, found: Sequence[object]) -> None:
+        own = self.schema.task_names
+        if list(found) != list(own):
+            expected = f"the tasks in the order {', '.join(own)}"
+            raise UnexpectedStateError("learner/tasks", expected, found, words=", ".join(map(str, found)))
 
     def _check_first_losses(self, member: Member, losses: Sequence[Tensor]) -> None:
         """Warn in the first step if forks are not where several tasks meet."""
