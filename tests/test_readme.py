@@ -77,6 +77,12 @@ def test_the_make_targets_exist(target: str) -> None:
     assert f"make {target}" in README
 
 
+@pytest.mark.parametrize("name", ["Makefile", ".ci/run"])
+def test_the_test_files_that_the_build_names_exist(name: str) -> None:
+    for path in re.findall(r"\btests/[\w./]+", (ROOT / name).read_text()):
+        assert (ROOT / path).exists(), f"{name} names {path}, which does not exist"
+
+
 def test_the_commands_that_the_readme_names_exist() -> None:
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
     known |= {group.name for group in app.registered_groups if group.name}

@@ -232,7 +232,9 @@ def test_a_model_without_forks_is_described():
     ("losses", "error", "message"),
     [
         (torch.ones(3), TypeError, r"one tensor of shape \(3,\). Pass the losses as a list"),
-        ([], ValueError, "Expected one scalar loss per task, found none"),
+        ([], ValueError, "Expected the loss of at least one task, found none"),
+        ({"a": None}, ValueError, "Take a batch in which tasks have labels"),
+        (3, TypeError, "Expected one scalar loss per task, found int"),
         ([torch.ones(4), None, None], ValueError, r"loss of 'click' must be a scalar, found shape \(4,\)"),
         (["1", None, None], TypeError, "must be a tensor, or None; found str"),
     ],

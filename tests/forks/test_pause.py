@@ -1,6 +1,7 @@
 """A pause leaves no trace; torch.func balances as backward() does, or refuses with a message."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -159,3 +160,11 @@ def test_forward_mode_crosses_a_fork_as_the_identity():
         *(jvp(lambda x, m=m: torch.stack(m(x)), (X,), (X.flip(0),)) for m in (model, plain)), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fork: pickle.loads(pickle.dumps(fork))])
+def test_a_copy_made_in_a_pause_is_not_paused(copied) -> None:
+    fork = MultiBalance(3)
+    with paused(fork):
+        other = copied(fork)
+    assert other.pauses == 0

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchjd.scalarization import DWA, FAMO, IMTLL, STCH, UW, GeometricMean, Scalarizer
 
 from equipoise.loss_weighting import LossWeighting
@@ -192,3 +193,14 @@ def test_weights_are_on_the_monitor_under_stable_names_for_tasks_that_are_there(
     monitor = Monitor(nn.Linear(2, 2), loss_weighting=weighting)
     weighting.weigh(losses(0), torch.tensor([True, False, True]))
     assert monitor.read().scalars() == {"loss/weight/click": 0.5, "loss/weight/buy": 0.5}
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_averaged_weights_take_a_weighting_with_its_buffers(name: str) -> None:
+    """Diagnostics are no state: averaging a boolean one would fail."""
+    weighting = LossWeighting(TASKS, SCALARIZERS[name]())
+    averaged = AveragedModel(weighting, use_buffers=True)
+    for step in range(3):
+        weighting.weigh(losses(step), present(step))
+        averaged.update_parameters(weighting)
+    assert int(averaged.n_averaged) == 3

@@ -40,7 +40,7 @@ def weightings(trained: Learner) -> list[Tensor]:
 
 
 @rows_of_the_catalogue
-@pytest.mark.parametrize("model", ["shared-bottom", "mmoe"])
+@pytest.mark.parametrize("model", ["shared-bottom", "mmoe", "ple"])
 def test_every_tasks_loss_falls(method: Method, model: str) -> None:
     trained = learner(method, model=model)
     losses = torch.stack([trained.step(batch(step)) for step in range(40)])

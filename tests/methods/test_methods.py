@@ -180,7 +180,7 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("multibalance:direction=up", r"direction must be one of .*found 'up'"),
         ("multibalance:beta=0.1,beta=0.2", "expected every option once, found beta twice"),
         ("multibalance-no-direction:direction=gram", "stands for direction=none, which cannot be set again"),
-        ("pub:update_every=0", "update_every must be at least 1, found 0"),
+        ("pub:update_every=0", "update_every must be a whole number of at least 1, found 0"),
         ("pub:shared=1", "takes form, update_every; found shared"),
         ("pub-adatask:form=ours", "Around AdaTask form must be"),
         ("clippy:relative=-1", "relative must be at least 0, found -1"),

@@ -161,7 +161,7 @@ def test_options_that_do_not_fit_are_named():
     net = Net(2)
     with pytest.raises(ValueError, match=r"form must be one of 'ours', 'matched', .*, found 'x'"):
         pub(net, form="x")
-    with pytest.raises(ValueError, match="update_every must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="update_every must be a whole number of at least 1, found 0"):
         pub(net, update_every=0)
     with pytest.raises(ValueError, match="names that differ"):
         pub(net, tasks=["a", "a"])

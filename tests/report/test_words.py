@@ -5,6 +5,7 @@ import json
 import pytest
 
 from equipoise.compare.result_folder import ResultFolder
+from equipoise.report import result_rows
 from equipoise.report.analysis import analyse
 from equipoise.report.outcome import summary
 from equipoise.report.words import cautions, transfer_summary
@@ -94,7 +95,7 @@ def test_negative_transfer_names_task_size_and_what_helps(comparison):
     better_alone(folder, 0.10)
     said = transfer(folder)
     assert "Under equal weights coupon (−8." in said
-    assert "beyond the 95 % interval over seeds: negative transfer" in said
+    assert "beyond the 95 % interval over seeds and after Holm's adjustment: negative transfer" in said
     assert "coupon: no longer worse than alone beyond the interval with MultiBalance (+" in said
     worse = said.split("worse than alone, but less so, with ")[1]
     assert "PUB + AdaTask (−" in worse
@@ -243,6 +244,8 @@ def test_where_every_task_has_few_positives_no_method_is_ranked(comparison):
     folder = comparison(plan=counts(**few))
     assert told(folder).startswith("No method is ranked: every task has fewer than 100 test rows of its rarer class")
     assert "No method is ranked on this data." in told(folder, cautions)
+    gains = [row["NE gain over equal weights"] for row in result_rows(folder)]
+    assert not any(sign in gain for gain in gains for sign in "▲▼△▽")
 
 
 def test_a_clear_gain_is_named_before_a_lower_mean_that_is_not_clear(comparison):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -167,12 +167,17 @@ def _by_task(losses: Losses, model: nn.Module) -> tuple[list[str], list[Tensor |
             f"Expected one scalar loss per task, found one tensor of shape {tuple(losses.shape)}. Pass the losses as a "
             "list, or as a dict with the tasks' names, before they are summed."
         )
+    elif not isinstance(losses, Iterable):
+        raise TypeError(
+            f"Expected one scalar loss per task, found {type(losses).__name__}. Pass a list of losses, or a dict with "
+            "the tasks' names."
+        )
     else:
         found = list(losses)
         known = (fork.tasks for fork in model.modules() if isinstance(fork, Fork) and len(fork.tasks) == len(found))
         tasks = list(next(known, map(str, range(len(found)))))
-    if not found:
-        raise ValueError("Expected one scalar loss per task, found none.")
+    if all(loss is None for loss in found):
+        raise ValueError("Expected the loss of at least one task, found none. Take a batch in which tasks have labels.")
     for task, loss in zip(tasks, found, strict=True):
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ValueError(

@@ -61,7 +61,7 @@ def summary_table(folder: Path) -> Table:
     """Return a comparison's outcome in words and its methods, best first, in the columns that fit a terminal.
 
     Raises:
-        ReportError: the folder holds no comparison, or a file in it is damaged.
+        FolderError: the folder holds no comparison, or a file in it is damaged.
     """
     table = Table(title="Test split, mean over tasks and seeds", title_justify="left")
     for title in _SHOWN.values():

@@ -148,6 +148,7 @@ class Fork(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled forks do not pass through __init__.
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.pauses = 0  # a copy made in a pause is not paused: nobody would end it
         note_grad_scalers()
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,16 @@ class LossWeighting(nn.Module):
         self.learns_after_epoch = hasattr(scalarizer, "step")
         ones = torch.ones(len(self.tasks))
         self.register_buffer("last_losses", ones)
-        self.register_buffer("last_weights", ones.clone(), persistent=False)
-        self.register_buffer("last_present", torch.zeros_like(ones, dtype=torch.bool), persistent=False)
+        # No buffers: nobody should average, broadcast or save them.
+        self.last_weights = ones.clone()
+        self.last_present = torch.zeros_like(ones, dtype=torch.bool)
         self.register_load_state_dict_pre_hook(_bring_into_order)  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.last_weights = self.last_weights.to(self.last_losses)
+        self.last_present = self.last_present.to(self.last_losses.device)
+        return self
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """Return the scalarizer's parameters for the model's optimizer; none if the scalarizer steps them itself."""

@@ -142,8 +142,8 @@ class PUB(TaskOptimizer):
             raise ValueError(f"task_weights must be positive and finite, found {task_weights}.")
         self._preferences: Tensor | None = None
         super().__init__(optimizer, shared, tasks, data_parallel)
-        if update_every < 1:
-            raise ValueError(f"update_every must be at least 1, found {update_every}.")
+        if type(update_every) is not int or update_every < 1:
+            raise ValueError(f"update_every must be a whole number of at least 1, found {update_every!r}.")
         if isinstance(optimizer, PUB):
             raise TypeError("PUB wraps a torch.optim optimizer, Clippy, AdaTask or MetaBalance, found PUB.")
         self._own = isinstance(optimizer, AdaTask)

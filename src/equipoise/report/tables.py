@@ -152,7 +152,7 @@ def _name(entry: MethodResult) -> Cell:
     return Cell(entry.method.label, below, hint=entry.method.summary)
 
 
-def _overall_gain(entry: MethodResult) -> Cell:
+def _overall_gain(entry: MethodResult, *, marked: bool) -> Cell:
     gain = entry.ne_gain
     if entry.is_reference:
         return Cell("reference")
@@ -162,7 +162,7 @@ def _overall_gain(entry: MethodResult) -> Cell:
     if gain.over_seeds.pairs > 1 and gain.over_seeds.low is None:
         below = "the same in every seed: no test"
     return Cell(
-        f"{mark(gain)} {percent(gain.mean, 2)}".strip(),
+        f"{mark(gain) if marked else ''} {percent(gain.mean, 2)}".strip(),
         below,
         hint=f"{gain.over_seeds.pairs} paired seeds; {gain.over_seeds.unpaired} left out.",
         tone="better" if gain.better else "worse" if gain.worse else "",
@@ -228,7 +228,7 @@ def main_table(analysis: Analysis) -> Table:
                     _rates(entry),
                     Cell(number(entry.auc, 4), tone="best" if entry.auc == best_auc and best_auc else ""),
                     Cell(number(entry.ne, 4), tone="best" if entry is best else ""),
-                    _overall_gain(entry),
+                    _overall_gain(entry, marked=analysis.ranks),
                     Cell(p_value(p), f"Holm {p_value(gain.adjusted_p)}" if gain and p is not None else ""),
                     Cell(percent(delta.mean, 2), _between(delta, 2)) if delta and has_delta else Cell(NONE),
                     _speed(entry),

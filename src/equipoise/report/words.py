@@ -33,18 +33,18 @@ def transfer_summary(analysis: Analysis) -> list[str]:
             f"{FEW_POSITIVES} test rows of both classes."
         ]
     sentences = []
-    suffering = [task for task, gain in gains.items() if gain.worse]
-    gaining = [task for task, gain in gains.items() if gain.better]
+    suffering = [task for task, gain in gains.items() if gain.worse and gain.firm]
+    gaining = [task for task, gain in gains.items() if gain.better and gain.firm]
     if suffering:
         said = listed([f"{task} ({percent(gains[task].mean, 1)})" for task in suffering])
         sentences.append(
             f"Under equal weights {said} {is_or_are(suffering)} worse in NE than when trained alone, beyond the "
-            f"95{PERCENT} interval over seeds: negative transfer."
+            f"95{PERCENT} interval over seeds and after Holm's adjustment: negative transfer."
         )
     else:
         sentences.append(
             f"Under equal weights no task is worse in NE than when trained alone, beyond the 95{PERCENT} "
-            "interval over seeds."
+            "interval over seeds and after Holm's adjustment."
         )
     if gaining:
         said = listed([f"{task} ({percent(gains[task].mean, 1)})" for task in gaining])
@@ -187,7 +187,7 @@ def _remedy(analysis: Analysis, task: str) -> str:
         said = f"{entry.method.label} ({percent(gain.mean, 1)})"
         if not gain.worse:
             cured.append(said)
-        elif over_equal.better:
+        elif over_equal.better and over_equal.firm:
             helped.append(said)
     parts = []
     if cured:
