@@ -502,11 +502,12 @@ def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
     assert "There is no checkpoint yet. Begin again with: " in output
 
 
-def test_a_warning_about_the_model_is_a_sentence(
+def test_a_warning_about_the_model_is_a_sentence_and_shown_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def warn() -> None:
-        warnings.warn("Branch 'a' is read by 'b'.", MisplacedForkWarning, stacklevel=1)
+        for _ in range(2):
+            warnings.warn("Branch 'a' is read by 'b'.", MisplacedForkWarning, stacklevel=1)
         warnings.warn("Something else.", UserWarning, stacklevel=1)
 
     others: list[str] = []

@@ -3,21 +3,23 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from equipoise import data
 from equipoise.compare import compare
 from equipoise.compare import runner as runner_module
 from equipoise.compare.result_folder import FolderError
 from equipoise.compare.results import Throughput
-from equipoise.errors import SettingError
+from equipoise.errors import MisplacedForkWarning, SettingError
 from equipoise.forks import MultiBalance
 from equipoise.methods import METHODS, Method
-from equipoise.ranking.models import MODELS, SharedBottom
+from equipoise.ranking.models import MODELS, RankingModel, SharedBottom
 
 SMALL = {"seeds": 1, "epochs": 1, "batch_size": 256}
 SLOW = Method("slow-balance", label="Slow balance", fork=MultiBalance, options={"gamma": 0.001})
@@ -40,6 +42,21 @@ def _nothing_registered() -> object:
 def narrow(schema, fork):
     """A model of this module."""
     return SharedBottom(schema, fork=fork, bottom=(8,))
+
+
+class Bypassed(RankingModel):
+    """A model whose first task goes round the fork."""
+
+    def __init__(self, schema, fork=None):
+        super().__init__(schema)
+        self.bottom = nn.Linear(len(schema.numeric), 4)
+        self.fork = self.new_fork(fork)
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in schema.tasks)
+
+    def forward(self, categorical, numeric):
+        z = self.bottom(numeric)
+        branches = [z, *self.branches(self.fork, z)[1:]]
+        return tuple(head(branch).squeeze(1) for head, branch in zip(self.heads, branches, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +113,14 @@ def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     assert 'put the call under `if __name__ == "__main__":`' in last
     assert "memory" not in done.stderr
     assert not (tmp_path / "out" / "runs.jsonl").exists()
+
+
+def test_a_misplaced_fork_is_named_once_for_all_workers_and_not_by_them(
+    funnel: data.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        compare(funnel, model=Bypassed, methods=["multibalance", SLOW], out=tmp_path, jobs=2, **SMALL)
+    (message,) = [str(warning.message) for warning in found if warning.category is MisplacedForkWarning]
+    assert "The loss of 'click' does not read its branch of fork 'fork'." in message
+    assert "MisplacedForkWarning" not in capfd.readouterr().err

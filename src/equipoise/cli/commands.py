@@ -279,19 +279,22 @@ def _nodes() -> list[str]:
 _AMONG_LIBRARIES = ("FSDP2-wrapped module", "`torch.distributed.", "`broadcast_buffers` is deprecated")
 
 
-def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a warning about the user's model as a sentence, and pass any other warning to ``others``."""
-    if issubclass(category, MisplacedForkWarning):
-        errors.print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
-    else:
+def _show_warning(
+    shown: set[str], others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """Print a warning about the user's model once, as a sentence, and pass any other warning to ``others``."""
+    if not issubclass(category, MisplacedForkWarning):
         others(message, category, *place)
+    elif str(message) not in shown:
+        shown.add(str(message))
+        errors.print(Text.assemble(("Warning: ", "bold yellow"), str(message)), soft_wrap=True)
 
 
 def main() -> None:
     """Run the command line."""
     for words in _AMONG_LIBRARIES:
         warnings.filterwarnings("ignore", message=re.escape(words))
-    warnings.showwarning = partial(_show_warning, warnings.showwarning)
+    warnings.showwarning = partial(_show_warning, set(), warnings.showwarning)
     sys.path.append(str(Path.cwd()))  # so that import paths (package.module:attribute) find what lies here
     try:
         app()

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,11 +17,12 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from equipoise.data import Dataset
+from equipoise.errors import MisplacedForkWarning
 from equipoise.methods import parse_method
 from equipoise.registry import registered, restore
 from equipoise.settings import Settings
@@ -135,6 +137,7 @@ def _in_pool(
     begun, stop, messages = context.Event(), context.Event(), context.Queue()
     waiting = list(reversed(jobs))
     running: dict[Future[Run], Job] = {}
+    warned: set[str] = set()
     initial = (_Worker(settings, dataset, stop, messages), begun, registered())
     with ProcessPoolExecutor(workers, context, _start_worker, initial) as pool:
         try:
@@ -145,9 +148,12 @@ def _in_pool(
                     running[pool.submit(_work, job)] = job
                 finished, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 while not messages.empty():
-                    job, done, total = messages.get()
-                    if job in running.values():  # a message may come after the result
-                        on_steps(job, done, total)
+                    match messages.get():
+                        case str(warning) if warning not in warned:
+                            warned.add(warning)
+                            warnings.warn(warning, MisplacedForkWarning, stacklevel=2)
+                        case job, done, total if job in running.values():  # a message may come after the result
+                            on_steps(job, done, total)
                 for future in finished:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
@@ -169,7 +175,7 @@ class _Worker:
     settings: Settings
     file: Path
     stop: Event
-    messages: Queue[tuple[Job, int, int]]
+    messages: Queue[tuple[Job, int, int] | str]  # a job's steps, or what a warning about a fork says
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -189,6 +195,15 @@ def _start_worker(worker: _Worker, begun: Event, entries: dict[str, dict[str, by
     torch.set_num_threads(1)
     restore(entries)
     _worker = worker
+    warnings.showwarning = partial(_hand_over, warnings.showwarning)
+
+
+def _hand_over(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Leave a warning about the user's model to the main process, which shows it once for all workers."""
+    if issubclass(category, MisplacedForkWarning):
+        _worker.messages.put(str(message))
+    else:
+        others(message, category, *place)
 
 
 def _end_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shlex
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,6 +25,7 @@ from equipoise.compare.time_left import TimeLeft
 from equipoise.compare.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
 from equipoise.compare.tuning import choose_rates
 from equipoise.data import Dataset
+from equipoise.errors import MisplacedForkWarning
 from equipoise.settings import Settings, command_words
 from equipoise.training import (
     METHODS,
@@ -195,12 +197,14 @@ class _Comparison:
         self.listener.phase_started("Measuring throughput", len(wanted), len(wanted) - len(left))
         batches = list(islice(self.dataset.train.batches(self.settings.steps_per[1]), _THROUGHPUT_BATCHES))
         reference = self.learner(equal, rates.get(EQUAL_WEIGHTS))
-        for method in left:
-            build = partial(self.learner, method, rates.get(method.name))
-            speed = throughput_ratio(build(), reference, batches)
-            measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
-            self.folder.write_throughput(measured)
-            self.listener.part_done()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MisplacedForkWarning)  # the trainings have said so
+            for method in left:
+                build = partial(self.learner, method, rates.get(method.name))
+                speed = throughput_ratio(build(), reference, batches)
+                measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
+                self.folder.write_throughput(measured)
+                self.listener.part_done()
 
 
 def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
