@@ -88,7 +88,9 @@ def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
     panels[0].set_ylabel("x₂")
     figure.suptitle(
         f"Two losses, {STEPS} steps with Adam at learning rate {LEARNING_RATE}, from dot to star, over the mean loss.\n"
-        f"In the middle of the Pareto set both losses are {BALANCED[0]}.".replace("-", "−"),
+        f"In the middle of the Pareto set both losses are {BALANCED[0]}. PUB in its literal form, each step.".replace(
+            "-", "−"
+        ),
         fontsize=11,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
