@@ -1,6 +1,7 @@
 """Comparisons from Python take objects where the command takes names, in worker processes, too."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -124,3 +125,18 @@ def test_a_misplaced_fork_is_named_once_for_all_workers_and_not_by_them(
     (message,) = [str(warning.message) for warning in found if warning.category is MisplacedForkWarning]
     assert "The loss of 'click' does not read its branch of fork 'fork'." in message
     assert "MisplacedForkWarning" not in capfd.readouterr().err
+
+
+def test_the_page_on_python_runs_as_a_script(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "from-python.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "seeds=3" in block
+    (tmp_path / "mine.py").write_text(block.replace("seeds=3", "seeds=1"))
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *runs, report, auc = done.stdout.splitlines()
+    assert {line.split()[0] for line in runs} == {"equal", "multibalance", "equalised"}
+    assert report == "see cmp/report.html"
+    assert (tmp_path / "cmp" / "report.html").is_file()
+    assert float(auc) > 0.6
