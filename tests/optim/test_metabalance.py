@@ -128,7 +128,11 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             MetaBalance(adam, shared=net.shared(), **options)
-    with pytest.raises(TypeError, match=r"MetaBalance wraps a torch.optim optimizer or Clippy, found AdaTask"):
-        MetaBalance(AdaTask(adam, shared=net.shared()), shared=net.shared())
+    for kind, inner in ((MetaBalance, AdaTask), (AdaTask, MetaBalance)):
+        wraps = (
+            rf"{kind.__name__} wraps a torch.optim optimizer or Clippy, found {inner.__name__}.*PUB\({kind.__name__}"
+        )
+        with pytest.raises(TypeError, match=wraps):
+            kind(inner(adam, shared=net.shared()), shared=net.shared())
     with pytest.raises(ValueError, match="Around MetaBalance form must be one that leaves the towers"):
         PUB(MetaBalance(adam, shared=net.shared()), shared=net.shared(), form="literal")

@@ -10,12 +10,11 @@ import torch.distributed as dist
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim.clippy import Clippy
+from equipoise.optim.checks import check_unwrapped
 from equipoise.optim.entries import OwnState
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
 from equipoise.optim.task_optimizer import TaskOptimizer
-from equipoise.optim.wrapper import Wrapper
 
 __all__ = ["AdaTask"]
 
@@ -63,11 +62,7 @@ class AdaTask(TaskOptimizer):
         tasks: Sequence[str] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
-        if isinstance(optimizer, Wrapper) and not isinstance(optimizer, Clippy):
-            raise TypeError(
-                f"AdaTask wraps a torch.optim optimizer or Clippy, found {type(optimizer).__name__}. To balance its "
-                "updates write PUB(AdaTask(...))."
-            )
+        check_unwrapped(optimizer, "AdaTask")
         super().__init__(optimizer, shared, tasks, data_parallel)
         for group in self.param_groups:
             if group.get("dampening"):

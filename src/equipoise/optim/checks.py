@@ -7,8 +7,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
-__all__ = ["check_groups", "check_shared", "distinct", "scalars_of"]
+from equipoise.optim.clippy import Clippy
+from equipoise.optim.wrapper import Wrapper
+
+__all__ = ["check_groups", "check_shared", "check_unwrapped", "distinct", "scalars_of"]
 
 
 def scalars_of(losses: Sequence[Any], tasks: Sequence[str]) -> list[Tensor | None]:
@@ -82,3 +86,12 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
                 raise TypeError(f"{name} must be a number, found a tensor: its value would have to be waited for.")
         if group.get("capturable") or group.get("differentiable"):
             raise ValueError("capturable=True and differentiable=True are not supported, found one of them.")
+
+
+def check_unwrapped(optimizer: Optimizer, name: str) -> None:
+    """Refuse an optimizer that something else than Clippy wraps; ``name`` is that of the wrapper to be."""
+    if isinstance(optimizer, Wrapper) and not isinstance(optimizer, Clippy):
+        raise TypeError(
+            f"{name} wraps a torch.optim optimizer or Clippy, found {type(optimizer).__name__}. To balance its updates "
+            f"write PUB({name}(...))."
+        )

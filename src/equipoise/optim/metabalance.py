@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.optim.clippy import Clippy
+from equipoise.optim.checks import check_unwrapped
 from equipoise.optim.entries import rows_index
 from equipoise.optim.gradients import Pending, sum_of
 from equipoise.optim.task_optimizer import TaskOptimizer
-from equipoise.optim.wrapper import Wrapper
 
 __all__ = ["MetaBalance"]
 
@@ -75,11 +74,7 @@ class MetaBalance(TaskOptimizer):
         tasks: Sequence[str] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
-        if isinstance(optimizer, Wrapper) and not isinstance(optimizer, Clippy):
-            raise TypeError(
-                f"MetaBalance wraps a torch.optim optimizer or Clippy, found {type(optimizer).__name__}. To balance "
-                "the updates of its gradients write PUB(MetaBalance(...))."
-            )
+        check_unwrapped(optimizer, "MetaBalance")
         if not 0 <= relax <= 1:
             raise ValueError(f"relax must be from 0 to 1, found {relax}.")
         if not 0 <= beta < 1:
