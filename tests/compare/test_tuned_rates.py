@@ -6,6 +6,8 @@ import pytest
 
 from equipoise.compare import tuned_rates
 from equipoise.compare.tuned_rates import DEFAULT_RATE, Choice, Rate, chosen_rate, source_commit, tuned_choices
+from equipoise.data import DATASETS
+from equipoise.settings import Settings
 
 JOURNEY = {
     "data": "complete-journey", "data_options": {}, "model": "shared-bottom", "model_options": {},
@@ -84,3 +86,10 @@ def test_a_choice_comes_back_from_its_file() -> None:
 
 def test_the_commit_is_that_of_the_checkout() -> None:
     assert len(source_commit()) in {0, 40}
+
+
+def test_the_default_methods_are_tuned_under_the_default_recipe() -> None:
+    settings = Settings.of()
+    settings = settings.suited_to(DATASETS[settings.data])
+    for method in settings.methods:
+        assert chosen_rate(settings.model_dump(), method).doubt == "", method
