@@ -44,7 +44,7 @@ def test_a_rate_of_the_same_recipe_is_taken_without_doubt() -> None:
 @pytest.mark.parametrize(
     ("change", "doubt"),
     [
-        ({"epochs": 1}, "tuned with epochs 2 (here 1)"),
+        ({"epochs": 3}, "(here 3)"),
         ({"batch_size": 4096, "schedule": "constant"}, "schedule linear (here constant), batch_size 2048 (here 4096)"),
         ({"data_options": {"rows": 3000}}, "data_options {} (here {'rows': 3000})"),
         ({"loss_scale": {"coupon": 23.0}}, "loss_scale"),
