@@ -88,7 +88,13 @@ def gain_chart(analysis: Analysis) -> Chart | None:
         return None
     layout = axes(height=92 + 34 * len(data), x="←  worse      better  →")
     layout["showlegend"] = False
-    layout["xaxis"] |= {"zeroline": True, "zerolinecolor": _INK, "zerolinewidth": 1.5, "ticksuffix": " %"}
+    layout["xaxis"] |= {
+        "rangemode": "tozero",
+        "zeroline": True,
+        "zerolinecolor": _INK,
+        "zerolinewidth": 1.5,
+        "ticksuffix": " %",
+    }
     layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
     return Chart(f"gain-{analysis.view}", [[Panel("", {"data": data, "layout": layout})]])
 
