@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from equipoise import data
-from equipoise.compare.jobs import Job, cores, run_jobs
+from equipoise.comparison.jobs import Job, cores, run_jobs
 from equipoise.settings import Settings
 
 SEEDS = (1000, 1001)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from equipoise.compare.describe import cpu_name
+from equipoise.comparison.describe import cpu_name
 from equipoise.data.sets.funnel import Funnel, chunks, generate
 
 ROWS, REPEATS = 2_000_000, 7

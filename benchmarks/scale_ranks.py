@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from equipoise.compare.describe import cpu_name
-from equipoise.compare.throughput import median_interval
+from equipoise.comparison.describe import cpu_name
+from equipoise.comparison.throughput import median_interval
 from equipoise.data import load
 from equipoise.forks import fork as fork_module
 from equipoise.settings import TrainingSettings

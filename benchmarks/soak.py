@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from scipy.stats import linregress, t
 
-from equipoise.compare.describe import cpu_name
+from equipoise.comparison.describe import cpu_name
 from equipoise.data import load
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings

@@ -29,8 +29,8 @@ from torchjd.aggregation import MGDA, UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from equipoise import PUB, Monitor, MultiBalance
-from equipoise.compare.describe import cpu_name
-from equipoise.compare.throughput import median_interval
+from equipoise.comparison.describe import cpu_name
+from equipoise.comparison.throughput import median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task

@@ -59,7 +59,7 @@ from pathlib import Path
 import equipoise
 assert Path(equipoise.__file__).is_relative_to(sys.argv[1]), equipoise.__file__
 from equipoise import cli, data, methods
-from equipoise.compare import compare
+from equipoise.comparison import compare
 from equipoise.ranking.models import MODELS
 from equipoise.report.page import write_report
 

@@ -5,6 +5,9 @@ Put :class:`MultiBalance` between the shared layers and the tasks' towers and tr
 weights and cosines during training.
 """
 
+from importlib import import_module
+from typing import Any, Final
+
 from equipoise.checking import check
 from equipoise.errors import MisplacedForkWarning
 from equipoise.forks import Elementwise, Fork, GradDrop, MultiBalance, Weighted, paused
@@ -27,3 +30,18 @@ __all__ = [
     "paused",
 ]
 __version__ = "0.1.0"
+
+# What needs more than torch is imported when it is first used.
+_LATER: Final = {
+    "compare": "equipoise.comparison:compare",
+    "data": "equipoise.data",
+    "train": "equipoise.serving:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _LATER[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found

@@ -226,8 +226,10 @@ class Settings(TrainingSettings):
           epochs: input should be a valid integer; found 'two'
     """
 
-    data: Annotated[str, About()] = Field(
-        "complete-journey", description="Data set: a registered name, or package.module:attribute."
+    data: Annotated[str | dict[str, Any], About()] = Field(
+        "complete-journey",
+        description="Data set: a registered name, package.module:attribute, or in a settings file the description of "
+        "own tables.",
     )
     data_options: Annotated[dict[str, OptionValue], About(option="--data-option", metavar="KEY=VALUE")] = Field(
         default_factory=dict, description="An option of the data set's loader."
@@ -259,6 +261,11 @@ class Settings(TrainingSettings):
     decays: Annotated[dict[str, NotNegative], About(_COMPARE.commands, False, option="--decay", metavar="METHOD=D")] = (
         Field(default_factory=dict, description="A method's table decay, instead of the tuned one.")
     )
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data set."""
+        return self.data if isinstance(self.data, str) else str(self.data.get("name", "own data"))
 
     def training(self, **stated: Any) -> TrainingSettings:
         """Return the settings of one training, with some of them replaced."""

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from equipoise import MisplacedForkWarning
 from equipoise.cli import app
 from equipoise.cli import commands as cli
-from equipoise.compare import runner as runner_module
-from equipoise.compare.results import Throughput
+from equipoise.comparison import runner as runner_module
+from equipoise.comparison.results import Throughput
 from equipoise.data.sets import census_income, complete_journey, funnel
 from equipoise.errors import DataError
 from equipoise.training import METHODS
@@ -82,7 +82,7 @@ def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
 def test_a_config_file_states_settings_and_options_win(tmp_path: Path) -> None:
     config = tmp_path / "plan.yaml"
     config.write_text("data: funnel\nseeds: 4\nbatch_size: 256\nmethods: [equal]\ndata_options: {rows: 1500}\n")
-    code, _ = run("compare", "--config", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out"))
+    code, _ = run("compare", str(config), "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out"))
     assert code == 0
     written = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert (written["seeds"], written["batch_size"], written["rows"]["train"]) == ([0], 256, 1050)
@@ -111,7 +111,7 @@ def test_methods_are_listed_in_sixty_columns() -> None:
         (["compare", *FUNNEL, "--data-option", "row=5"], "takes the options .* found row"),
         (["compare", *FUNNEL, "--seeds", "0"], "seeds: input should be greater than or equal to 1; found 0"),
         (["compare", *FUNNEL, "--batch-size", "5000"], "at least one batch of 5000 rows, found 1050"),
-        (["compare", "--config", "absent.yaml"], "Expected a YAML file at absent.yaml"),
+        (["compare", "absent.yaml"], "Expected a YAML file at absent.yaml"),
         (["train", *FUNNEL, "--lr", "0"], "lr: input should be greater than 0; found 0.0"),
         (["train", *FUNNEL, "--resume"], "Expected a checkpoint at .* found none"),
         (["train", *FUNNEL, "--device", "abacus"], "Expected a device.* found 'abacus'"),
@@ -133,7 +133,7 @@ def test_bad_input_gives_one_message_code_2_and_writes_nothing(
 def test_a_wrong_type_in_a_config_is_named(tmp_path: Path) -> None:
     config = tmp_path / "plan.yaml"
     config.write_text("epochs: two\n")
-    code, output = run("compare", "--config", str(config), "--out", str(tmp_path / "out"))
+    code, output = run("compare", str(config), "--out", str(tmp_path / "out"))
     assert code == 2
     assert "epochs: input should be a valid integer; found 'two'" in output
     assert not (tmp_path / "out").exists()
@@ -143,7 +143,7 @@ def test_square_brackets_in_a_message_are_shown(tmp_path: Path) -> None:
     """Elsewhere the console reads square brackets as markup."""
     config = tmp_path / "plan.yaml"
     config.write_text("methods: '[equal]'\n")
-    assert "found '[equal]'" in run("compare", "--config", str(config))[1]
+    assert "found '[equal]'" in run("compare", str(config))[1]
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
 
 def test_train_takes_the_method_of_its_settings_file(tmp_path: Path) -> None:
     settings, out = tmp_path / "settings.yaml", tmp_path / "run"
-    words = ["train", "--config", str(settings), "--out", str(out)]
+    words = ["train", str(settings), "--out", str(out)]
     settings.write_text("data: funnel\ndata_options: {rows: 1000}\nbatch_size: 64\nmethod: equal\n")
     assert run(*words, "--lr", "0.5")[0] == 0
     done = json.loads((out / "run.json").read_text())
@@ -269,7 +269,7 @@ def test_a_settings_file_cannot_make_a_run_write_elsewhere(tmp_path: Path) -> No
         settings.write_text(line)
         commands = {"method": ["train"], "methods": ["compare"]}.get(line.partition(":")[0], ["compare", "train"])
         for command in commands:
-            assert run(command, "--config", str(settings), "--out", str(tmp_path / "run"))[0] == 2, line
+            assert run(command, str(settings), "--out", str(tmp_path / "run"))[0] == 2, line
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
 
 
@@ -327,7 +327,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
 
 def test_compare_refuses_what_only_train_can_do(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("data: funnel\nsharding: fsdp\ncheckpoint_every: 5\n")
-    code, output = run("compare", "--config", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"))
+    code, output = run("compare", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"))
     assert code == 2
     assert "in one process and without checkpoints, found sharding and checkpoint_every in the settings" in output
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import math
 from rich.console import Console
 
 from equipoise.cli.progress_bars import Display
-from equipoise.compare.jobs import Job
+from equipoise.comparison.jobs import Job
 from equipoise.training import Run
 
 JOB = Job("multibalance", 3, 0.03, 0.3)

@@ -23,7 +23,7 @@ def run(folder: Path, *words: str, sharding: str | None = None, ranks: int = 2) 
     config = folder / "settings.yaml"
     config.write_text(SETTINGS + (f"sharding: {sharding}\n" if sharding else ""))
     launcher = ALONE if sharding is None else RANKS if ranks == 2 else ONE_RANK
-    command = [*launcher, "equipoise", "train", "--config", config, "--out", folder, *words]
+    command = [*launcher, "equipoise", "train", config, "--out", folder, *words]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
 
@@ -142,7 +142,7 @@ def test_a_rank_that_hangs_ends_the_training_with_a_message_that_names_it(tmp_pa
     script.write_text(HANGING)
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     command = [
-        *RANKS[:-1], script, "train", "--config", tmp_path / "settings.yaml", "--out", tmp_path / "out",
+        *RANKS[:-1], script, "train", tmp_path / "settings.yaml", "--out", tmp_path / "out",
         "--rank-timeout", "5",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
@@ -178,7 +178,7 @@ def test_sigterm_on_one_rank_ends_all_with_a_checkpoint_and_the_command_that_goe
     whole = trained("multibalance", "row-wise")
     script, out = tmp_path / "told.py", tmp_path / "a folder"
     script.write_text(TOLD)
-    command = [*RANKS[:-1], script, "train", "--config", whole / "settings.yaml", "--out", out]
+    command = [*RANKS[:-1], script, "train", whole / "settings.yaml", "--out", out]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode != 0
@@ -199,7 +199,7 @@ def test_a_rank_that_dies_is_started_anew_with_the_others_from_the_last_checkpoi
     script.write_text(DYING)
     command = [
         *RANKS[:-1], "--max-restarts", "1", script, "train",
-        "--config", path / "settings.yaml", "--checkpoint-every", "6", "--out", tmp_path / "dying",
+        path / "settings.yaml", "--checkpoint-every", "6", "--out", tmp_path / "dying",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)

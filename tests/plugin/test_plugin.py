@@ -63,7 +63,7 @@ def test_what_it_adds_is_compared_by_two_workers_and_reported_by_name_and_by_imp
     )
     out = tmp_path / "compared"
     said = installed.python(
-        "-m", "equipoise", "compare", "--config", str(tmp_path / "settings.yaml"), "--jobs", "2", "--out", str(out)
+        "-m", "equipoise", "compare", str(tmp_path / "settings.yaml"), "--jobs", "2", "--out", str(out)
     )
     assert "Unit gradients (power=0.5)" in said
     runs = records(out)
@@ -80,7 +80,7 @@ COMMANDS = """
 import sys
 from pathlib import Path
 from equipoise.cli import main
-from equipoise.compare.runner import train_into
+from equipoise.comparison.runner import train_into
 from equipoise.settings import Settings
 from equipoise.training import StoppedError
 
@@ -128,7 +128,7 @@ import sys
 from pathlib import Path
 
 from equipoise import Fork
-from equipoise.compare import compare
+from equipoise.comparison import compare
 from equipoise.errors import SettingError
 from equipoise.methods import Method, register
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from equipoise.compare.result_folder import ResultFolder
+from equipoise.comparison.result_folder import ResultFolder
 from equipoise.report.analysis import analyse, has_natural_view
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from equipoise.compare.result_folder import FolderError, ResultFolder
+from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.report.analysis import analyse
 from equipoise.report.charts import curve_chart
 from equipoise.report.monitor_charts import monitor_chart

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from equipoise.compare.result_folder import ResultFolder
+from equipoise.comparison.result_folder import ResultFolder
 from equipoise.report import result_rows
 from equipoise.report.analysis import analyse
 from equipoise.report.outcome import summary

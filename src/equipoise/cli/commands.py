@@ -24,9 +24,10 @@ from equipoise import MisplacedForkWarning, __version__, data
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
-from equipoise.compare.runner import run_comparison, train_into
+from equipoise.comparison.runner import run_comparison, train_into
 from equipoise.errors import SettingError
 from equipoise.report.page import write_markdown, write_report
+from equipoise.serving import Ranker
 from equipoise.settings import Settings
 from equipoise.training import (
     LostRanksError,
@@ -48,7 +49,10 @@ console = Console()
 errors = Console(stderr=True)
 
 Rows = Annotated[int | None, typer.Option(min=1, help="Number of rows, for data sets that come in several sizes.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file with settings; options override it.")]
+Config = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", show_default=False, help="A YAML file with settings; options override it."),
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -150,6 +154,23 @@ def report(
 def methods() -> None:
     """List the methods and their options."""
     console.print(method_table())
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `equipoise train` wrote.")],
+    files: Annotated[list[str], typer.Argument(help="Parquet or CSV files with raw rows.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The Parquet file for the predictions.")],
+) -> None:
+    """Predict raw rows with a trained ranker; write one column per task."""
+    import polars as pl
+
+    with _plainly():
+        ranker = Ranker.load(folder)
+        frame = pl.concat([(pl.read_parquet if file.endswith(".parquet") else pl.read_csv)(file) for file in files])
+        ranker.predict(frame).write_parquet(out)
+    _say(f"Predictions: {out}")
 
 
 @data_app.command()

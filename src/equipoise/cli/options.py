@@ -71,7 +71,7 @@ def _parameter(name: str) -> inspect.Parameter:
 
 def _option_type(field: FieldInfo) -> Any:
     """Return the type that typer reads: a list of words for a mapping, one word with commas for a list."""
-    kind = _without(field.annotation)
+    kind = _without(field.annotation)  # of a union, what a command line can say
     if get_origin(kind) is dict:
         return list[str]
     return str if get_origin(kind) is list else kind

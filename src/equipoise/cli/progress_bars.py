@@ -18,9 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from equipoise.compare.jobs import Job, RunListener
-from equipoise.compare.time_left import in_words
-from equipoise.compare.tuned_rates import Rate
+from equipoise.comparison.jobs import Job, RunListener
+from equipoise.comparison.time_left import in_words
+from equipoise.comparison.tuned_rates import Rate
 from equipoise.training import Run
 
 __all__ = ["DataBar", "Display"]

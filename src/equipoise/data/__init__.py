@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.source import DataSource, StageListener
 from equipoise.errors import DataError, how_to_install
 from equipoise.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "DataSource", "Dataset", "Split", "StageListener", "load", "register"]
+if TYPE_CHECKING:
+    from equipoise.data.encoding import Encoding
+    from equipoise.data.tables import TableConfig, from_files, from_frame
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "DataSource",
+    "Dataset",
+    "Encoding",
+    "Split",
+    "StageListener",
+    "TableConfig",
+    "from_files",
+    "from_frame",
+    "load",
+    "register",
+]
 
 
 def _data_source(name: str, found: Any) -> DataSource:
@@ -36,13 +54,28 @@ in the group ``equipoise.datasets``."""
 
 register = DATASETS.register
 
+# What needs polars is imported when it is first used.
+_LATER: Final = {
+    "Encoding": "equipoise.data.encoding",
+    "TableConfig": "equipoise.data.tables",
+    "from_files": "equipoise.data.tables",
+    "from_frame": "equipoise.data.tables",
+}
 
-def load(name: str, *, on_stage: StageListener | None = None, **options: object) -> Dataset:
-    """Load a data set, built from its published files or generated.
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None, **options: object) -> Dataset:
+    """Load a data set, built from its published files, from own tables, or generated.
 
     Args:
-        name: one of :data:`DATASETS`, which ``docs/data-sets.md`` describes, or an import path such as
-            ``"package.module:function"`` of a function that returns a :class:`Dataset`.
+        name: one of :data:`DATASETS`, which ``docs/data-sets.md`` describes; an import path such as
+            ``"package.module:function"`` of a function that returns a :class:`Dataset`; or the description of own
+            tables, see :class:`TableConfig`.
         on_stage: called at each stage of the building, by data sets that take long.
         options: keyword options of that data set's loader, such as ``seed``.
 
@@ -59,6 +92,10 @@ def load(name: str, *, on_stage: StageListener | None = None, **options: object)
         equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, \
 census-income-full, funnel; found 'funnels'.
     """
+    if not isinstance(name, str):
+        from equipoise.data.tables import from_files
+
+        return from_files(name)
     try:
         loader = DATASETS[name].load
         parameters = inspect.signature(loader).parameters

@@ -162,7 +162,7 @@ def read_dataset(path: Path) -> Dataset:
     weight = _columns(table, [_WEIGHT], np.float32)[:, 0]
     ends = [sum(rows[: i + 1]) for i in range(len(rows))]
     train, validation, test = (
-        Split(*(block[end - count : end] for block in (categorical, numeric, labels, weight)))
+        Split(categorical, numeric, labels, weight).take(slice(end - count, end))
         for count, end in zip(rows, ends, strict=True)
     )
     return Dataset(

@@ -94,7 +94,7 @@ class FeatureEmbedding(nn.Module):
             raise ValueError("A ranking model needs at least one feature, found a schema without any.")
         rows = [feature.cardinality for feature in schema.categorical]
         self.width = len(rows) * dim + len(schema.numeric)
-        self.ranges = IdRanges(schema.categorical)
+        self.ranges = IdRanges([feature for feature in schema.categorical if isinstance(feature, Categorical)])
         # Without a categorical feature there is no table: an empty one would be a parameter without a
         # gradient.
         self.table = nn.Embedding(sum(rows), dim, sparse=sparse) if rows else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.ranking.embedding import FeatureEmbedding, IdRanges
-from equipoise.schema import Schema
+from equipoise.schema import Categorical, Schema
 
 __all__ = ["ShardableEmbedding"]
 
@@ -37,7 +37,7 @@ class ShardableEmbedding(nn.Module):
         torchrec = _torchrec()
         assert embedding.table is not None
         self.width = embedding.width
-        self.ranges = IdRanges(schema.categorical)
+        self.ranges = IdRanges([feature for feature in schema.categorical if isinstance(feature, Categorical)])
         self.features = _table_names([feature.name for feature in schema.categorical])
         dim = embedding.table.embedding_dim
         rows = [feature.cardinality for feature in schema.categorical]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, PlannedMethod, Results, Throughput
-from equipoise.compare.tuned_rates import Rate, rate_of
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, PlannedMethod, Results, Throughput
+from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.report.statistics import (
     PairedComparison,
     delta_m,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
-from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
-from equipoise.compare.tuned_rates import rate_of
-from equipoise.compare.tuning import mean_ne, tasks_with_ne
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.comparison.tuned_rates import rate_of
+from equipoise.comparison.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, MethodResult
 from equipoise.training import Run
 

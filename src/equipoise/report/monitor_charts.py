@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from equipoise.compare.results import Results
+from equipoise.comparison.results import Results
 from equipoise.report.charts import Chart, Choice, Figure, Panel, axes, line_colour, text
 from equipoise.training import Run
 

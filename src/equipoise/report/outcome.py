@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain, MethodResult
 from equipoise.report.phrases import counted, equals, listed
 from equipoise.report.tables import PERCENT, number, percent, signed

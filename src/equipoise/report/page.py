@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from equipoise.compare.result_folder import ResultFolder
-from equipoise.compare.results import PlannedRuns, Results
+from equipoise.comparison.result_folder import ResultFolder
+from equipoise.comparison.results import PlannedRuns, Results
 from equipoise.report import tables
 from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
@@ -299,7 +299,7 @@ def _command(plan: PlannedRuns) -> str:
     for name, value in stated.items():
         arguments.append(f"{name}={'model' if name == 'model' and name in plan.from_python else repr(value)},")
     comment = f"# given from Python: {', '.join(given)}"
-    return "\n".join([comment, "equipoise.compare.compare(", *(f"    {line}" for line in arguments), ")"])
+    return "\n".join([comment, "equipoise.comparison.compare(", *(f"    {line}" for line in arguments), ")"])
 
 
 def _without_folder(value: Any) -> Any:

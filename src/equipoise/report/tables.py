@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from equipoise.compare.results import Results, Throughput
-from equipoise.compare.tuned_rates import Rate, rate_of
-from equipoise.compare.tuning import mean_ne, tasks_with_ne
+from equipoise.comparison.results import Results, Throughput
+from equipoise.comparison.tuned_rates import Rate, rate_of
+from equipoise.comparison.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, Gain, MethodResult, TaskResult
 from equipoise.report.statistics import PairedComparison
 

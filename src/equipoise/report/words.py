@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from equipoise.compare.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, Results
-from equipoise.compare.tuning import tasks_with_ne
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, Results
+from equipoise.comparison.tuning import tasks_with_ne
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis
 from equipoise.report.phrases import counted, is_or_are, listed
 from equipoise.report.tables import PERCENT, percent

@@ -31,6 +31,7 @@ from equipoise.training.faults.non_finite import (
     mark_non_finite_own_gradients,
 )
 from equipoise.training.member import MEMBER_PARTS, Member, sharded_model_state
+from equipoise.training.models import ModelsByTask
 from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
@@ -215,6 +216,12 @@ class Learner:
                     columns[task] = predicted[task]
         return torch.stack(columns, dim=1)
 
+    def model(self) -> ModelsByTask:
+        """Return the model that gives the outputs of all tasks, each from the model that learns it."""
+        tasks = self.schema.task_names
+        groups = [[tasks[task] for task in member.tasks] for member in self._members]
+        return ModelsByTask([member.model for member in self._members], groups, tasks)
+
     def read(self) -> list[Reading]:
         """Return the monitors' readings of the last step, on the device; none for methods without a monitor."""
         return [member.monitor.read() for member in self._members if member.monitor is not None]
@@ -310,7 +317,7 @@ class Learner:
             )
         labelled = batch.labels.isnan().logical_not_().sum(0).clamp_(min=1) / self.world.size
         rows = self.world.share(len(batch.labels))
-        return Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows]), labelled
+        return batch[rows], labelled
 
     def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
         """Return the logits of all tasks, and the losses of the member's tasks, on this rank's rows."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.data.dataset import Dataset, Split
 from equipoise.errors import SettingError
@@ -46,6 +45,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    on_trained: Callable[[nn.Module], None] | None = None,
     **settings: Any,
 ) -> Run:
     """Train one method on one data set with Adam, and measure it.
@@ -68,6 +68,7 @@ def train(
         on_step: called with (steps done, steps in all) after every step; an exception in it ends the run.
         stop: called after every step; True ends the run there, with a checkpoint. Several ranks call it about once a
             second and end together once it is True on one of them.
+        on_trained: called at the end with the model that gives the outputs of all tasks, in evaluation mode.
         settings: any field of :class:`equipoise.settings.TrainingSettings`, such as ``lr``, ``epochs`` or ``model``.
 
     Raises:
@@ -133,12 +134,15 @@ def train(
                     checkpoints.save(record)
                 if poll.should_stop(step):
                     raise StoppedError(step, saved=checkpoints.save(record))
-            return _finish(record.run, learner, dataset, batch_size)
+            _finish(record.run, learner, dataset, batch_size)
         except (NonFiniteError, StoppedError):
             raise
         except BaseException as error:
             checkpoints.rescue(record, error)
             raise
+        if on_trained is not None:
+            on_trained(learner.model().eval())
+        return record.run
 
 
 def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:
@@ -178,8 +182,9 @@ def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int)
     for epoch in range(done // per_epoch, epochs):
         # a generator of its own for each epoch: a resumed run finds its order without replaying the past
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        batches = enumerate(train.batches(batch_size, generator=generator), start=epoch * per_epoch + 1)
-        yield from islice(batches, max(0, done - epoch * per_epoch), None)
+        skip = max(0, done - epoch * per_epoch)
+        batches = train.batches(batch_size, generator=generator, skip=skip)
+        yield from enumerate(batches, start=epoch * per_epoch + skip + 1)
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -192,23 +197,21 @@ def _on_device(split: Split, device: torch.device, free_bytes: int) -> Split:
 
     The order of the batches comes from a generator on the CPU, so they are the same either way.
     """
-    columns = (split.categorical, split.numeric, split.labels, split.weight)
-    return split.to(device) if sum(column.nbytes for column in columns) <= free_bytes / 2 else split
+    return split.to(device) if split.nbytes <= free_bytes / 2 else split
 
 
 def _upload(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the device, copied without waiting: from pinned memory, while earlier steps still run."""
     if device.type != "cuda" or batch.labels.is_cuda:
         return batch.to(device)
-    columns = (batch.categorical, batch.numeric, batch.labels, batch.weight)
-    return Batch(*(column.pin_memory().to(device, non_blocking=True) for column in columns))
+    return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _random_rows(split: Split, most: int) -> Split:
     if len(split) <= most:
         return split
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:most]
-    return Split(split.categorical[rows], split.numeric[rows], split.labels[rows], split.weight[rows])
+    return split.take(rows)
 
 
 def _diverged(run: Run) -> NonFiniteError:
@@ -221,8 +224,7 @@ def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
     parts = []
     for batch in split.batches(_EVALUATION_BATCH):
         rows = learner.world.share(len(batch.labels))
-        own = Batch(batch.categorical[rows], batch.numeric[rows], batch.labels[rows], batch.weight[rows])
-        found = learner.logits(own.to(learner.device))
+        found = learner.logits(batch[rows].to(learner.device))
         if learner.world.size > 1:
             everywhere = found.new_zeros(len(batch.labels), found.shape[1])
             everywhere[rows] = found
@@ -251,7 +253,7 @@ def _measure(schema: Schema, split: Split, logits: list[Tensor], weight: Tensor 
     return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
 
 
-def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Run:
+def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> None:
     """Evaluate on the whole validation and test splits, and complete the run."""
     run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
     if learner.device.type == "cuda":
@@ -264,7 +266,6 @@ def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Ru
     run.test = _measure(schema, test, test_logits)
     if bool((test.weight != 1).any()):
         run.test_natural = _measure(schema, test, test_logits, test.weight)
-    return run
 
 
 def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> CurvePoint:

@@ -36,7 +36,7 @@ class Run:
         seconds: the time of the training steps, without evaluation and set-up.
         examples_per_second: examples seen, once per batch, over ``seconds``.
         peak_memory_bytes: the most bytes allocated on the accelerator, training split included; None on a CPU, where
-            :func:`equipoise.compare.throughput.peak_memory` measures it.
+            :func:`equipoise.comparison.throughput.peak_memory` measures it.
         test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
         test_natural: the same, weighted back to the natural rate; empty if all weights are 1.
         validation: as ``test``, on the whole validation split.

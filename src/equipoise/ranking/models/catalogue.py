@@ -120,8 +120,8 @@ def trial_logits(model: nn.Module, schema: Schema, *, name: str = "") -> list[Te
         SettingError: the model fails, or returns something else.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    categorical = torch.zeros(_TRIAL_ROWS, len(schema.categorical), dtype=torch.int64, device=device)
-    numeric = torch.zeros(_TRIAL_ROWS, len(schema.numeric), device=device)
+    categorical = torch.zeros(_TRIAL_ROWS, len(schema.categorical_columns), dtype=torch.int64, device=device)
+    numeric = torch.zeros(_TRIAL_ROWS, len(schema.numeric_columns), device=device)
     what = f"Model {name or type(model).__name__!r}"
     modes = [(part, part.training) for part in model.modules()]
     model.eval()

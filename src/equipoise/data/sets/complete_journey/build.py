@@ -77,10 +77,10 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
     announce("Complete Journey: computing features", 0.7)
     ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
     encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
-    whole = [encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight]
-    train, validation, test = (
-        Split(*(torch.from_numpy(block[sample.rows(split)]) for block in whole)) for split in WEEKS
-    )
+    blocks = encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight
+    categorical, numeric, labels, weight = map(torch.from_numpy, blocks)
+    whole = Split(categorical, numeric, labels, weight)
+    train, validation, test = (whole.take(torch.from_numpy(sample.rows(split))) for split in WEEKS)
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
     announce("Complete Journey: built", 1.0)
     return Dataset(SOURCE.name, schema, train, validation, test, notes=_notes(sample, tables), **SOURCE.for_dataset())

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from equipoise.compare.tuned_rates import Rate, rate_of
+from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.training import Run
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from equipoise.compare.result_folder import FolderError, ResultFolder
-from equipoise.compare.results import LabelCount
+from equipoise.comparison.result_folder import FolderError, ResultFolder
+from equipoise.comparison.results import LabelCount
 from equipoise.data import Dataset
 from equipoise.settings import Settings
 from equipoise.training import Method, SettingError

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from equipoise.compare.results import PlannedRuns, Results, Throughput
-from equipoise.compare.tuned_rates import Choice
+from equipoise.comparison.results import PlannedRuns, Results, Throughput
+from equipoise.comparison.tuned_rates import Choice
 from equipoise.errors import SettingError
 from equipoise.training import Run
 

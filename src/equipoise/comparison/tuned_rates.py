@@ -115,7 +115,7 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
 @cache
 def tuned_choices() -> tuple[Choice, ...]:
     """Return the choices that come with equipoise."""
-    folder = files("equipoise.compare").joinpath("tuned")
+    folder = files("equipoise.comparison").joinpath("tuned")
     found = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
     return tuple(Choice.model_validate_json(file.read_bytes()) for file in found)
 

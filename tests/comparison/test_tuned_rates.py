@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from equipoise.compare import tuned_rates
-from equipoise.compare.tuned_rates import DEFAULT_RATE, Choice, Rate, chosen_rate, source_commit, tuned_choices
+from equipoise.comparison import tuned_rates
+from equipoise.comparison.tuned_rates import DEFAULT_RATE, Choice, Rate, chosen_rate, source_commit, tuned_choices
 from equipoise.data import DATASETS
 from equipoise.settings import Settings
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from equipoise import data
-from equipoise.compare import runner as runner_module
-from equipoise.compare.jobs import Job, RunListener
-from equipoise.compare.result_folder import FolderError, ResultFolder
-from equipoise.compare.results import Throughput
-from equipoise.compare.runner import run_comparison, starting_rate, train_into
-from equipoise.compare.tuned_rates import Choice, ChosenRate, Rate, rate_of
+from equipoise.comparison import runner as runner_module
+from equipoise.comparison.jobs import Job, RunListener
+from equipoise.comparison.result_folder import FolderError, ResultFolder
+from equipoise.comparison.results import Throughput
+from equipoise.comparison.runner import run_comparison, starting_rate, train_into
+from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, rate_of
 from equipoise.settings import Settings
 from equipoise.training import METHODS, FolderInUseError, Run, SettingError, own_folder
 

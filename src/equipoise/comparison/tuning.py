@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from equipoise.compare.tuned_rates import Rate, rate_of
+from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.errors import SettingError
 from equipoise.training import Run
 

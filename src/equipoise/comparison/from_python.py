@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from equipoise.compare.jobs import RunListener
-from equipoise.compare.result_folder import ResultFolder
-from equipoise.compare.results import Results
-from equipoise.compare.runner import run_comparison
+from equipoise.comparison.jobs import RunListener
+from equipoise.comparison.result_folder import ResultFolder
+from equipoise.comparison.results import Results
+from equipoise.comparison.runner import run_comparison
 from equipoise.data import Dataset
 from equipoise.errors import SettingError
 from equipoise.methods import METHODS, Method

@@ -12,7 +12,7 @@ from math import comb
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from equipoise.compare.results import Throughput
+from equipoise.comparison.results import Throughput
 from equipoise.schema import Batch
 from equipoise.training import Learner
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from equipoise.compare.jobs import Job
+from equipoise.comparison.jobs import Job
 
 __all__ = ["TimeLeft", "in_words"]
 

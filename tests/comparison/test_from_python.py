@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from equipoise import data
-from equipoise.compare import compare
-from equipoise.compare import runner as runner_module
-from equipoise.compare.result_folder import FolderError
-from equipoise.compare.results import Throughput
+from equipoise.comparison import compare
+from equipoise.comparison import runner as runner_module
+from equipoise.comparison.result_folder import FolderError
+from equipoise.comparison.results import Throughput
 from equipoise.errors import MisplacedForkWarning, SettingError
 from equipoise.forks import MultiBalance
 from equipoise.methods import METHODS, Method
@@ -73,7 +73,7 @@ def test_a_data_set_a_method_and_a_model_are_taken_as_objects(tmp_path: Path, fu
     assert {run.status for run in results.runs} == {"ok"}
     assert results.plan.dataset == "my logs"
     assert results.plan.from_python == ["data", "methods"]
-    assert results.plan.options["model"] == "tests.compare.test_from_python:narrow"
+    assert results.plan.options["model"] == "tests.comparison.test_from_python:narrow"
 
 
 def test_the_data_set_that_is_given_is_the_one_that_is_trained_on(tmp_path: Path, funnel: data.Dataset) -> None:
@@ -98,7 +98,7 @@ def test_a_model_that_no_worker_could_find_is_refused(funnel: data.Dataset, tmp_
 
 
 SCRIPT = """
-from equipoise.compare import compare
+from equipoise.comparison import compare
 
 compare("funnel", data_options={"rows": 1500}, methods=["equal", "multibalance"], batch_size=256, jobs=2, out="out")
 """

@@ -15,17 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from equipoise import data
-from equipoise.compare.describe import check_same_comparison, check_tunable, describe
-from equipoise.compare.jobs import Job, RunListener, cores, run_jobs
-from equipoise.compare.result_folder import ResultFolder, write_json
-from equipoise.compare.results import EQUAL_WEIGHTS
-from equipoise.compare.throughput import peak_memory, throughput_ratio
-from equipoise.compare.time_left import TimeLeft
-from equipoise.compare.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
-from equipoise.compare.tuning import choose_rates
+from equipoise.comparison.describe import check_same_comparison, check_tunable, describe
+from equipoise.comparison.jobs import Job, RunListener, cores, run_jobs
+from equipoise.comparison.result_folder import ResultFolder, write_json
+from equipoise.comparison.results import EQUAL_WEIGHTS
+from equipoise.comparison.throughput import peak_memory, throughput_ratio
+from equipoise.comparison.time_left import TimeLeft
+from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
+from equipoise.comparison.tuning import choose_rates
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
+from equipoise.serving import Ranker
 from equipoise.settings import Settings, command_words
 from equipoise.training import (
     METHODS,
@@ -225,7 +228,7 @@ def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[st
 
 
 def _load(settings: Settings, listener: RunListener) -> Dataset:
-    listener.phase_started(f"Loading {settings.data}", 1)
+    listener.phase_started(f"Loading {settings.data_name}", 1)
     dataset = data.load(settings.data, **settings.data_options)
     listener.part_done()
     return dataset
@@ -281,9 +284,10 @@ def train_into(
                 (folder / "run.json").replace(folder / "run.before.json")
             listener.steps_done(job, done, total, None)
 
+        trained: list[nn.Module] = []
         try:
             run = train(
-                dataset, method,
+                dataset, method, on_trained=trained.append,
                 world=world, checkpoint=checkpoint, resume=resume, on_step=show_steps, stop=stop,
                 **settings.training().model_dump(),
             )  # fmt: skip
@@ -293,4 +297,9 @@ def train_into(
             raise
         if writes:
             write_json(folder / "run.json", json.loads(run.to_json()))
+            groups = method.groups(dataset.schema.task_names)
+            ranker = Ranker(
+                trained[0], dataset.schema, dataset.encoding, run, settings.model, settings.model_options, groups
+            )
+            ranker.save(folder)
         return run

@@ -2,8 +2,8 @@
 
 import pytest
 
-from equipoise.compare.jobs import Job
-from equipoise.compare.time_left import TimeLeft, in_words
+from equipoise.comparison.jobs import Job
+from equipoise.comparison.time_left import TimeLeft, in_words
 
 
 class Clock:

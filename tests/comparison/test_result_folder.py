@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from equipoise.compare.result_folder import FolderError, ResultFolder, write_json
+from equipoise.comparison.result_folder import FolderError, ResultFolder, write_json
 from equipoise.training import Run, SettingError
 
 

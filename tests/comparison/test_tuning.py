@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from equipoise.compare.tuned_rates import Rate
-from equipoise.compare.tuning import choose_rates, mean_ne, tasks_with_ne
+from equipoise.comparison.tuned_rates import Rate
+from equipoise.comparison.tuning import choose_rates, mean_ne, tasks_with_ne
 from equipoise.training import Run, SettingError
 
 NAN = math.nan

@@ -5,8 +5,8 @@ from math import comb
 import pytest
 import torch
 
-from equipoise.compare import throughput as throughput_module
-from equipoise.compare.throughput import median_interval, peak_memory, throughput_ratio
+from equipoise.comparison import throughput as throughput_module
+from equipoise.comparison.throughput import median_interval, peak_memory, throughput_ratio
 from equipoise.schema import Batch, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner

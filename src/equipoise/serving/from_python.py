@@ -1,0 +1,47 @@
+"""Training from Python that returns the trained ranker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from equipoise.data import Dataset, load
+from equipoise.methods import Method, parse_method
+from equipoise.serving.ranker import Ranker
+from equipoise.settings import TrainingSettings
+from equipoise.training.loop import train as train_once
+
+__all__ = ["train"]
+
+
+def train(
+    dataset: Dataset | str, method: Method | str = "multibalance", /, *, out: Path | str | None = None, **settings: Any
+) -> Ranker:
+    """Train one method on one data set; return the trained ranker, and write it to ``out`` if that is given.
+
+    Args:
+        dataset: a data set in memory, or a name that :func:`equipoise.data.load` knows.
+        method: the method, or its name with options behind a colon.
+        out: the folder for the ranker.
+        settings: as of :func:`equipoise.training.train`.
+
+    Example:
+        >>> from equipoise.data import load
+        >>> ranker = train(load("funnel", rows=3000), "multibalance", lr=1e-2, epochs=1, batch_size=256)
+        >>> ranker.run.status
+        'ok'
+    """
+    dataset = load(dataset) if isinstance(dataset, str) else dataset
+    method = parse_method(method) if isinstance(method, str) else method
+    trained: list[nn.Module] = []
+    run = train_once(dataset, method, on_trained=trained.append, **settings)
+    chosen = TrainingSettings.of(
+        **{name: value for name, value in settings.items() if name in TrainingSettings.model_fields}
+    )
+    groups = method.groups(dataset.schema.task_names)
+    ranker = Ranker(trained[0], dataset.schema, dataset.encoding, run, chosen.model, chosen.model_options, groups)
+    if out is not None:
+        ranker.save(Path(out))
+    return ranker
