@@ -13,7 +13,8 @@ import torch
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.encoding import CategoryEncoder, Encoding, FeatureEncoder, NumberEncoder
 from equipoise.data.encoding.features import text_of
-from equipoise.data.tables.config import CategoryConfig, FeatureConfig, TableConfig
+from equipoise.data.tables.config import CategoryConfig, FeatureConfig, NumberConfig, TableConfig
+from equipoise.errors import DataError
 from equipoise.schema import Task
 from equipoise.settings_file import read_settings
 
@@ -25,10 +26,9 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
     if isinstance(config, Path | str):
         config = read_settings(Path(config))["data"]
     if not isinstance(config, TableConfig):
-        config = TableConfig.model_validate(config)
-    files = [config.files] if isinstance(config.files, str) else config.files
-    scan = pl.scan_parquet if files[0].endswith(".parquet") else pl.scan_csv
-    return _build(pl.concat([scan(file) for file in files]).collect(), config)
+        config = TableConfig.of(config)
+    scan = pl.scan_parquet if config.files[0].endswith(".parquet") else pl.scan_csv
+    return _build(pl.concat([scan(file) for file in config.files]).collect(), config)
 
 
 def from_frame(table: Any, config: TableConfig, /) -> Dataset:
@@ -39,7 +39,7 @@ def from_frame(table: Any, config: TableConfig, /) -> Dataset:
 def _build(frame: pl.DataFrame, config: TableConfig) -> Dataset:
     order = np.random.default_rng(config.split.seed).permutation(frame.height)
     if config.split.by == "time" and config.time is not None:
-        order = frame[config.time].arg_sort().to_numpy()
+        order = frame[config.time.column].arg_sort().to_numpy()
     ends = [round(frame.height * (1 - config.split.test - config.split.validation)),
             round(frame.height * (1 - config.split.test))]  # fmt: skip
     train, validation, test = (frame[part] for part in np.split(order, ends))
@@ -55,7 +55,9 @@ def _build(frame: pl.DataFrame, config: TableConfig) -> Dataset:
 
 
 def _fit(name: str, config: FeatureConfig, train: pl.DataFrame) -> FeatureEncoder:
-    column = config.column or name
+    if not isinstance(config, CategoryConfig | NumberConfig):
+        raise DataError(f"Feature {name!r}: the kind {config.kind!r} cannot be encoded yet.")
+    column = config.column
     if isinstance(config, CategoryConfig):
         text = train.select(text_of(pl.col(column), train.schema[column]).alias("value")).drop_nulls()
         counts = text.group_by("value").len().filter(pl.col("len") >= config.min_count)
@@ -69,9 +71,9 @@ def _split(frame: pl.DataFrame, encoding: Encoding, config: TableConfig) -> Spli
     categorical, numeric = encoding.encode(frame)
     columns = []
     for name, task in config.tasks.items():
-        label = pl.sql_expr(task.label or name).cast(pl.Float32)
+        label = pl.sql_expr(task.label).cast(pl.Float32)
         if task.after:
-            parent = pl.sql_expr(config.tasks[task.after].label or task.after).cast(pl.Float32)
+            parent = pl.sql_expr(config.tasks[task.after].label).cast(pl.Float32)
             label = pl.when(parent == 1).then(label)
         columns.append(label.fill_null(float("nan")).alias(name))
     labels = torch.from_numpy(frame.select(columns).to_numpy().astype(np.float32))
