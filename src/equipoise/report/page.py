@@ -5,22 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.results import PlannedRuns, Results
 from equipoise.report import tables
 from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
-from equipoise.report.charts import Chart, curve_chart, gain_chart, tuning_chart
+from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
 from equipoise.report.phrases import counted
+from equipoise.report.web_page import write_page, write_whole
 from equipoise.settings import Settings, command_words
 
 __all__ = ["headline", "result_rows", "write_markdown", "write_report"]
@@ -46,13 +43,7 @@ def write_report(folder: Path) -> Path:
         FolderError: the folder holds no comparison, or a file in it is damaged.
     """
     results = ResultFolder(folder).results()
-    environment = Environment(
-        loader=PackageLoader("equipoise.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    page = environment.get_template("report.html.j2").render(_content(results), plotly=get_plotlyjs())
-    return _write(folder / "report.html", page)
+    return write_page(folder / "report.html", "report.html.j2", _content(results))
 
 
 def write_markdown(folder: Path) -> Path:
@@ -89,7 +80,7 @@ def write_markdown(folder: Path) -> Path:
     lines += [*_markdown_table(content["data"]), "", "## How it was done", ""]
     lines += [f"- {name}: {_no_tags(value)}" for name, value in content["procedure"]]
     lines += ["", "```", content["command"], "```", ""]
-    return _write(folder / "report.md", "\n".join(lines))
+    return write_whole(folder / "report.md", "\n".join(lines))
 
 
 def result_rows(folder: Path) -> list[dict[str, str]]:
@@ -140,9 +131,6 @@ def _content(results: Results) -> dict[str, Any]:
         "methods": tables.methods_table(results),
         "procedure": _procedure(results),
         "command": _command(plan),
-        "chart_json": _chart_json,
-        "style": files("equipoise.report").joinpath("templates/report.css").read_text(encoding="utf-8"),
-        "script": files("equipoise.report").joinpath("templates/report.js").read_text(encoding="utf-8"),
     }
 
 
@@ -267,10 +255,6 @@ def _determinism(results: Results) -> str:
     )
 
 
-def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:
-    return [[{"title": panel.title, "figure": panel.figure} for panel in shown] for shown in chart.panels]
-
-
 def _seeds(seeds: Sequence[int]) -> str:
     return f"{', '.join(map(str, seeds))}; the same initial weights and batches for every method within a seed"
 
@@ -336,13 +320,3 @@ def _markdown_table(table: tables.Table) -> Sequence[str]:
 def _no_tags(words: str) -> str:
     """Escape names of users, so that none becomes a tag where Markdown is shown as HTML."""
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)
-
-
-def _write(path: Path, content: str) -> Path:
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path

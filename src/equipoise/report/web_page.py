@@ -1,0 +1,47 @@
+"""Web pages that open offline: style, script, plotly.js and all data are in the one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from equipoise.report.charts import Chart
+
+__all__ = ["write_page", "write_whole"]
+
+
+def write_page(path: Path, template: str, content: Mapping[str, Any], /) -> Path:
+    """Write a page from one of the templates, whole or not at all, and return its path."""
+    environment = Environment(
+        loader=PackageLoader("equipoise.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    folder = files("equipoise.report").joinpath("templates")
+    shared = {
+        "chart_json": _chart_json,
+        "style": folder.joinpath("report.css").read_text(encoding="utf-8"),
+        "script": folder.joinpath("report.js").read_text(encoding="utf-8"),
+        "plotly": get_plotlyjs(),
+    }
+    return write_whole(path, environment.get_template(template).render(content, **shared))
+
+
+def write_whole(path: Path, content: str, /) -> Path:
+    """Write a text file, whole or not at all, and return its path."""
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:
+    return [[{"title": panel.title, "figure": panel.figure} for panel in shown] for shown in chart.panels]
