@@ -8,8 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,36 +16,26 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from equipoise import MisplacedForkWarning, __version__, data
+from equipoise.cli.app import app, data_app
+from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import DataBar, Display
 from equipoise.cli.tables import method_table, run_table, summary_table
 from equipoise.comparison.runner import run_comparison, train_into
 from equipoise.errors import SettingError
 from equipoise.report.page import write_markdown, write_report
-from equipoise.serving import Ranker
 from equipoise.settings import Settings
 from equipoise.training import (
-    LostRanksError,
-    NonFiniteError,
-    StoppedError,
     launched,
     listening,
 )
 from equipoise.training.checkpoint import last_checkpoint
-from equipoise.training.faults import TerminatedError, interrupted_by_sigterm
+from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["app", "main"]
-
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-data_app = typer.Typer(help="Fetch or build data sets.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-console = Console()
-errors = Console(stderr=True)
 
 Rows = Annotated[int | None, typer.Option(min=1, help="Number of rows, for data sets that come in several sizes.")]
 Config = Annotated[
@@ -95,7 +84,7 @@ def train(
     torchrun exits with 1 if any process fails, and prints its own summary.
     """
     with (
-        _plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
+        plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
         listening() as stop,
         launched(words.get("device", "cpu"), timeout=timedelta(seconds=rank_timeout)) as world,
     ):
@@ -107,7 +96,7 @@ def train(
         with Display(console) as display:
             run = train_into(out, settings, world=world, resume=resume, listener=display, stop=stop)
     console.print(run_table(run))
-    _say(f"Run and checkpoint: {out}")
+    say(f"Run and checkpoint: {out}")
 
 
 @app.command()
@@ -126,7 +115,7 @@ def compare(
 ) -> None:
     """Compare methods: train every method with every seed, then write a report."""
     again = f"Run the same command again to go on from {out}."
-    with _plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
+    with plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
         settings = _settings(config, words, rows)
@@ -136,7 +125,7 @@ def compare(
             run_comparison(settings, out, jobs=jobs, listener=display)
         report_file = write_report(out)
         console.print(summary_table(out))
-    _say(f"Report: {report_file}")
+    say(f"Report: {report_file}")
 
 
 @app.command()
@@ -146,8 +135,8 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Write report.md: text and tables, no charts.")] = False,
 ) -> None:
     """Write the report of a finished comparison again."""
-    with _plainly():
-        _say(f"Report: {write_markdown(folder) if markdown else write_report(folder)}")
+    with plainly():
+        say(f"Report: {write_markdown(folder) if markdown else write_report(folder)}")
 
 
 @app.command()
@@ -156,30 +145,13 @@ def methods() -> None:
     console.print(method_table())
 
 
-@app.command()
-def predict(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `equipoise train` wrote.")],
-    files: Annotated[list[str], typer.Argument(help="Parquet or CSV files with raw rows.")],
-    *,
-    out: Annotated[Path, typer.Option(help="The Parquet file for the predictions.")],
-) -> None:
-    """Predict raw rows with a trained ranker; write one column per task."""
-    import polars as pl
-
-    with _plainly():
-        ranker = Ranker.load(folder)
-        frame = pl.concat([(pl.read_parquet if file.endswith(".parquet") else pl.read_csv)(file) for file in files])
-        ranker.predict(frame).write_parquet(out)
-    _say(f"Predictions: {out}")
-
-
 @data_app.command()
 def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="The data set.")]) -> None:  # noqa: ARG001 - one so far
     """Download a data set from its publisher and verify it."""
     from equipoise.data.sets.census_income import fetch as fetch_census_income
 
-    with _plainly():
-        _say(f"Verified: {fetch_census_income()}")
+    with plainly():
+        say(f"Verified: {fetch_census_income()}")
 
 
 @data_app.command()
@@ -191,16 +163,16 @@ def build(
 ) -> None:
     """Build a data set from its installed package, and cache it for the other commands."""
     options: dict[str, Any] = {} if rows is None else {"rows": rows}
-    with _plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
+    with plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
         if full:
             from equipoise.data.sets.complete_journey import stream_all
 
             files = stream_all(out, on_stage=bar.advance, **options)
-            _say(f"{len(files)} files in {out}")
+            say(f"{len(files)} files in {out}")
         else:
             built = data.load(name, on_stage=bar.advance, **options)
             rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
-            _say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
+            say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 
 
 def _settings(config: Path | None, words: Words, rows: int | None) -> Settings:
@@ -227,49 +199,6 @@ def _check_writable(out: Path) -> None:
         raise SettingError(f"--out: expected a folder, or none yet, found the file {there}: name another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingError(f"--out: expected a folder that can be written to, found {there}: name another.")
-
-
-def _say(text: str) -> None:
-    """Print a text without markup, so that paths keep their square brackets, and without line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-_NO_MEMORY = "can't allocate memory"  # PyTorch's own error on a CPU is a RuntimeError
-
-
-@contextmanager
-def _plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] = bool) -> Iterator[None]:
-    """Turn an exception into one message and an exit code: 2 wrong input, 1 training failed, 130 Ctrl-C, 143 SIGTERM.
-
-    Args:
-        how_to_go_on: returns a sentence that says how to continue.
-        kept: returns whether results are kept; a data error then says how to continue, too.
-    """
-    try:
-        yield
-    except (SettingError, data.DataError) as error:
-        message = f"{error} {how_to_go_on()}" if isinstance(error, data.DataError) and kept() else f"{error}"
-        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
-        raise typer.Exit(2) from error
-    except StoppedError as error:
-        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
-            errors.print(f"{error} {how_to_go_on()}", markup=False, soft_wrap=True)
-        raise typer.Exit(143) from error
-    except (MemoryError, RuntimeError, OSError) as error:
-        what = f"{error}"
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in what:
-            what = f"Out of memory ({what}). If no other program took it, start again with a smaller batch or model."
-        elif isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError | LostRanksError):
-            raise
-        elif isinstance(error, OSError):
-            what = f"{error}. What was complete before is intact."
-        message = " ".join([what, *getattr(error, "__notes__", ()), how_to_go_on()])
-        errors.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        message = " ".join(["Stopped; finished work is kept.", *getattr(error, "__notes__", ()), how_to_go_on()])
-        errors.print(message, markup=False, soft_wrap=True)
-        raise typer.Exit(143 if isinstance(error, TerminatedError) else 130) from None
 
 
 def _how_to_resume(out: Path) -> str:

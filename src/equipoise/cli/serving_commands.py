@@ -1,0 +1,30 @@
+"""The commands that use a trained ranker: predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from equipoise.cli.app import app
+from equipoise.cli.messages import plainly, say
+from equipoise.serving import Ranker
+
+__all__ = ["predict"]
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `equipoise train` wrote.")],
+    files: Annotated[list[str], typer.Argument(help="Parquet or CSV files with raw rows.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The Parquet file for the predictions.")],
+) -> None:
+    """Predict raw rows with a trained ranker; write one column per task."""
+    with plainly():
+        ranker = Ranker.load(folder)
+        frame = pl.concat([(pl.read_parquet if file.endswith(".parquet") else pl.read_csv)(file) for file in files])
+        ranker.predict(frame).write_parquet(out)
+    say(f"Predictions: {out}")
