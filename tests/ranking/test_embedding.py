@@ -136,7 +136,7 @@ def test_sharded_tables_read_the_same_rows_of_ids_out_of_range() -> None:
     pytest.importorskip("torchrec")
     embedding = FeatureEmbedding(MIXED, 4)
     ids, numbers = torch.tensor([[-1, 0, 3], [7, 5, 4], [6, 0, 0]]), torch.randn(3, 2)
-    found = ShardableEmbedding(MIXED, embedding)(ids, numbers)
+    found = ShardableEmbedding(embedding)(ids, numbers)
     torch.testing.assert_close(found, embedding(ids, numbers))
 
 

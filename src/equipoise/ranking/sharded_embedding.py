@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.ranking.embedding import FeatureEmbedding, IdRanges
-from equipoise.schema import Categorical, Schema
+from equipoise.errors import SettingError
+from equipoise.ranking.embedding import FeatureEmbedding, IdRanges, columns_of
+from equipoise.schema import PADDING, Categorical, Categories
 
 __all__ = ["ShardableEmbedding"]
 
@@ -18,51 +19,94 @@ __all__ = ["ShardableEmbedding"]
 class ShardableEmbedding(nn.Module):
     """A :class:`FeatureEmbedding` with its values, in the form of one TorchRec table per categorical feature.
 
-    Takes and returns what that does. TorchRec's ``DistributedModelParallel`` replaces ``tables`` in place.
+    Takes and returns what that does. TorchRec's ``DistributedModelParallel`` replaces ``tables`` in place. Features
+    that share a table are names of one TorchRec table; the items of :class:`Categories` travel without their padding,
+    and TorchRec sums them.
 
     Args:
-        schema: that of ``embedding``.
-        embedding: where the tables' values come from.
+        embedding: where the schema and the tables' values come from.
 
     Attributes:
+        dim: width of one feature's embedding.
         width: columns of the output.
         tables: a ``torchrec.EmbeddingBagCollection``.
 
     Raises:
         ImportError: TorchRec is not installed.
+        SettingError: a feature is pooled by target attention.
     """
 
-    def __init__(self, schema: Schema, embedding: FeatureEmbedding) -> None:
+    def __init__(self, embedding: FeatureEmbedding) -> None:
         super().__init__()
         torchrec = _torchrec()
         assert embedding.table is not None
+        self.schema = schema = embedding.schema
+        if attended := [feature.name for feature in schema.categorical if _pooling(feature) == "attention"]:
+            raise SettingError(
+                f"Feature {attended[0]!r}: target attention reads the embedding of every item, but TorchRec's tables "
+                "give their sum alone. Use pooling mean or sum, or sharding ddp or fsdp."
+            )
+        self.dim = embedding.dim
         self.width = embedding.width
-        self.ranges = IdRanges([feature for feature in schema.categorical if isinstance(feature, Categorical)])
+        self.ranges = IdRanges(schema.categorical)
         self.features = _table_names([feature.name for feature in schema.categorical])
-        dim = embedding.table.embedding_dim
-        rows = [feature.cardinality for feature in schema.categorical]
+        owners = [feature for feature in schema.categorical if not feature.table]
+        names = {feature.name: name for feature, name in zip(schema.categorical, self.features, strict=True)}
+        readers: dict[str, list[str]] = {feature.name: [] for feature in owners}
+        for feature in schema.categorical:
+            readers[feature.table or feature.name].append(names[feature.name])
         self.tables = torchrec.EmbeddingBagCollection(
             tables=[
-                torchrec.EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=count, feature_names=[name])
-                for name, count in zip(self.features, rows, strict=True)
+                torchrec.EmbeddingBagConfig(
+                    name=names[owner.name],
+                    embedding_dim=self.dim,
+                    num_embeddings=owner.cardinality,
+                    feature_names=readers[owner.name],
+                )
+                for owner in owners
             ],
             device=embedding.table.weight.device,
         )
         with torch.no_grad():
+            rows = [owner.cardinality for owner in owners]
             parts = embedding.table.weight.split(rows)  # type: ignore[no-untyped-call]
-            for name, part in zip(self.features, parts, strict=True):
-                self.tables.embedding_bags[name].weight.copy_(part)
+            for owner, part in zip(owners, parts, strict=True):
+                self.tables.embedding_bags[names[owner.name]].weight.copy_(part)
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
         """See :meth:`FeatureEmbedding.forward`."""
-        ids = _torchrec().KeyedJaggedTensor(
-            keys=self.features,
-            values=self.ranges(categorical).t().reshape(-1),
-            lengths=torch.ones(categorical.numel(), dtype=torch.int32, device=categorical.device),
+        return torch.cat([*self._pooled(categorical), numeric], dim=1)
+
+    def fields(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`FeatureEmbedding.fields`."""
+        return torch.stack(self._pooled(categorical), dim=1), numeric
+
+    def _pooled(self, categorical: Tensor) -> list[Tensor]:
+        """Return the embedding of each feature, shape [B, dim]."""
+        features = self.schema.categorical
+        widths = [columns_of(feature) for feature in features]
+        values: list[Tensor] = []
+        lengths: list[Tensor] = []
+        blocks = zip(
+            self.ranges(categorical).split_with_sizes(widths, 1), categorical.split_with_sizes(widths, 1), strict=True
         )
-        embedded = self.tables(ids)
+        for feature, (ids, given) in zip(features, blocks, strict=True):
+            # A missing value of a feature of one id is -1, too, and reads row 0.
+            present = given != PADDING if isinstance(feature, Categories) else torch.ones_like(given, dtype=torch.bool)
+            # Waits for the device, as TorchRec itself does when it exchanges the lengths.
+            values.append(ids[present] if isinstance(feature, Categories) else ids.squeeze(1))
+            lengths.append(present.sum(dim=1, dtype=torch.int32))
+        jagged = _torchrec().KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=torch.cat(lengths))
+        found = self.tables(jagged)
         # By name: sharding decides in which order the tables come back.
-        return torch.cat([*(embedded[name] for name in self.features), numeric], dim=1)
+        return [
+            found[name] / count.clamp(min=1).unsqueeze(1) if _pooling(feature) == "mean" else found[name]
+            for name, feature, count in zip(self.features, features, lengths, strict=True)
+        ]
+
+
+def _pooling(feature: Categorical | Categories) -> str:
+    return feature.pooling if isinstance(feature, Categories) else ""
 
 
 def _table_names(features: Sequence[str]) -> list[str]:

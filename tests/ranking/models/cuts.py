@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.forks.fork import Fork
+from equipoise.ranking.embedding import columns_of
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, RankingModel
-from equipoise.schema import Batch, Schema
+from equipoise.schema import PADDING, Batch, Categories, Schema
 
 PRIMES = (2.0, 3.0, 5.0, 7.0)
 
@@ -24,10 +25,17 @@ class FixedWeights(Fork):
 
 def make_batch(schema: Schema, rows: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(0, feature.cardinality, (rows,), generator=generator) for feature in schema.categorical]
+    ids = [
+        torch.randint(0, feature.cardinality, (rows, columns_of(feature)), generator=generator)
+        for feature in schema.categorical
+    ]
+    for feature, values in zip(schema.categorical, ids, strict=True):
+        if isinstance(feature, Categories):  # histories of every length
+            lengths = torch.arange(rows).remainder(feature.length + 1).unsqueeze(1)
+            values[torch.arange(feature.length) >= lengths] = PADDING
     return Batch(
-        categorical=torch.stack(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
-        numeric=torch.randn(rows, len(schema.numeric), generator=generator),
+        categorical=torch.cat(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
+        numeric=torch.randn(rows, len(schema.numeric_columns), generator=generator),
         labels=torch.randint(0, 2, (rows, len(schema.tasks)), generator=generator).float(),
         weight=torch.ones(rows),
     )

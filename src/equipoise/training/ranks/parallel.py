@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from equipoise.errors import SettingError
 from equipoise.forks.fork import Fork
 from equipoise.ranking.embedding import FeatureEmbedding
-from equipoise.ranking.models import RankingModel
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.settings import Sharding
 
@@ -37,8 +36,8 @@ def parallelize(
     Forks need no change: their Gram matrix is summed over the ranks. All ranks must hold the same weights before.
 
     Args:
-        model: on ``device``. For TorchRec a :class:`RankingModel`, whose embedding becomes TorchRec's with its
-            weights, or any model with ``EmbeddingBagCollection`` modules.
+        model: on ``device``. For TorchRec a model with :class:`FeatureEmbedding` modules, which become TorchRec's
+            with their weights, or with ``EmbeddingBagCollection`` modules.
         sharding: see :data:`Sharding`. Under ``"fsdp"`` every child of ``model`` is sharded apart; under ``"planner"``
             TorchRec chooses a sharding per table; under ``"row-wise"`` a table of fewer rows than would leave every
             rank some is held by one of them. Behind ``"+fsdp"`` every child without tables is sharded apart too.
@@ -125,13 +124,14 @@ def _table_sharded(
     device: torch.device,
     table_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]],
 ) -> nn.Module:
-    embedding = getattr(model, "embedding", None)
-    if isinstance(model, RankingModel) and isinstance(embedding, FeatureEmbedding):
-        if embedding.table is None:
-            raise SettingError(
-                "TorchRec shards embedding tables, found a schema without categorical features: use ddp."
-            )
-        model.embedding = ShardableEmbedding(model.schema, embedding)
+    for name, embedding in list(model.named_modules()):
+        if isinstance(embedding, FeatureEmbedding):
+            if embedding.table is None:
+                raise SettingError(
+                    "TorchRec shards embedding tables, found a schema without categorical features: use ddp."
+                )
+            parent, _, own = name.rpartition(".")
+            model.get_submodule(parent).register_module(own, ShardableEmbedding(embedding))
     import torchrec  # noqa: PLC0415 - an optional dependency
     from torchrec.distributed import DistributedModelParallel  # noqa: PLC0415
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: PLC0415
