@@ -88,7 +88,7 @@ def plain(tasks: int, size: Size, device: str, fork: ForkFactory | None = None, 
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        sum(task_losses(net(batch.categorical, batch.numeric), batch.labels)).backward()
+        sum(task_losses(net(batch.categorical, batch.numeric), batch.labels, net.schema.tasks)).backward()
         optimizer.step()
         if monitor is not None:
             monitor.read()
@@ -102,7 +102,8 @@ def pub(tasks: int, size: Size, device: str, **options: str | int) -> Step:
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        optimizer.backward(task_losses(net(batch.categorical, batch.numeric), batch.labels))
+        logits = net(batch.categorical, batch.numeric)
+        optimizer.backward(task_losses(logits, batch.labels, net.schema.tasks))
         optimizer.step()
 
     return step
@@ -117,7 +118,7 @@ def jacobian_descent(tasks: int, size: Size, device: str, aggregator: torch.nn.M
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        losses = task_losses(net(batch.categorical, batch.numeric), batch.labels)
+        losses = task_losses(net(batch.categorical, batch.numeric), batch.labels, net.schema.tasks)
         mtl_backward(losses, features=features.shared, tasks_params=towers, shared_params=shared)
         jac_to_grad(shared, aggregator)
         optimizer.step()

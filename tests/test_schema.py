@@ -85,3 +85,15 @@ def test_a_batch_of_another_schema_is_refused() -> None:
     schema = Schema([Categorical("user", 9), Categorical("item", 9)], [Numeric("age")], [Task("click")])
     with pytest.raises(ValueError, match=r"expected the 2 columns of the schema \(user, item\), found 1"):
         good_batch().check(schema)
+
+
+def test_labels_of_a_regression_are_finite_and_above_minus_one_where_their_logarithm_is_learned() -> None:
+    for loss, wrong in (("log", -1.0), ("log", float("inf")), ("squared", float("-inf"))):
+        schema = Schema([Categorical("user", 9)], [Numeric("age")], [Task("spend", kind="regression", loss=loss)])
+        batch = good_batch()
+        batch.labels[:, 0] = torch.tensor([0.0, 12.5, float("nan"), -0.5])
+        batch.check(schema)
+        batch.labels[1, 0] = wrong
+        expected = rf"'spend' should hold finite numbers{' above -1' if loss == 'log' else ''} or NaN .* first {wrong}"
+        with pytest.raises(ValueError, match=expected):
+            batch.check(schema)

@@ -325,8 +325,9 @@ class Batch:
 
         Raises:
             ValueError: a number of columns differs from the schema's, an id lies outside its feature's range, a number
-                is not finite, a binary task's label is none of 0, 1 and NaN, a regression's is infinite, or a weight is
-                negative or not finite. The message names the column, the count and the first such value.
+                is not finite, a binary task's label is none of 0, 1 and NaN, a regression's is infinite (or with the
+                loss "log" not above −1), or a weight is negative or not finite. The message names the column, the
+                count and the first such value.
 
         Example:
             >>> schema = Schema([Categorical("user", 9)], [], [Task("click")])
@@ -357,14 +358,21 @@ the first 9.
             lambda values: values - values != 0,  # infinite or NaN, four times as fast as isfinite
         )
         binary = torch.tensor([task.binary for task in schema.tasks], device=device)
+        # the logarithm of 1 + label needs labels above -1
+        above = torch.tensor([-1.0 if _is_logarithmic(task) else -math.inf for task in schema.tasks], device=device)
         _check_columns(
             "labels",
             self.labels,
             {
-                task.name: "0, 1 or NaN (missing)" if task.binary else "finite numbers or NaN (missing)"
+                task.name: "0, 1 or NaN (missing)"
+                if task.binary
+                else f"finite numbers{' above -1' if _is_logarithmic(task) else ''} or NaN (missing)"
                 for task in schema.tasks
             },
-            lambda labels: torch.where(binary, labels * labels - labels != 0, labels - labels != 0) & ~labels.isnan(),
+            lambda labels: (
+                torch.where(binary, labels * labels - labels != 0, (labels - labels != 0) | (labels <= above))
+                & ~labels.isnan()
+            ),
         )
         for name, weight in (("weight", self.weight), ("importance", self.importance)):
             if weight is not None:
@@ -374,6 +382,10 @@ the first 9.
                     {name: "finite numbers from 0 up"},
                     lambda weight: (weight < 0) | (weight - weight != 0),
                 )
+
+
+def _is_logarithmic(task: Task) -> bool:
+    return not task.binary and task.loss == "log"
 
 
 def _check_columns(

@@ -88,7 +88,7 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
     weights = []
     for ids, numbers, labels in seen:
         optimizer.zero_grad()
-        losses = task_losses(call(ids[share], numbers[share]), labels[share])
+        losses = task_losses(call(ids[share], numbers[share]), labels[share], SCHEMA.tasks)
         if apart and rank is None:
             alpha = optimizer.last_weights if isinstance(optimizer, PUB) else torch.ones(3)
             weighted = (torch.stack(losses) * alpha.float()).sum()

@@ -48,7 +48,8 @@ def test_a_planted_signal_is_learned_on_both_tasks(name: str, forked: bool) -> N
         for start in range(0, 10_000, 250):
             rows = slice(start, start + 250)
             optimizer.zero_grad()
-            sum(task_losses(model(batch.categorical[rows], batch.numeric[rows]), batch.labels[rows])).backward()
+            logits = model(batch.categorical[rows], batch.numeric[rows])
+            sum(task_losses(logits, batch.labels[rows], SCHEMA.tasks)).backward()
             optimizer.step()
     after = evaluate(trained)
     best.update(truth[held_out].unbind(1), batch.labels[held_out])

@@ -44,7 +44,7 @@ def test_a_training_is_that_of_a_plain_loop(tiny: Dataset, name: str, scale: flo
     optimizer = torch.optim.Adam([*model.parameters(), *learned], lr=0.02)
 
     def losses(batch: Batch) -> Tensor:
-        found = task_losses(model(batch.categorical, batch.numeric), batch.labels)
+        found = task_losses(model(batch.categorical, batch.numeric), batch.labels, tiny.schema.tasks)
         return torch.stack(found) * torch.tensor([1.0, scale])
 
     for step, batch in enumerate(batches(tiny), start=1):

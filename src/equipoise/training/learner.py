@@ -17,7 +17,7 @@ from equipoise.forks.fork import Fork
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
-from equipoise.ranking.losses import task_losses
+from equipoise.ranking.losses import labelled_rows, task_losses
 from equipoise.ranking.models import build_model, partition_of, trial_logits
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
@@ -315,7 +315,7 @@ class Learner:
                 f"Tables that are sharded by rows need equal shares of a batch: expected a multiple of the "
                 f"{self.world.size} ranks, found {len(batch.labels)} rows."
             )
-        labelled = batch.labels.isnan().logical_not_().sum(0).clamp_(min=1) / self.world.size
+        labelled = labelled_rows(batch.labels, self.schema.tasks, importance=batch.importance) / self.world.size
         rows = self.world.share(len(batch.labels))
         return batch[rows], labelled
 
@@ -325,7 +325,9 @@ class Learner:
         own = task_losses(
             [logits[task] for task in member.tasks],
             share.labels[:, member.tasks],
+            [self.schema.tasks[task] for task in member.tasks],
             labelled=None if labelled is None else labelled[member.tasks],
+            importance=share.importance,
         )
         return logits, own
 

@@ -11,7 +11,7 @@ from equipoise.forks.fork import Fork
 from equipoise.ranking.embedding import columns_of
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, RankingModel
-from equipoise.schema import PADDING, Batch, Categories, Schema
+from equipoise.schema import PADDING, Batch, Categories, Schema, Task
 
 PRIMES = (2.0, 3.0, 5.0, 7.0)
 
@@ -42,7 +42,8 @@ def make_batch(schema: Schema, rows: int = 16) -> Batch:
 
 
 def losses_of(model: nn.Module, batch: Batch) -> list[Tensor]:
-    return task_losses(model(batch.categorical, batch.numeric), batch.labels)
+    tasks = [Task(f"task {place}") for place in range(batch.labels.shape[1])]
+    return task_losses(model(batch.categorical, batch.numeric), batch.labels, tasks)
 
 
 def gradients_of_tasks(model: nn.Module, batch: Batch) -> list[list[Tensor | None]]:

@@ -198,7 +198,7 @@ def test_the_gradient_with_respect_to_what_is_forked_counts_every_path_once(name
     # Chain rule through the pieces: dL/dθ = Σ_pieces (dL/dpiece) (dpiece/dθ), as torchjd's mtl_backward relies on it.
     model, batch, seen, logits = recorded(name)
     pieces = tree_leaves(seen)
-    total = sum(task_losses(logits, batch.labels))
+    total = sum(task_losses(logits, batch.labels, SCHEMA.tasks))
     parameters = list(model.shared_parameters())
     whole = torch.autograd.grad(total, parameters, retain_graph=True)
     at_pieces = torch.autograd.grad(total, pieces, retain_graph=True)
@@ -246,7 +246,7 @@ def test_compiles_as_one_graph_with_the_same_losses_and_gradients(name: str, for
     batch = make_batch(SCHEMA)
     sum(losses_of(model, batch)).backward()
     run: Callable[..., object] = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    sum(task_losses(run(batch.categorical, batch.numeric), batch.labels)).backward()
+    sum(task_losses(run(batch.categorical, batch.numeric), batch.labels, SCHEMA.tasks)).backward()
     for parameter, other in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, parameter.grad)
 
@@ -259,7 +259,7 @@ def test_trains_under_bfloat16_autocast_close_to_full_precision(name: str, forke
     expected = losses_of(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = half(batch.categorical, batch.numeric)
-        losses = task_losses(logits, batch.labels)
+        losses = task_losses(logits, batch.labels, SCHEMA.tasks)
     assert all(logit.dtype == torch.bfloat16 for logit in logits)
     assert all(loss.dtype == torch.float32 for loss in losses)
     torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=0.02, atol=0.02)

@@ -31,9 +31,9 @@ def bad_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """The loss of `like`, or its gradient alone, is NaN in two steps of every training that starts after this."""
     losses, steps = learner_module.task_losses, [0]
 
-    def spoilt(logits: list[Tensor], labels: Tensor, **options: object) -> list[Tensor]:
+    def spoilt(*given: object, **options: object) -> list[Tensor]:
         steps[0] += 1
-        found = losses(logits, labels, **options)
+        found = losses(*given, **options)
         if steps[0] not in BAD:
             return found
         nothing = (found[1] - found[1].detach()).sqrt()  # a 0 with a gradient of 0 * inf
