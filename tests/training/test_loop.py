@@ -25,6 +25,7 @@ from equipoise.training import (
     SettingError,
     World,
     count_steps,
+    evaluation,
     train,
 )
 from equipoise.training import loop as loop_module
@@ -243,9 +244,9 @@ def test_evaluation_points_use_at_most_the_rows_asked_for_and_the_last_evaluatio
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    predict = loop_module._predict
+    predict = evaluation.predict
     monkeypatch.setattr(
-        loop_module, "_predict", lambda learner, split: (sizes.append(len(split)), predict(learner, split))[1]
+        evaluation, "predict", lambda learner, split: (sizes.append(len(split)), predict(learner, split))[1]
     )
     train(tiny, METHODS["equal"], **SETTINGS, evaluation_rows=100)
     assert sizes == [100] * 4 + [300, 400]

@@ -8,31 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.data.dataset import Dataset, Split
 from equipoise.errors import SettingError
 from equipoise.methods import Method, parse_method
-from equipoise.ranking.metrics import TaskMetrics
-from equipoise.schema import Batch, Schema
+from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training.checkpoint.saving import Checkpoints
+from equipoise.training.evaluation import evaluate, finish, random_rows
 from equipoise.training.faults.interruptions import StoppedError, StopPoll
 from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
 from equipoise.training.ranks.world import World, usable_device
-from equipoise.training.record import NON_FINITE_REMEDY, TrainingRecord, Window
+from equipoise.training.record import TrainingRecord, Window
 from equipoise.training.reproducibility import why_irreproducible
-from equipoise.training.run import CurvePoint, Run
+from equipoise.training.run import Run
 
 __all__ = ["count_steps", "train"]
 
-_EVALUATION_BATCH = 16_384
 _LOOK_EVERY = 100  # steps at most between two checks for losses that are not finite, which wait for the device
-_SUBSET_SEED = 0  # the same validation rows for every method and seed
-
-Metrics = dict[str, dict[str, float]]
 
 
 def train(
@@ -115,10 +110,10 @@ def train(
         read_every = max(1, total // chosen.monitor_reads)
         look_every = min(read_every, _LOOK_EVERY)
         poll = StopPoll(stop, world)
-        subset = _random_rows(dataset.validation, chosen.evaluation_rows)
+        subset = random_rows(dataset.validation, chosen.evaluation_rows)
         try:
             if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
-                _evaluate(record, learner, subset, batch_size)
+                evaluate(record, learner, subset, batch_size)
             rows = _on_device(dataset.train, learner.device, _free_bytes(learner.device))
             for step, batch in _stream(rows, batch_size, chosen.seed, epochs, done=record.steps):
                 record.add(step, learner.step(_upload(batch, learner.device)))
@@ -129,12 +124,12 @@ def train(
                 if on_step is not None:
                     on_step(step, total)
                 if step in points:
-                    _evaluate(record, learner, subset, batch_size)
+                    evaluate(record, learner, subset, batch_size)
                 if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
                     checkpoints.save(record)
                 if poll.should_stop(step):
                     raise StoppedError(step, saved=checkpoints.save(record))
-            _finish(record.run, learner, dataset, batch_size)
+            finish(record.run, learner, dataset, batch_size)
         except (NonFiniteError, StoppedError):
             raise
         except BaseException as error:
@@ -205,73 +200,3 @@ def _upload(batch: Batch, device: torch.device) -> Batch:
     if device.type != "cuda" or batch.labels.is_cuda:
         return batch.to(device)
     return batch.pin_memory().to(device, non_blocking=True)
-
-
-def _random_rows(split: Split, most: int) -> Split:
-    if len(split) <= most:
-        return split
-    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:most]
-    return split.take(rows)
-
-
-def _diverged(run: Run) -> NonFiniteError:
-    run.status = "diverged"
-    return NonFiniteError(f"A prediction is not finite after step {run.steps}: {NON_FINITE_REMEDY}", run)
-
-
-def _predict(learner: Learner, split: Split) -> list[Tensor] | None:
-    """Return the logits of each task on a whole split, on the CPU; None if one of them is not finite."""
-    parts = []
-    for batch in split.batches(_EVALUATION_BATCH):
-        rows = learner.world.share(len(batch.labels))
-        found = learner.logits(batch[rows].to(learner.device))
-        if learner.world.size > 1:
-            everywhere = found.new_zeros(len(batch.labels), found.shape[1])
-            everywhere[rows] = found
-            dist.all_reduce(everywhere)
-            found = everywhere
-        parts.append(found.cpu())
-    logits = torch.cat(parts)
-    return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
-
-
-def _evaluate(record: TrainingRecord, learner: Learner, split: Split, batch_size: int) -> None:
-    """Add a point to the learning curve."""
-    record.refuse_non_finite()
-    schema, step = learner.schema, record.steps
-    logits = _predict(learner, split)
-    metrics = {} if logits is None else _measure(schema, split, logits)
-    losses = record.close_window(learner)
-    record.run.curve.append(_point(schema, step, batch_size, losses, metrics))
-    if logits is None:
-        raise _diverged(record.run)
-
-
-def _measure(schema: Schema, split: Split, logits: list[Tensor], weight: Tensor | None = None) -> Metrics:
-    metrics = TaskMetrics(schema)
-    metrics.update(logits, split.labels, weight)
-    return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
-
-
-def _finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> None:
-    """Evaluate on the whole validation and test splits, and complete the run."""
-    run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
-    if learner.device.type == "cuda":
-        run.peak_memory_bytes = torch.cuda.max_memory_allocated(learner.device)
-    schema, test = dataset.schema, dataset.test
-    validation_logits, test_logits = _predict(learner, dataset.validation), _predict(learner, test)
-    if validation_logits is None or test_logits is None:
-        raise _diverged(run)
-    run.validation = _measure(schema, dataset.validation, validation_logits)
-    run.test = _measure(schema, test, test_logits)
-    if bool((test.weight != 1).any()):
-        run.test_natural = _measure(schema, test, test_logits, test.weight)
-
-
-def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> CurvePoint:
-    return {
-        "step": step,
-        "examples": step * batch_size,
-        "train_loss": dict(zip(schema.task_names, losses, strict=True)),
-        "validation": {task: {"auc": found["auc"], "ne": found["ne"]} for task, found in metrics.items()},
-    }

@@ -10,7 +10,7 @@ import torch
 
 from equipoise import Fork
 from equipoise.data import Dataset
-from equipoise.training import METHODS, Learner, Method, NonFiniteError, Run, loop, train
+from equipoise.training import METHODS, Learner, Method, NonFiniteError, Run, evaluation, train
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "evaluation_rows": 100, "monitor_reads": 9}
 LAST = 13  # of 30 steps, with evaluations and so checkpoints after steps 8, 15, 23 and 30
@@ -65,11 +65,11 @@ def test_what_ends_the_passes_of_a_task_optimizer_does(tiny: Dataset, tmp_path, 
     assert_rescued(tiny, name, tmp_path, monkeypatch, LAST, *where)
 
 
-@pytest.mark.parametrize("attribute", ["_predict", "_measure"])
+@pytest.mark.parametrize("attribute", ["predict", "measure"])
 def test_what_ends_an_evaluation_leaves_the_step_and_the_evaluation_is_made_again(
     tiny: Dataset, tmp_path, monkeypatch, attribute: str
 ) -> None:
-    where = (loop, attribute, failing(getattr(loop, attribute), 2))
+    where = (evaluation, attribute, failing(getattr(evaluation, attribute), 2))
     assert_rescued(tiny, "multibalance", tmp_path, monkeypatch, 15, *where)
 
 
