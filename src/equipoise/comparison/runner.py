@@ -29,6 +29,7 @@ from equipoise.comparison.tuning import choose_rates
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
 from equipoise.serving import Ranker
+from equipoise.serving.folder import set_ranker_aside
 from equipoise.settings import Settings, command_words
 from equipoise.training import (
     METHODS,
@@ -246,7 +247,8 @@ def train_into(
 ) -> Run:
     """Train the settings' method once; leave ``checkpoint`` and ``run.json`` in ``folder``, also if it diverged.
 
-    What an earlier training has left there is kept as ``checkpoint.before`` and ``run.before.json``.
+    A training that ends well leaves the ranker too, for :meth:`equipoise.serving.Ranker.load`. What an earlier training
+    has left there is kept as ``checkpoint.before``, ``run.before.json`` and ``ranker.before``.
 
     Args:
         world: the processes that train together; the first of them writes.
@@ -280,14 +282,16 @@ def train_into(
             listener.noted(f"Starting over; earlier checkpoints are moved to {aside}{instead}")
 
         def show_steps(done: int, total: int) -> None:
-            if done == 1 and writes and (folder / "run.json").exists():  # left by an earlier training
-                (folder / "run.json").replace(folder / "run.before.json")
+            if done == 1 and writes:  # what an earlier training has left
+                if (folder / "run.json").exists():
+                    (folder / "run.json").replace(folder / "run.before.json")
+                set_ranker_aside(folder)
             listener.steps_done(job, done, total, None)
 
         trained: list[nn.Module] = []
         try:
             run = train(
-                dataset, method, on_trained=trained.append,
+                dataset, method, on_trained=trained.append if settings.sharding in {"ddp", "fsdp"} else None,
                 world=world, checkpoint=checkpoint, resume=resume, on_step=show_steps, stop=stop,
                 **settings.training().model_dump(),
             )  # fmt: skip
@@ -297,9 +301,11 @@ def train_into(
             raise
         if writes:
             write_json(folder / "run.json", json.loads(run.to_json()))
-            groups = method.groups(dataset.schema.task_names)
-            ranker = Ranker(
-                trained[0], dataset.schema, dataset.encoding, run, settings.model, settings.model_options, groups
-            )
-            ranker.save(folder)
+            if trained:
+                Ranker.of_training(trained[0], dataset, method, run, settings).save(folder)
+            else:
+                listener.noted(
+                    f"No ranker.json is written: sharding {settings.sharding} spreads the tables over the processes. "
+                    "Predict with equipoise.training.Learner, or train with ddp or fsdp."
+                )
         return run

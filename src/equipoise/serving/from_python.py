@@ -37,11 +37,9 @@ def train(
     method = parse_method(method) if isinstance(method, str) else method
     trained: list[nn.Module] = []
     run = train_once(dataset, method, on_trained=trained.append, **settings)
-    chosen = TrainingSettings.of(
-        **{name: value for name, value in settings.items() if name in TrainingSettings.model_fields}
-    )
-    groups = method.groups(dataset.schema.task_names)
-    ranker = Ranker(trained[0], dataset.schema, dataset.encoding, run, chosen.model, chosen.model_options, groups)
+    fields = TrainingSettings.model_fields
+    chosen = TrainingSettings.of(**{name: value for name, value in settings.items() if name in fields})
+    ranker = Ranker.of_training(trained[0], dataset, method, run, chosen)
     if out is not None:
-        ranker.save(Path(out))
+        ranker.save(out)
     return ranker

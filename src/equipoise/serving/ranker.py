@@ -1,28 +1,33 @@
-"""A trained ranker: model, schema and encoding together, kept in a folder."""
+"""A trained ranker: model, schema and encoding together, kept in a folder, predicting raw rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 
+from equipoise.data.dataset import Dataset
 from equipoise.data.encoding import Encoding
-from equipoise.errors import SettingError
+from equipoise.errors import DataError, SettingError
 from equipoise.forks import Fork
-from equipoise.ranking.models import build_model
+from equipoise.methods import Method
+from equipoise.ranking.models import MODELS, build_model
+from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
+from equipoise.serving.folder import RankerFiles, read_ranker, versions, write_ranker
+from equipoise.settings import TrainingSettings
 from equipoise.training.models import ModelsByTask
 from equipoise.training.run import Run
 
 __all__ = ["Ranker"]
 
-_DESCRIPTION, _WEIGHTS = "ranker.json", "weights.pt"
+_BLOCK: Final = 65_536  # rows that are encoded and predicted at once
 
 
 @dataclass(frozen=True)
@@ -30,63 +35,185 @@ class Ranker:
     """A trained ranker.
 
     Attributes:
-        model: returns one output per task for a batch's ids and numbers, in evaluation mode.
+        model: takes ids and numbers and returns one output of shape [B] per task, in evaluation mode.
+        schema: the features and tasks.
         encoding: turns raw rows into ids and numbers; None if the data set did not come as a table.
         run: the record of the training, with its metrics.
-        model_name: the name or import path that rebuilds the model.
-        model_options: its options.
+        settings: the settings of the training, by name; ``model`` and ``model_options`` build the model again.
         groups: the tasks that each model learns: all in one, or one each for single-task training.
+        data: the name of the data set.
+        versions: of equipoise, torch and Python at the time of the training.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import polars as pl
+        >>> from equipoise import train
+        >>> from equipoise.data import TableConfig, from_frame
+        >>> logs = pl.DataFrame({"zip": ["a", "b"] * 200, "age": range(400), "visit": [0, 1, 1, 0] * 100})
+        >>> columns = {"features": {"zip": "category", "age": "number"}, "tasks": {"visit": "visit"}}
+        >>> ranker = train(from_frame(logs, TableConfig(files="logs.csv", **columns)), "equal", batch_size=64)
+        >>> with TemporaryDirectory() as folder:
+        ...     ranker.save(folder)
+        ...     loaded = Ranker.load(folder)
+        >>> loaded.predict(logs).equals(ranker.predict(logs))
+        True
     """
 
     model: nn.Module
     schema: Schema
     encoding: Encoding | None
     run: Run
-    model_name: str
-    model_options: Mapping[str, Any]
+    settings: Mapping[str, Any]
     groups: Sequence[Sequence[str]]
+    data: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     def predict(self, table: Any, /) -> pl.DataFrame:
-        """Return the predictions for raw rows, one column per task.
+        """Return the predictions for raw rows, one column per task, named after it.
+
+        A binary task's column holds probabilities at the natural rate, a regression's numbers in the target's unit; see
+        :func:`equipoise.ranking.predictions.predictions`. Labels are not needed.
 
         Args:
-            table: a table of polars, pandas or pyarrow with the columns of the features.
+            table: a table of polars (also lazy), pandas or pyarrow, or a mapping of columns, with the raw columns of
+                the features.
 
         Raises:
             SettingError: the data set did not come as a table, so that there is no encoding.
             DataError: a column is missing or of another type.
         """
-        if self.encoding is None:
-            raise SettingError("This ranker was trained on a data set without an encoding: call ranker.model instead.")
-        categorical, numeric = self.encoding.encode(pl.DataFrame(table))
-        with torch.no_grad():
-            outputs: Sequence[Tensor] = self.model(categorical.long(), numeric)
-        return pl.DataFrame(
-            {name: out.sigmoid().numpy() for name, out in zip(self.schema.task_names, outputs, strict=True)}
-        )
+        encoding = self._encoding()
+        frame = _as_frame(table)
+        found = [self.predict_encoded(*encoding.encode(block)) for block in frame.iter_slices(_BLOCK)]
+        names = self.schema.task_names
+        columns = zip(*found, strict=True) if found else [[torch.empty(0)]] * len(names)
+        return pl.DataFrame({name: torch.cat(list(parts)).numpy() for name, parts in zip(names, columns, strict=True)})
 
-    def save(self, folder: Path, /) -> None:
-        """Write ``ranker.json`` and ``weights.pt`` into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        forks = tuple(f"{name}." for name, part in self.model.named_modules() if isinstance(part, Fork))
-        state = {name: value.cpu() for name, value in self.model.state_dict().items() if not name.startswith(forks)}
-        torch.save(state, folder / _WEIGHTS)
-        description = {
-            "model": self.model_name, "model_options": dict(self.model_options),
-            "groups": [list(group) for group in self.groups],
-            "encoding": None if self.encoding is None else self.encoding.model_dump(mode="json"),
-            "run": json.loads(self.run.to_json()),
-        }  # fmt: skip
-        (folder / _DESCRIPTION).write_text(json.dumps(description))
+    @torch.no_grad()
+    def predict_encoded(self, categorical: Tensor, numeric: Tensor, /) -> list[Tensor]:
+        """Return one prediction per task for encoded rows, shape [B] each.
+
+        Args:
+            categorical: ids, of whole numbers, shape [B, columns]; the columns are ``schema.categorical_columns``.
+            numeric: values, float32, shape [B, columns]; the columns are ``schema.numeric_columns``.
+        """
+        outputs: Sequence[Tensor] = self.model(categorical.long(), numeric)
+        return predictions(outputs, self.schema)
+
+    def save(self, folder: Path | str, /) -> None:
+        """Write ``ranker.json`` and ``weights.pt`` into a folder, each whole or not at all.
+
+        The state of forks is left out: predictions do not need it, and checkpoints hold it.
+        """
+        forks = _fork_prefixes(self.model)
+        state = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(forks)
+        }
+        files = RankerFiles(
+            versions=dict(self.versions),
+            data=self.data,
+            model=self.settings["model"],
+            import_path=_import_path(self.settings["model"]),
+            model_options=dict(self.settings["model_options"]),
+            settings=dict(self.settings),
+            groups=[list(group) for group in self.groups],
+            schema=self.schema,
+            encoding=self.encoding,
+            run=json.loads(self.run.to_json()),
+        )
+        write_ranker(Path(folder), files, state)
 
     @classmethod
-    def load(cls, folder: Path, /) -> Ranker:
-        """Return the ranker that :meth:`save` wrote."""
-        found = json.loads((folder / _DESCRIPTION).read_text())
-        encoding = Encoding.model_validate(found["encoding"])
-        schema = encoding.schema_of_batches
-        models = [build_model(found["model"], schema, **found["model_options"]) for _ in found["groups"]]
-        model = ModelsByTask(models, found["groups"], schema.task_names)
-        model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
-        run = Run.from_json(json.dumps(found["run"]))
-        return cls(model.eval(), schema, encoding, run, found["model"], found["model_options"], found["groups"])
+    def load(cls, folder: Path | str, /) -> Ranker:
+        """Return the ranker that :meth:`save`, or a training, wrote; needs neither the data nor an accelerator.
+
+        Raises:
+            DataError: a file is missing, damaged or not of this format, or the weights do not fit the model.
+            SettingError: the model cannot be built here, for example because its module cannot be imported.
+        """
+        files, state = read_ranker(Path(folder))
+        name = files.import_path if files.model not in MODELS and files.import_path else files.model
+        try:
+            with torch.random.fork_rng(devices=[]):
+                models = [build_model(name, files.schema, **files.model_options) for _ in files.groups]
+        except SettingError as error:
+            raise SettingError(
+                f"The model of the ranker in {folder} cannot be built here. {error} If it is your own, run where its "
+                "module can be imported, and register it first if it was trained under a name of your own."
+            ) from error
+        model = ModelsByTask(models, files.groups, files.schema.task_names)
+        _load_weights(model, state, f"The weights in {folder} (equipoise {files.versions.get('equipoise')})")
+        return cls(
+            model.eval(), files.schema, files.encoding, Run.from_json(json.dumps(files.run)), files.settings,
+            files.groups, files.data, files.versions,
+        )  # fmt: skip
+
+    @classmethod
+    def of_training(
+        cls, model: nn.Module, dataset: Dataset, method: Method, run: Run, settings: TrainingSettings, /
+    ) -> Ranker:
+        """Return the ranker of a training that has ended.
+
+        Args:
+            model: as :func:`equipoise.training.train` hands it to ``on_trained``.
+        """
+        groups = method.groups(dataset.schema.task_names)
+        stated = settings.suited_to(dataset).model_dump(mode="json", include=set(TrainingSettings.model_fields))
+        return cls(model, dataset.schema, dataset.encoding, run, stated, groups, dataset.name)
+
+    def _encoding(self) -> Encoding:
+        if self.encoding is None:
+            raise SettingError(
+                f"This ranker was trained on {self.data or 'a data set'} that did not come as a table, so it cannot "
+                "read raw rows: encode them yourself and call ranker.predict_encoded(categorical, numeric), or train "
+                "on a table (equipoise.data.from_files, from_frame)."
+            )
+        return self.encoding
+
+
+def _as_frame(table: Any) -> pl.DataFrame:
+    """Return a table of any supported kind as a frame of polars."""
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    try:
+        return pl.DataFrame(table)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"Expected a table of polars, pandas or pyarrow, or a mapping of columns; found a {type(table).__name__} "
+            f"({error})."
+        ) from error
+
+
+def _fork_prefixes(model: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, Fork))
+
+
+def _import_path(name: str) -> str:
+    """Return the import path of a model that was registered under a name; empty where it has none."""
+    builder = MODELS[name]
+    module, attribute = getattr(builder, "__module__", ""), getattr(builder, "__qualname__", "")
+    return f"{module}:{attribute}" if module not in {"", "__main__"} and attribute and "<" not in attribute else ""
+
+
+def _load_weights(model: nn.Module, state: Mapping[str, Tensor], whose: str) -> None:
+    expected = model.state_dict()
+    forks = _fork_prefixes(model)
+    missing = [name for name in expected if name not in state and not name.startswith(forks)]
+    unexpected = [name for name in state if name not in expected]
+    resized = [
+        f"{name} of {list(state[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or resized:
+        faults = {"missing": missing, "not expected": unexpected, "of another size": resized}
+        said = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        raise DataError(
+            f"{whose} do not fit the model as it is built here ({said}): its code or a package has changed since the "
+            "training. Use the versions that ranker.json names, or train again."
+        )
+    model.load_state_dict(state, strict=False)

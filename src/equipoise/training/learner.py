@@ -30,7 +30,7 @@ from equipoise.training.faults.non_finite import (
     mark_non_finite_gradient,
     mark_non_finite_own_gradients,
 )
-from equipoise.training.member import MEMBER_PARTS, Member, sharded_model_state
+from equipoise.training.member import MEMBER_PARTS, Member, model_state, sharded_model_state
 from equipoise.training.models import ModelsByTask
 from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
@@ -78,6 +78,7 @@ class Learner:
         lr, sharding, non_finite = settings.lr, settings.sharding, settings.non_finite
         self.schema = schema
         self.method = method
+        self._settings = settings
         self.world = world or World(device=usable_device(settings.device))
         self.device = self.world.device
         self.non_finite = non_finite
@@ -217,10 +218,16 @@ class Learner:
         return torch.stack(columns, dim=1)
 
     def model(self) -> ModelsByTask:
-        """Return the model that gives the outputs of all tasks, each from the model that learns it."""
+        """Return the model that gives the outputs of all tasks, each from the model that learns it.
+
+        It is whole on every rank; what FSDP2 shards is gathered into a copy on the CPU. All ranks must call this.
+
+        Raises:
+            SettingError: TorchRec shards the tables.
+        """
         tasks = self.schema.task_names
         groups = [[tasks[task] for task in member.tasks] for member in self._members]
-        return ModelsByTask([member.model for member in self._members], groups, tasks)
+        return ModelsByTask([self._whole(member) for member in self._members], groups, tasks)
 
     def read(self) -> list[Reading]:
         """Return the monitors' readings of the last step, on the device; none for methods without a monitor."""
@@ -277,6 +284,24 @@ class Learner:
         for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
             member.load_model_state(found["models"], place)
         self.steps, self.skipped_steps = steps, skipped_steps
+
+    def _whole(self, member: Member) -> nn.Module:
+        sharded = sharded_model_state(member.module)
+        if not sharded:
+            return member.model
+        if any(not hasattr(value, "full_tensor") for value in sharded.values()):
+            raise SettingError(
+                f"Sharding {self._settings.sharding!r} spreads the tables over the ranks, so none can hold the whole "
+                "model: train with ddp or fsdp to get one."
+            )
+        state = model_state(member.module) | {name: value.full_tensor() for name, value in sharded.items()}
+        settings, tasks = self._settings, [self.schema.task_names[task] for task in member.tasks]
+        with torch.random.fork_rng(devices=[]):
+            whole = build_model(
+                settings.model, self.schema, fork=self.method.fork_factory(tasks), **settings.model_options
+            )
+        whole.load_state_dict(state)
+        return whole
 
     def _check_tasks(self, found: Sequence[object]) -> None:
         own = self.schema.task_names

@@ -28,7 +28,7 @@ from equipoise.training.state_checks import (
     expect_tensor,
 )
 
-__all__ = ["MEMBER_PARTS", "Member", "sharded_model_state"]
+__all__ = ["MEMBER_PARTS", "Member", "model_state", "sharded_model_state"]
 
 MEMBER_PARTS: Final = ("models", "optimizers", "weightings", "schedulers")
 """The parts of a member's state; a learner's state holds a list of each."""
