@@ -11,10 +11,8 @@ import polars as pl
 import torch
 
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.encoding import CategoryEncoder, Encoding, FeatureEncoder, NumberEncoder
-from equipoise.data.encoding.features import text_of
-from equipoise.data.tables.config import CategoryConfig, FeatureConfig, NumberConfig, TableConfig
-from equipoise.errors import DataError
+from equipoise.data.encoding import Encoding, fit
+from equipoise.data.tables.config import TableConfig
 from equipoise.schema import Task
 from equipoise.settings_file import read_settings
 
@@ -43,28 +41,13 @@ def _build(frame: pl.DataFrame, config: TableConfig) -> Dataset:
     ends = [round(frame.height * (1 - config.split.test - config.split.validation)),
             round(frame.height * (1 - config.split.test))]  # fmt: skip
     train, validation, test = (frame[part] for part in np.split(order, ends))
-    encoders = [_fit(name, feature, train) for name, feature in config.features.items()]
-    encoders.sort(key=lambda encoder: encoder.kind != "category")
     tasks = [Task(name, kind=task.kind, after=task.after) for name, task in config.tasks.items()]
-    encoding = Encoding(features=encoders, tasks=tasks)
+    encoding = fit(train.lazy(), config.features, tasks)
     return Dataset(
         config.name, encoding.schema_of_batches,
         _split(train, encoding, config), _split(validation, encoding, config), _split(test, encoding, config),
         epochs=config.epochs, batch_size=config.batch_size, encoding=encoding,
     )  # fmt: skip
-
-
-def _fit(name: str, config: FeatureConfig, train: pl.DataFrame) -> FeatureEncoder:
-    if not isinstance(config, CategoryConfig | NumberConfig):
-        raise DataError(f"Feature {name!r}: the kind {config.kind!r} cannot be encoded yet.")
-    column = config.column
-    if isinstance(config, CategoryConfig):
-        text = train.select(text_of(pl.col(column), train.schema[column]).alias("value")).drop_nulls()
-        counts = text.group_by("value").len().filter(pl.col("len") >= config.min_count)
-        words = counts.sort(["len", "value"], descending=[True, False])["value"].to_list()
-        return CategoryEncoder(name=name, column=column, vocabulary=words)
-    values = train[column].cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
-    return NumberEncoder(name=name, column=column, mean=float(values.mean()), scale=float(values.std()) or 1.0)
 
 
 def _split(frame: pl.DataFrame, encoding: Encoding, config: TableConfig) -> Split:
