@@ -195,7 +195,7 @@ def test_data_build_says_what_it_built(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.update(options, name=name)
         return funnel.load(rows=1000)
 
-    monkeypatch.setattr(cli.data, "load", build)
+    monkeypatch.setattr("equipoise.data.load", build)
     code, output = run("data", "build", "complete-journey", "--rows", "20000")
     assert (code, asked["name"], asked["rows"]) == (0, "complete-journey", 20_000)
     assert "700 train, 100 validation, 200 test rows" in output

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 __all__ = ["app", "data_app"]
 
-_ORDER_OF_USE: Final = ("init", "data", "audit", "compare", "train", "predict", "export", "report", "methods")
+_ORDER_OF_USE: Final = ("init", "data", "audit", "compare", "train", "predict", "export", "report", "methods", "config")
 
 
 class _InOrderOfUse(TyperGroup):
@@ -27,5 +27,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Fetch or build data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Check, describe, fetch or build data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.text import Text
 
-from equipoise import MisplacedForkWarning, __version__, data
-from equipoise.cli.app import app, data_app
+from equipoise import MisplacedForkWarning, __version__
+from equipoise.cli.app import app
 from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.options import Words, stated_settings, takes_settings
-from equipoise.cli.progress_bars import DataBar, Display
+from equipoise.cli.progress_bars import Display
 from equipoise.cli.tables import method_table, run_table, summary_table
 from equipoise.comparison.runner import run_comparison, train_into
 from equipoise.errors import SettingError
@@ -143,36 +143,6 @@ def report(
 def methods() -> None:
     """List the methods and their options."""
     console.print(method_table())
-
-
-@data_app.command()
-def fetch(name: Annotated[Literal["census-income"], typer.Argument(help="The data set.")]) -> None:  # noqa: ARG001 - one so far
-    """Download a data set from its publisher and verify it."""
-    from equipoise.data.sets.census_income import fetch as fetch_census_income
-
-    with plainly():
-        say(f"Verified: {fetch_census_income()}")
-
-
-@data_app.command()
-def build(
-    name: Annotated[Literal["complete-journey"], typer.Argument(help="The data set.")],
-    rows: Rows = None,
-    full: Annotated[bool, typer.Option("--full", help="Write all 319 million exposures to --out.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
-) -> None:
-    """Build a data set from its installed package, and cache it for the other commands."""
-    options: dict[str, Any] = {} if rows is None else {"rows": rows}
-    with plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
-        if full:
-            from equipoise.data.sets.complete_journey import stream_all
-
-            files = stream_all(out, on_stage=bar.advance, **options)
-            say(f"{len(files)} files in {out}")
-        else:
-            built = data.load(name, on_stage=bar.advance, **options)
-            rows_of = {"train": built.train, "validation": built.validation, "test": built.test}
-            say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 
 
 def _settings(config: Path | None, words: Words, rows: int | None) -> Settings:

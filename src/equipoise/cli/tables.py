@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from equipoise.data.summary import Summary
 from equipoise.report.page import headline, result_rows
 from equipoise.training import METHODS, Run
 
-__all__ = ["method_table", "run_table", "summary_table"]
+__all__ = ["feature_table", "label_table", "method_table", "run_table", "summary_table"]
 
 _SHOWN = {
     "Method": "method", "Mean AUC": "AUC", "Mean NE": "NE", "NE gain over equal weights": "NE gain",
@@ -54,6 +55,29 @@ def run_table(run: Run) -> Table:
     if run.irreproducible:
         notes.append(f"A second run may differ in the last digits: {run.irreproducible}.")
     table.caption = Text("\n".join(notes)) if notes else None
+    return table
+
+
+def feature_table(found: Summary) -> Table:
+    """Return a table of a data set's features and of their missing or unseen values."""
+    table = Table("feature", "kind", title="Features", title_justify="left")
+    for split in ("train", "test"):
+        table.add_column(f"missing or rare, {split}", justify="right")
+    for feature in found.features:
+        shares = (feature.unknown[split] for split in ("train", "test"))
+        cells = ("–" if math.isnan(share) else f"{share:.1%}" for share in shares)
+        table.add_row(Text(feature.name), feature.kind, *cells)
+    return table
+
+
+def label_table(found: Summary) -> Table:
+    """Return a table of the labels of a data set's tasks in each split."""
+    table = Table("task", "split", title="Labels", title_justify="left")
+    for name in ("labelled", "positives", "rate or mean"):
+        table.add_column(name, justify="right")
+    for entry in found.tasks:
+        rate = f"{entry.rate:.3%}" if entry.task.binary and math.isfinite(entry.rate) else _number(entry.rate)
+        table.add_row(Text(entry.task.name), entry.split, f"{entry.labelled:,}", f"{entry.positives:,}", rate)
     return table
 
 

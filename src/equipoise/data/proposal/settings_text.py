@@ -1,0 +1,104 @@
+"""The text of a proposed settings file: YAML with a comment behind what was guessed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import yaml
+
+from equipoise.data.proposal.roles import Proposal, Remarked, propose
+
+__all__ = ["propose_settings"]
+
+_SAMPLE_ROWS: Final = 200_000
+_WIDTH: Final = 60  # where remarks begin
+
+
+def propose_settings(files: Sequence[str], /) -> str:
+    """Look at the first 200,000 rows of some files, and return the YAML of a settings file that reads them.
+
+    Args:
+        files: paths, globs, folders or URLs of Parquet, CSV or TSV files.
+
+    Raises:
+        DataError: no file is there, or one cannot be read.
+    """
+    patterns = _as_glob(files)
+    stated: dict[str, Any] = {"files": patterns[0] if len(patterns) == 1 else patterns}
+    frame, rows = _sample(stated)
+    return "\n".join(_lines(propose(frame, rows), stated, frame, rows)) + "\n"
+
+
+def _lines(found: Proposal, stated: dict[str, Any], sample: pl.DataFrame, rows: int) -> Iterator[str]:
+    looked = f"all {rows:,} rows" if sample.height >= rows else f"the first {sample.height:,} of {rows:,} rows"
+    yield f"# Proposed by `equipoise init` from {looked} and {sample.width} columns. Read the remarks, and edit."
+    yield "# Then: equipoise data check FILE, equipoise audit FILE, equipoise compare FILE, equipoise train FILE."
+    yield "data:"
+    for key, value in stated.items():
+        yield f"  {key}: {_inline(value)}"
+    for key, entry in (("time", found.time), ("user", found.user)):
+        if entry is not None:
+            yield _line(f"  {key}: ", entry)
+    yield "  features:"
+    yield from (_line(f"    {_inline(name)}: ", entry) for name, entry in found.features.items())
+    if not found.features:
+        yield "    # no column looks like a feature: name one, such as"
+        yield "    # channel: category"
+    yield "  tasks:"
+    yield from (_line(f"    {_inline(name)}: ", entry) for name, entry in found.tasks.items())
+    if not found.tasks:
+        yield "    # no column of 0 and 1 was found: name a label, or an expression, such as"
+        yield '    # long_view: "watch_time > 30"'
+    yield _line("  split: ", found.split)
+    yield _line("  epochs: ", found.epochs)
+    yield _line("  batch_size: ", found.batch_size)
+    if found.left_out:
+        yield "  # Left out:"
+        yield from (f"  #   {name}: {reason}" for name, reason in found.left_out.items())
+    yield "# Where the file keeps only a share of the rows without a positive, say so, and predictions are corrected:"
+    yield "#   sampled: {task: NAME, rate: SHARE}"
+    yield "model: shared-bottom"
+
+
+def _line(start: str, entry: Remarked) -> str:
+    line = start + _inline(entry.value)
+    return f"{line.ljust(_WIDTH)}  # {entry.remark}" if entry.remark else line
+
+
+def _inline(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _as_glob(files: Sequence[str]) -> list[str]:
+    """Return one glob in place of the many paths that a shell has made of it."""
+    folders = {str(Path(file).parent) for file in files}
+    endings = {"".join(Path(file).suffixes) for file in files}
+    if len(files) > 1 and len(folders) == len(endings) == 1:
+        pattern = str(Path(folders.pop()) / f"*{endings.pop()}")
+        if {str(path) for path in Path(pattern).parent.glob(Path(pattern).name)} == {str(Path(file)) for file in files}:
+            return [pattern]
+    return list(files)
+
+
+def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
+    """Return the first rows of the files and the number of all; add the format to ``stated`` where it is not plain."""
+    files = [stated["files"]] if isinstance(stated["files"], str) else stated["files"]
+    if ".csv" in Path(files[0]).suffixes and "\t" in _first_line(files[0]):
+        stated["format"] = "tsv"
+    separator = "\t" if stated.get("format") == "tsv" or ".tsv" in Path(files[0]).suffixes else ","
+    if files[0].endswith(".parquet"):
+        frame = pl.concat([pl.scan_parquet(file) for file in files])
+    else:
+        frame = pl.concat([pl.scan_csv(file, separator=separator, infer_schema_length=_SAMPLE_ROWS) for file in files])
+    return frame.head(_SAMPLE_ROWS).collect(), int(frame.select(pl.len()).collect().item())
+
+
+def _first_line(file: str) -> str:
+    """Return the first line of a text file, unpacked where it is packed."""
+    return str(pl.read_csv(file, separator="\x01", has_header=False, n_rows=1, quote_char=None).item())

@@ -1,0 +1,137 @@
+"""Roles of columns are guessed as a person who reads the table would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from equipoise.data.proposal.roles import Proposal, propose
+
+ROWS = 2000
+
+
+def logs(**columns: Any) -> pl.DataFrame:
+    """Return a table of clicks and purchases, with more columns."""
+    random = np.random.default_rng(0)
+    click = random.random(ROWS) < 0.4
+    plain = {
+        "user_id": random.integers(0, 90, ROWS),
+        "item_id": random.integers(0, 700, ROWS),
+        "price": np.exp(random.normal(0, 2, ROWS)),
+        "click": click.astype(int),
+        "purchase": (click & (random.random(ROWS) < 0.3)).astype(int),
+    }
+    return pl.DataFrame(plain | columns)
+
+
+def proposed(**columns: Any) -> Proposal:
+    frame = logs(**columns)
+    return propose(frame, frame.height)
+
+
+def test_labels_are_told_from_features_of_two_values() -> None:
+    found = proposed(newbie=np.arange(ROWS) % 2)
+    assert list(found.tasks) == ["click", "purchase"]
+    assert found.features["newbie"].value == "category"
+
+
+def test_a_task_is_nested_in_the_smallest_that_holds_all_its_positives() -> None:
+    frame = logs()
+    frame = frame.with_columns(view=pl.lit(1).repeat_by(1).list.first() * (pl.int_range(ROWS) % 10 != 0))
+    frame = frame.with_columns(view=pl.max_horizontal(pl.col("view").cast(pl.Int64), "click"))
+    found = propose(frame, frame.height)
+    assert found.tasks["purchase"].value == {"label": "purchase", "after": "click"}
+    assert found.tasks["click"].value == {"label": "click", "after": "view"}
+
+
+def test_one_counterexample_is_enough_against_nesting_and_is_said() -> None:
+    frame = logs()
+    row = int((frame["click"] == 0).arg_true()[0])
+    frame = frame.with_columns(pl.when(pl.int_range(ROWS) == row).then(1).otherwise("purchase").alias("purchase"))
+    found = propose(frame, frame.height)
+    assert found.tasks["purchase"].value == "purchase"
+    assert "almost nested" in found.tasks["purchase"].remark
+
+
+def test_a_number_that_needs_a_purchase_is_an_outcome_not_a_feature() -> None:
+    frame = logs()
+    frame = frame.with_columns(spend_sum=pl.col("purchase") * 12.5)
+    found = propose(frame, frame.height)
+    assert found.tasks["spend_sum"].value["after"] == "purchase"
+    assert "spend_sum" not in found.features
+
+
+def test_a_watch_time_is_left_out_with_the_task_that_it_could_be() -> None:
+    found = proposed(watch_time=np.random.default_rng(1).integers(0, 300, ROWS))
+    assert "watch_time" not in found.features
+    assert "kind: regression" in found.left_out["watch_time"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("ts", 1_700_000_000 + np.arange(ROWS), {"column": "ts", "unit": "s"}),
+        ("time_ms", 1_700_000_000_000 + np.arange(ROWS), {"column": "time_ms", "unit": "ms"}),
+        ("date", 20260101 + np.arange(ROWS) % 28, {"column": "date", "format": "%Y%m%d"}),
+        ("day", [f"2026-01-{1 + row % 28:02}" for row in range(ROWS)], {"column": "day", "format": "%Y-%m-%d"}),
+    ],
+)
+def test_times_are_found_in_every_form(name: str, values: Any, expected: dict[str, str]) -> None:
+    found = proposed(**{name: values})
+    assert found.time is not None
+    assert found.time.value == expected
+    assert found.split.value["by"] == "time"
+    hours = [feature for feature in found.features if feature.startswith("hour")]
+    assert bool(hours) == ("unit" in expected)  # days have no hour
+
+
+def test_the_finest_of_several_times_is_chosen_and_the_others_are_no_features() -> None:
+    found = proposed(ts=1_700_000_000 + np.arange(ROWS), date=20260101 + np.arange(ROWS) % 28)
+    assert found.time is not None
+    assert found.time.value["column"] == "ts"
+    assert "date" in found.left_out
+    assert "date" not in found.features
+
+
+def test_a_history_shares_the_table_of_its_items() -> None:
+    random = np.random.default_rng(2)
+    history = ["|".join(map(str, random.integers(0, 700, random.integers(1, 9)))) for _ in range(ROWS)]
+    value = proposed(item_history=history).features["item_history"].value
+    assert value["separator"] == "|"
+    assert (value["table"], value["target"], value["pooling"]) == ("item_id", "item_id", "attention")
+
+
+def test_words_with_a_space_are_no_list() -> None:
+    found = proposed(segment=np.array(["Mens E-Mail", "Womens E-Mail", "No E-Mail"])[np.arange(ROWS) % 3])
+    assert found.features["segment"].value == "category"
+
+
+def test_lists_of_fractions_of_one_length_are_vectors() -> None:
+    found = proposed(image=[[0.5, float(row), 0.25] for row in range(ROWS)])
+    assert found.features["image"].value == {"kind": "vector", "width": 3}
+
+
+def test_row_numbers_and_constants_are_left_out() -> None:
+    found = proposed(request_id=[f"r{row}" for row in range(ROWS)], country=["DE"] * ROWS, empty=[None] * ROWS)
+    assert {"request_id", "country", "empty"} <= found.left_out.keys()
+
+
+def test_users_are_kept_apart_where_there_is_no_time() -> None:
+    found = proposed()
+    assert found.user is not None
+    assert found.user.value == "user_id"
+    assert found.split.value["by"] == "user"
+
+
+def test_a_doubtful_label_is_said_to_be_doubtful() -> None:
+    frame = logs().drop("click", "purchase").with_columns(flag=pl.int_range(ROWS) % 2)
+    found = propose(frame, frame.height)
+    assert "is it a label?" in found.tasks["flag"].remark
+
+
+def test_few_positives_are_said() -> None:
+    found = proposed(like=(np.arange(ROWS) < 7).astype(int))
+    assert "only 7 positives" in found.tasks["like"].remark

@@ -1,0 +1,60 @@
+"""The proposed settings file can be used as it is, and says what it was unsure of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from equipoise.data.proposal import propose_settings
+from equipoise.data.tables import TableConfig
+from equipoise.settings import Settings
+from tests.data.proposal.test_roles import logs
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv"])
+def test_a_proposal_is_a_settings_file(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"logs.{ending}"
+    frame = logs(ts=1_700_000_000 + pl.int_range(2000, eager=True))
+    if ending == "parquet":
+        frame.write_parquet(file)
+    else:
+        frame.write_csv(file, separator="," if ending == "csv" else "\t")
+    text = propose_settings([str(file)])
+    settings = tmp_path / "ranker.yaml"
+    settings.write_text(text)
+    found = TableConfig.of(Settings.of(settings).data)
+    assert found.time is not None
+    assert list(found.tasks) == ["click", "purchase"]
+    assert "# " in text
+
+
+def test_tabs_in_a_csv_file_are_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "logs.csv"
+    logs().write_csv(file, separator="\t")
+    assert yaml.safe_load(propose_settings([str(file)]))["data"]["format"] == "tsv"
+
+
+def test_the_paths_that_a_shell_has_made_of_a_glob_become_one_again(tmp_path: Path) -> None:
+    files = [tmp_path / f"part-{place}.parquet" for place in range(3)]
+    for file in files:
+        logs().write_parquet(file)
+    assert yaml.safe_load(propose_settings(list(map(str, files))))["data"]["files"] == str(tmp_path / "*.parquet")
+    some = yaml.safe_load(propose_settings(list(map(str, files[:2]))))["data"]["files"]
+    assert some == list(map(str, files[:2]))
+
+
+def test_a_table_without_a_label_gets_a_place_to_write_one(tmp_path: Path) -> None:
+    file = tmp_path / "logs.parquet"
+    logs().drop("click", "purchase").write_parquet(file)
+    assert "name a label" in propose_settings([str(file)])
+
+
+def test_columns_with_odd_names_are_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "logs.parquet"
+    names = {"yes": "yes", "a: b": "a: b", "101": "101"}
+    frame = logs().with_columns(pl.lit(pl.Series(["x", "y"] * 1000)).alias(name) for name in names)
+    frame.write_parquet(file)
+    assert names.keys() <= yaml.safe_load(propose_settings([str(file)]))["data"]["features"].keys()
