@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from equipoise.errors import SettingError
+from equipoise.scalars import Scalar, parse_value
 
 __all__ = ["Registry", "registered", "restore"]
 
@@ -26,6 +27,7 @@ Entry = TypeVar("Entry")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _IMPORT_PATH: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_PATH_AND_OPTIONS: Final = re.compile(r"(?P<path>\w+(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)(:(?P<options>.*))?")
 _REGISTRIES: Final[dict[str, Registry[Any]]] = {}
 
 
@@ -107,7 +109,8 @@ class Registry(Generic[Entry]):
         if not origins:
             if _IMPORT_PATH.fullmatch(name):
                 return self._adapted(name, self._follow(name, f"{self.kind} {name!r}"))
-            raise self.error(f"Expected a {self.kind} out of {', '.join(self)}; found {name!r}.")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise self.error(f"Expected {article} {self.kind} out of {', '.join(self)}; found {name!r}.")
         ((place, origin),) = origins
         found = place[name]
         if place is self._own:
@@ -117,6 +120,31 @@ class Registry(Generic[Entry]):
         if isinstance(found, _Pickled):
             found = place[name] = self._unpickle(name, found)
         return self._adapted(name, self._follow(found, f"{self.kind} {name!r}") if isinstance(found, str) else found)
+
+    def parse(self, text: str, /) -> tuple[str, dict[str, Scalar | list[int]]]:
+        """Split a name or import path from the options behind a colon.
+
+        Raises:
+            SettingError: (or the registry's own error) the options have another form, or one occurs twice.
+
+        Example:
+            >>> colours = Registry("colour", "example.colours", own={"red": 0xFF0000})
+            >>> colours.parse("red:light=0.5,mix=1-2"), colours.parse("math:pi:light=true")
+            (('red', {'light': 0.5, 'mix': [1, 2]}), ('math:pi', {'light': True}))
+        """
+        name, colon, stated = text.partition(":")
+        if name not in self and (path := _PATH_AND_OPTIONS.fullmatch(text)) and "=" not in path["path"]:
+            name, colon, stated = path["path"], ":" if path["options"] is not None else "", path["options"] or ""
+        options: dict[str, Scalar | list[int]] = {}
+        for pair in stated.split(",") if colon else ():
+            key, equals, value = pair.partition("=")
+            what = f"{self.kind.capitalize()} {name!r}"
+            if not equals or not key:
+                raise self.error(f"{what}: expected options as key=value with commas between; found {pair!r}.")
+            if key in options:
+                raise self.error(f"{what}: expected every option once, found {key} twice.")
+            options[key] = parse_value(value)
+        return name, options
 
     def __contains__(self, name: object, /) -> bool:
         return name in self._own or name in self._at_run_time or name in self._entry_points

@@ -7,7 +7,6 @@ from the fields below.
 from __future__ import annotations
 
 import json
-import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from equipoise.errors import SettingError
+from equipoise.scalars import Scalar, parse_value
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -24,7 +24,6 @@ __all__ = [
     "About",
     "Command",
     "NonFinite",
-    "Scalar",
     "Schedule",
     "Settings",
     "Sharding",
@@ -32,7 +31,6 @@ __all__ = [
     "about",
     "command_words",
     "parse_pairs",
-    "parse_scalar",
     "settings_table",
     "split_methods",
 ]
@@ -45,7 +43,6 @@ DEFAULT_METHODS: Final = ("single-task", "equal", "multibalance", "pub")
 
 Command = Literal["train", "compare"]
 
-Scalar = bool | int | float | str
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -326,9 +323,6 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-_WIDTHS = re.compile(r"\d+(-\d+)+")
-
-
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[int]]:
     """Return ``KEY=VALUE`` words of the command line as a mapping; ``128-64`` becomes a list of numbers.
 
@@ -346,25 +340,8 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[in
         key, equals, value = pair.rpartition("=")  # a method's name may hold an equals sign of its own
         if not equals or not key:
             raise SettingError(f"{option}: expected KEY=VALUE, found {pair!r}.")
-        found[key] = [int(n) for n in value.split("-")] if _WIDTHS.fullmatch(value) else parse_scalar(value)
+        found[key] = parse_value(value)
     return found
-
-
-def parse_scalar(text: str, /) -> Scalar:
-    """Convert a word of the command line to the number or truth value that it spells, else return it as it is.
-
-    Example:
-        >>> parse_scalar("0.3"), parse_scalar("10"), parse_scalar("true"), parse_scalar("gram")
-        (0.3, 10, True, 'gram')
-    """
-    if text in {"true", "false"}:
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 def split_methods(text: str) -> list[str]:

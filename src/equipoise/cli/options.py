@@ -12,7 +12,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from equipoise.errors import SettingError
-from equipoise.settings import Command, Settings, about, parse_pairs, parse_scalar, split_methods
+from equipoise.scalars import parse_scalar
+from equipoise.settings import Command, Settings, about, parse_pairs, split_methods
 
 __all__ = ["Words", "stated_settings", "takes_settings"]
 

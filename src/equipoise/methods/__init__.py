@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any, Final
+from typing import Final
 
 from equipoise.methods.catalogue import CATALOGUE
 from equipoise.methods.method import NEEDS, Method, MethodError
 from equipoise.registry import Registry
-from equipoise.settings import parse_scalar
 
 __all__ = ["CATALOGUE", "METHODS", "NEEDS", "Method", "MethodError", "methods_table", "parse_method", "register"]
 
@@ -49,9 +47,6 @@ def register(method: Method, /, *, replace: bool = False) -> None:
     METHODS.register(method.name, method, replace=replace)
 
 
-_TEXT: Final = re.compile(r"(?P<path>\w+(\.\w+)*:[A-Za-z_]\w*(\.\w+)*)(:(?P<options>.*))?")
-
-
 def parse_method(text: str, /) -> Method:
     """Return a method by its name or import path, with options behind a colon.
 
@@ -66,19 +61,8 @@ def parse_method(text: str, /) -> Method:
         Traceback (most recent call last):
         equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgrad'.
     """
-    name, colon, stated = text.partition(":")
-    if name not in METHODS and (path := _TEXT.fullmatch(text)) and "=" not in path["path"]:
-        name, colon, stated = path["path"], ":" if path["options"] is not None else "", path["options"] or ""
-    method = METHODS[name]
-    options: dict[str, Any] = {}
-    for pair in stated.split(",") if colon else ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise MethodError(f"Method {name!r}: expected options as key=value with commas between; found {pair!r}.")
-        if key in options:
-            raise MethodError(f"Method {name!r}: expected every option once, found {key} twice.")
-        options[key] = parse_scalar(value)
-    return method.with_options(**options)
+    name, options = METHODS.parse(text)
+    return METHODS[name].with_options(**options)
 
 
 def methods_table() -> str:

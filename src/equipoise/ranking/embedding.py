@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Self
@@ -12,7 +13,29 @@ from torch import Tensor, nn
 from equipoise.ranking.target_attention import TargetAttention
 from equipoise.schema import PADDING, Categorical, Categories, Schema
 
-__all__ = ["FeatureEmbedding", "IdRanges", "columns_of"]
+__all__ = ["FeatureEmbedding", "IdRanges", "Input", "columns_of"]
+
+
+class Input(nn.Module, ABC):
+    """The first layer of a model: turns ids and numbers into one dense row per example.
+
+    Attributes:
+        width: columns of the output.
+    """
+
+    width: int
+
+    @abstractmethod
+    def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            categorical: ids, int64, shape [B, columns], the columns as in ``schema.categorical_columns``.
+            numeric: values, floating point, shape [B, N], the columns as in ``schema.numeric_columns``.
+
+        Returns:
+            Shape [B, width].
+        """
 
 
 class IdRanges(nn.Module):
@@ -65,7 +88,7 @@ class IdRanges(nn.Module):
         return self
 
 
-class FeatureEmbedding(nn.Module):
+class FeatureEmbedding(Input):
     """Looks up every categorical feature in one table and puts the numeric features beside the result.
 
     All tables lie in one ``nn.Embedding``, one after the other, so that a batch is one lookup whatever the
@@ -129,15 +152,7 @@ class FeatureEmbedding(nn.Module):
         self._column_of = {name: column for column, name in enumerate(schema.categorical_columns)}
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """Embed a batch.
-
-        Args:
-            categorical: ids, int64, shape [B, columns], the columns as in ``schema.categorical_columns``.
-            numeric: values, floating point, shape [B, N], the columns as in ``schema.numeric_columns``.
-
-        Returns:
-            Shape [B, F * dim + N]: the embeddings in the schema's order, then the numbers as they are.
-        """
+        """Return the embeddings in the schema's order, then the numbers as they are; see :meth:`Input.forward`."""
         if self.table is None:
             return numeric
         fields, numbers = self.fields(categorical, numeric)

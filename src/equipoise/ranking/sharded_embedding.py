@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import SettingError
-from equipoise.ranking.embedding import FeatureEmbedding, IdRanges, columns_of
+from equipoise.ranking.embedding import FeatureEmbedding, IdRanges, Input, columns_of
 from equipoise.schema import PADDING, Categorical, Categories
 
 __all__ = ["ShardableEmbedding"]
 
 
-class ShardableEmbedding(nn.Module):
+class ShardableEmbedding(Input):
     """A :class:`FeatureEmbedding` with its values, in the form of one TorchRec table per categorical feature.
 
     Takes and returns what that does. TorchRec's ``DistributedModelParallel`` replaces ``tables`` in place. Features

@@ -15,10 +15,11 @@ from equipoise.ranking.models.base import ForkFactory, Unforked
 from equipoise.ranking.models.mmoe import MMoE
 from equipoise.ranking.models.ple import PLE
 from equipoise.ranking.models.shared_bottom import SharedBottom
+from equipoise.ranking.options import checked_options
 from equipoise.registry import Registry
 from equipoise.schema import Schema
 
-__all__ = ["MODELS", "ModelBuilder", "build_model", "checked_options", "register", "trial_logits"]
+__all__ = ["MODELS", "ModelBuilder", "build_model", "register", "trial_logits"]
 
 ModelBuilder = Callable[..., nn.Module]
 """``build(schema=..., fork=..., **options)`` returns a module that takes (categorical, numeric), of shapes [B, F] and
@@ -70,7 +71,7 @@ def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, *
         'MMoE'
     """
     builder = MODELS[name]
-    keywords = checked_options(name, builder, options)
+    keywords = checked_options(f"Model {name!r}", builder, options, given={"schema", "fork"})
     try:
         model = builder(schema=schema, fork=fork or partial(Unforked, len(schema.tasks)), **keywords)
     except (ValueError, RuntimeError) as error:  # a size that is too small, or too large
@@ -80,35 +81,6 @@ def build_model(name: str, schema: Schema, *, fork: ForkFactory | None = None, *
     with torch.no_grad():
         trial_logits(model, schema, name=name)
     return model
-
-
-def checked_options(name: str, builder: ModelBuilder, stated: Mapping[str, Any], /) -> dict[str, Any]:
-    """Return the options as the types that the builder's signature asks for.
-
-    An option must have the type of its default. A list or one number may stand for a tuple of whole numbers. An option
-    without a default, or with the default None, takes any value.
-
-    Raises:
-        SettingError: an option is not known, of another kind, or missing.
-    """
-    parameters = dict(inspect.signature(builder).parameters)
-    known = [
-        option
-        for option, entry in parameters.items()
-        if option not in {"schema", "fork"} and entry.kind not in {entry.VAR_KEYWORD, entry.VAR_POSITIONAL}
-    ]
-    takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
-    unknown = [] if takes_any else sorted(stated.keys() - set(known))
-    if unknown:
-        takes = f"the options {', '.join(known)}" if known else "no options"
-        raise SettingError(f"Model {name!r} takes {takes}; found {', '.join(unknown)}.")
-    without_default = [option for option in known if parameters[option].default is inspect.Parameter.empty]
-    if missing := [option for option in without_default if option not in stated]:
-        raise SettingError(f"Model {name!r} needs the options {', '.join(missing)}, which have no default.")
-    return {
-        option: _of_kind(parameters[option].default, value, f"Model {name!r}, {option}") if option in known else value
-        for option, value in stated.items()
-    }
 
 
 def trial_logits(model: nn.Module, schema: Schema, *, name: str = "") -> list[Tensor]:
@@ -144,18 +116,6 @@ def trial_logits(model: nn.Module, schema: Schema, *, name: str = "") -> list[Te
             f"{_advice(found, len(schema.tasks))}"
         )
     return logits
-
-
-def _of_kind(default: object, value: object, what: str) -> object:
-    if isinstance(default, tuple) and all(type(entry) is int for entry in default):
-        widths = [value] if isinstance(value, int) else value
-        if isinstance(widths, Sequence) and all(type(width) is int for width in widths):
-            return tuple(widths)
-        raise SettingError(f"{what}: expected whole numbers such as 128-64, found {value!r}.")
-    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(type(default))
-    if kinds is not None and type(value) not in kinds:
-        raise SettingError(f"{what}: expected a value like {default!r}, found {value!r}.")
-    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from equipoise.ranking import layers
-from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.interactions import build_input
 from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.schema import Schema
 
@@ -28,6 +28,7 @@ class MMoE(RankingModel):
         schema: the features and the tasks.
         fork: builds the fork; None: the plain sum of the tasks' gradients.
         embedding_dim: width of one categorical feature's embedding.
+        interaction: how features interact before the model reads them, see :func:`build_input`.
         experts: how many experts.
         expert: widths of each expert's layers.
         tower: widths of each tower's hidden layers.
@@ -51,6 +52,7 @@ class MMoE(RankingModel):
         *,
         fork: ForkFactory | None = None,
         embedding_dim: int = 8,
+        interaction: str = "none",
         experts: int = 4,
         expert: Sequence[int] = (128, 64),
         tower: Sequence[int] = (16,),
@@ -60,7 +62,7 @@ class MMoE(RankingModel):
         self.fork = self.new_fork(fork)
         if experts < 1:
             raise ValueError(f"MMoE needs at least 1 expert, found {experts}.")
-        self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
+        self.embedding = build_input(schema, embedding_dim=embedding_dim, interaction=interaction, sparse=sparse)
         inputs = self.embedding.width
         self.experts = layers.Experts(experts, inputs, expert)
         self.heads = nn.ModuleList(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.ranking import layers
-from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.interactions import build_input
 from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.schema import Schema
 
@@ -43,6 +43,7 @@ class PLE(RankingModel):
         schema: the features and the tasks.
         fork: builds the fork; None: the plain sum of the tasks' gradients.
         embedding_dim: width of one categorical feature's embedding.
+        interaction: how features interact before the model reads them, see :func:`build_input`.
         levels: how many levels, N.
         shared_experts: how many shared experts at each level.
         task_experts: how many experts each task has at each level.
@@ -67,6 +68,7 @@ class PLE(RankingModel):
         *,
         fork: ForkFactory | None = None,
         embedding_dim: int = 8,
+        interaction: str = "none",
         levels: int = 2,
         shared_experts: int = 2,
         task_experts: int = 1,
@@ -80,7 +82,7 @@ class PLE(RankingModel):
             if count < 1:
                 raise ValueError(f"PLE needs at least 1 {what}, found {count}.")
         self.fork = self.new_fork(fork)
-        self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
+        self.embedding = build_input(schema, embedding_dim=embedding_dim, interaction=interaction, sparse=sparse)
         widths = [self.embedding.width, *[(self.embedding.width, *expert)[-1]] * levels]  # of g^{k,j}, j = 0 ... N
 
         def column(level: int) -> _Column:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from equipoise.ranking import layers
-from equipoise.ranking.embedding import FeatureEmbedding
+from equipoise.ranking.interactions import build_input
 from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.schema import Schema
 
@@ -23,6 +23,7 @@ class SharedBottom(RankingModel):
         schema: the features and the tasks.
         fork: builds the fork; None: the plain sum of the tasks' gradients.
         embedding_dim: width of one categorical feature's embedding.
+        interaction: how features interact before the model reads them, see :func:`build_input`.
         bottom: widths of the shared layers.
         tower: widths of each tower's hidden layers.
         sparse: give the embedding table sparse gradients.
@@ -42,13 +43,14 @@ class SharedBottom(RankingModel):
         *,
         fork: ForkFactory | None = None,
         embedding_dim: int = 8,
+        interaction: str = "none",
         bottom: Sequence[int] = (128, 64),
         tower: Sequence[int] = (16,),
         sparse: bool = False,
     ) -> None:
         super().__init__(schema)
         self.fork = self.new_fork(fork)
-        self.embedding = FeatureEmbedding(schema, embedding_dim, sparse=sparse)
+        self.embedding = build_input(schema, embedding_dim=embedding_dim, interaction=interaction, sparse=sparse)
         self.bottom = layers.mlp(self.embedding.width, bottom)
         width = (self.embedding.width, *bottom)[-1]
         self.heads = nn.ModuleList(layers.tower(width, tower) for _ in schema.tasks)
