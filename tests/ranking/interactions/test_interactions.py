@@ -242,7 +242,7 @@ def test_xor_of_two_features_is_learned_by_a_linear_layer_only_behind_an_interac
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        losses = task_losses(model(batch.categorical, batch.numeric), batch.labels)
+        losses = task_losses(model(batch.categorical, batch.numeric), batch.labels, XOR.tasks)
         sum(losses).backward()
         optimizer.step()
     for loss in losses:
