@@ -64,8 +64,8 @@ class Encoding(BaseModel):
 
     version: Literal[1] = _VERSION
     tables: Mapping[str, IdTable]
-    features: Sequence[FeatureEncoder]
-    tasks: Sequence[Task]
+    features: tuple[FeatureEncoder, ...]
+    tasks: tuple[Task, ...]
     sampled: Sampled | None = None
 
     @model_validator(mode="after")

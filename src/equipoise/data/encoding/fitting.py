@@ -24,7 +24,7 @@ from equipoise.data.encoding.numbers import (
 )
 from equipoise.data.encoding.places import Place, check_columns
 from equipoise.data.encoding.text import missing_count, normal_form
-from equipoise.data.encoding.times import TimeEncoder
+from equipoise.data.encoding.times import TimeEncoder, check_format
 from equipoise.errors import DataError
 from equipoise.schema import Sampled, Task
 
@@ -92,7 +92,7 @@ def fit(
         if config.kind in {"category", "categories"} and not config.table
     }
     encoders = [_encoder(name, config, tables, fitters[name]) for name, config in features.items()]
-    return Encoding(tables=tables, features=encoders, tasks=tasks, sampled=sampled)
+    return Encoding(tables=tables, features=tuple(encoders), tasks=tuple(tasks), sampled=sampled)
 
 
 def _columns(config: FeatureConfig) -> tuple[str, ...]:
@@ -114,6 +114,11 @@ def _fitter(name: str, config: FeatureConfig, features: Mapping[str, FeatureConf
         return _Counts(config.separator, config.length) if config.kind == "categories" else _Counts()
     if config.kind == "number":
         return _Quantiles() if config.scale == "bins" else _Moments("log1p" if config.scale == "log1p" else "none")
+    if config.kind == "time":
+        try:
+            check_format(config.format)
+        except ValueError as error:
+            raise DataError(f"Feature {name!r}: {error}.") from None
     return None
 
 
@@ -210,10 +215,10 @@ class _Quantiles(_Fitter):
             kept = np.argpartition(self._keys, _SAMPLE_ROWS)[:_SAMPLE_ROWS]
             self._keys, self._numbers = self._keys[kept], self._numbers[kept]
 
-    def edges(self, bins: int) -> list[float]:
+    def edges(self, bins: int) -> tuple[float, ...]:
         """Return the quantiles between bins; equal ones once, and none at the least number: nothing is below."""
         quantiles = np.quantile(self._numbers, np.arange(1, bins) / bins, method="higher")
-        return [float(edge) for edge in np.unique(quantiles[quantiles > self._numbers.min()])]
+        return tuple(np.unique(quantiles[quantiles > self._numbers.min()]).tolist())
 
 
 def _mixed(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:

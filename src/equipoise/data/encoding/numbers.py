@@ -94,7 +94,7 @@ class NumberEncoder(ColumnEncoder):
         return []
 
 
-def _ascending(edges: list[float]) -> list[float]:
+def _ascending(edges: tuple[float, ...]) -> tuple[float, ...]:
     if any(low >= high for low, high in pairwise(edges)):
         raise ValueError("expected ascending edges")
     return edges
@@ -104,7 +104,7 @@ class BinsEncoder(ColumnEncoder):
     """One number as an id: 1 plus the number of edges that are at most x; 0 if it is missing."""
 
     kind: Literal["bins"] = "bins"
-    edges: Annotated[list[float], AfterValidator(_ascending)]
+    edges: Annotated[tuple[float, ...], AfterValidator(_ascending)]
 
     @property
     def feature(self) -> Categorical:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
 import numpy as np
@@ -17,28 +18,39 @@ from equipoise.data.encoding.places import Place
 from equipoise.data.encoding.text import missing_or_same
 from equipoise.schema import Categorical
 
-__all__ = ["TimeEncoder", "times_of"]
+__all__ = ["TimeEncoder", "check_format", "times_of"]
 
 Unit = Literal["s", "ms", "us", "ns"]
 
 _PER_SECOND: Final[Mapping[str, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799  # the years 1 to 9999
 _ISO: Final = (
-    r"^(\d{4})-(\d{2})-(\d{2})(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?(?:(Z)|([+-])(\d{2}):?(\d{2})?)?)?$"
+    r"^([0-9]{4})-([0-9]{2})-([0-9]{2})"
+    r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.[0-9]+)?)?(?:(Z)|([+-])([0-9]{2}):?([0-9]{2})?)?)?$"
 )
+_EXAMPLE: Final = datetime(2026, 12, 31, 23, 58, 59, tzinfo=UTC)
 _DIRECTIVES: Final = "YmdHMSyjbBpI%"
 
 
-def _common_directives(text_format: str | None) -> str | None:
+def check_format(text_format: str | None) -> str | None:
+    """Return a format of times, if polars and ``strptime`` read it alike and it has a year, a month and a day.
+
+    Raises:
+        ValueError: they do not, or it has not.
+    """
     if text_format is not None:
-        found = re.findall("%(.)", text_format)
-        if not found or (unknown := [letter for letter in found if letter not in _DIRECTIVES]):
-            named = f"%{unknown[0]}" if found else "none"
-            raise ValueError(f"expected the directives %{', %'.join(_DIRECTIVES)}; found {named}")
+        if unknown := sorted(set(re.findall("%(.)", text_format)) - set(_DIRECTIVES)):
+            raise ValueError(f"expected the directives %{', %'.join(_DIRECTIVES)}; found %{unknown[0]}")
+        try:
+            found = _seconds_of_text(pl.Series([_EXAMPLE.strftime(text_format)]), text_format)[0]
+        except pl.exceptions.ComputeError:
+            found = None
+        if found is None or found // 86_400 != _EXAMPLE.timestamp() // 86_400:
+            raise ValueError(f"expected a format with a year, a month and a day, found {text_format!r}")
     return text_format
 
 
-TimeFormat = Annotated[str | None, AfterValidator(_common_directives)]
+TimeFormat = Annotated[str | None, AfterValidator(check_format)]
 
 
 def times_of(values: pl.Series, unit: Unit, text_format: str | None, place: Place) -> pl.Series:
@@ -47,8 +59,8 @@ def times_of(values: pl.Series, unit: Unit, text_format: str | None, place: Plac
     Args:
         values: dates, dates with a time (of any time zone), numbers since 1970-01-01 UTC, or text.
         unit: the unit of numbers.
-        text_format: the format of text in the directives of ``strptime``; None: ISO 8601, to the second or shorter,
-            with an optional offset from UTC.
+        text_format: the format of text, and of whole numbers such as 20260131, in the directives of ``strptime``; None:
+            text is ISO 8601: a date, or a date with a time and perhaps an offset from UTC.
 
     Raises:
         DataError: the type holds no times, a text is of another format, or a time is outside the years 1 to 9999.
@@ -60,19 +72,19 @@ def times_of(values: pl.Series, unit: Unit, text_format: str | None, place: Plac
         return values.cast(pl.Datetime("ms")).dt.epoch("s")
     if isinstance(dtype, pl.Datetime):
         return values.dt.epoch("s")
-    if dtype.is_integer():
+    if dtype.is_integer() and text_format is None:
         found = values.cast(pl.Int64) // _PER_SECOND[unit]
     elif dtype.is_float():
         values = values.fill_nan(None)
         found = (values.cast(pl.Float64) / _PER_SECOND[unit]).floor().cast(pl.Int64, strict=False)
-    elif dtype in (pl.String, pl.Categorical, pl.Enum):
+    elif dtype in (pl.String, pl.Categorical, pl.Enum) or dtype.is_integer():
         values = missing_or_same(values.cast(pl.String))
         found = _seconds_of_text(values, text_format)
     else:
         raise place.refuse("times: dates, numbers or text", str(dtype))
     wrong = (found.is_null() & values.is_not_null()) | ((found < _FIRST) | (found > _LAST)).fill_null(False)
     if wrong.any():
-        if dtype.is_numeric():
+        if values.dtype.is_numeric():
             raise place.refuse_value(wrong, values, f"times in the years 1 to 9999 (in the unit {unit!r})")
         raise place.refuse_value(wrong, values, f"times in the format {text_format or 'ISO 8601'!r}")
     return found
@@ -80,6 +92,8 @@ def times_of(values: pl.Series, unit: Unit, text_format: str | None, place: Plac
 
 def _seconds_of_text(texts: pl.Series, text_format: str | None) -> pl.Series:
     if text_format is not None:
+        if re.search("%[HI]", text_format) and "%M" not in text_format:  # polars reads no hour without minutes
+            texts, text_format = texts + "|00", f"{text_format}|%M"
         return texts.str.to_datetime(text_format, time_unit="ms", strict=False).dt.epoch("s")
     parts = texts.str.extract_groups(_ISO).struct.unnest()
     parts.columns = ["year", "month", "day", "hour", "minute", "second", "utc", "sign", "hours", "minutes"]
