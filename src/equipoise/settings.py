@@ -225,8 +225,8 @@ class Settings(TrainingSettings):
 
     data: Annotated[str | dict[str, Any], About()] = Field(
         "complete-journey",
-        description="Data set: a registered name, package.module:attribute, or in a settings file the description of "
-        "own tables.",
+        description="Data set: a registered name, package.module:attribute, a folder of `equipoise data prepare`, or "
+        "in a settings file the description of own tables.",
     )
     data_options: Annotated[dict[str, OptionValue], About(option="--data-option", metavar="KEY=VALUE")] = Field(
         default_factory=dict, description="An option of the data set's loader."

@@ -5,28 +5,34 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from equipoise.data.dataset import Dataset, Split
+from equipoise.data.dataset import AnySplit, Dataset, Split
 from equipoise.data.source import DataSource, StageListener
 from equipoise.errors import DataError, how_to_install
 from equipoise.registry import Registry
 
 if TYPE_CHECKING:
     from equipoise.data.encoding import Encoding
+    from equipoise.data.stream import StreamedBatches, StreamedSplit, from_prepared
     from equipoise.data.tables import TableConfig, from_files, from_frame
 
 __all__ = [
     "DATASETS",
+    "AnySplit",
     "DataError",
     "DataSource",
     "Dataset",
     "Encoding",
     "Split",
     "StageListener",
+    "StreamedBatches",
+    "StreamedSplit",
     "TableConfig",
     "from_files",
     "from_frame",
+    "from_prepared",
     "load",
     "register",
 ]
@@ -57,9 +63,12 @@ register = DATASETS.register
 # What needs polars is imported when it is first used.
 _LATER: Final = {
     "Encoding": "equipoise.data.encoding",
+    "StreamedBatches": "equipoise.data.stream",
+    "StreamedSplit": "equipoise.data.stream",
     "TableConfig": "equipoise.data.tables",
     "from_files": "equipoise.data.tables",
     "from_frame": "equipoise.data.tables",
+    "from_prepared": "equipoise.data.stream",
 }
 
 
@@ -70,11 +79,12 @@ def __getattr__(name: str) -> Any:
 
 
 def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None, **options: object) -> Dataset:
-    """Load a data set, built from its published files, from own tables, or generated.
+    """Load a data set: built from its published files, from own tables, prepared in a folder, or generated.
 
     Args:
         name: one of :data:`DATASETS`, which ``docs/data-sets.md`` describes; an import path such as
-            ``"package.module:function"`` of a function that returns a :class:`Dataset`; or the description of own
+            ``"package.module:function"`` of a function that returns a :class:`Dataset`; a folder that
+            `equipoise data prepare` wrote (``./funnel`` if it has the name of a data set); or the description of own
             tables, see :class:`TableConfig`.
         on_stage: called at each stage of the building, by data sets that take long.
         options: keyword options of that data set's loader, such as ``seed``.
@@ -96,6 +106,11 @@ census-income-full, funnel; found 'funnels'.
         from equipoise.data.tables import from_files
 
         return from_files(name)
+    if name not in DATASETS and Path(name).is_dir():
+        from equipoise.data.stream import from_prepared
+
+        _check_options(name, {}, options)
+        return from_prepared(name)
     try:
         loader = DATASETS[name].load
         parameters = inspect.signature(loader).parameters

@@ -120,7 +120,8 @@ def cached(
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
     """Write a data set as one Parquet file: features, labels and ``weight``; the rows of the splits in turn."""
-    schema, splits = dataset.schema, (dataset.train, dataset.validation, dataset.test)
+    schema = dataset.schema
+    splits = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
     train, validation, test = (len(split) for split in splits)
     description = _Description(
         dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne,

@@ -1,11 +1,11 @@
-"""A data set in memory: three splits, stored as whole columns and read in whole batches."""
+"""A data set: three splits, in memory as whole columns or on disk, read in whole batches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from equipoise.schema import Batch, Categorical, Schema
 if TYPE_CHECKING:
     from equipoise.data.encoding import Encoding
 
-__all__ = ["Dataset", "Split"]
+__all__ = ["AnySplit", "Dataset", "Split"]
 
 _FINGERPRINT_ROWS: Final = 10_000
 
@@ -96,6 +96,20 @@ class Split:
         """Return the split of some rows, as a slice or by index."""
         return self._each(lambda column: column[rows])
 
+    def check(self, schema: Schema, /) -> None:
+        """Refuse values that the schema does not allow.
+
+        Raises:
+            ValueError: see :meth:`equipoise.schema.Batch.check`.
+        """
+        Batch(self.categorical, self.numeric, self.labels, self.weight, self.importance).check(schema)
+
+    def add_to_hash(self, digest: hashlib._Hash, /) -> None:
+        """Add 10,000 rows to a hash."""
+        rows = torch.linspace(0, len(self) - 1, min(len(self), _FINGERPRINT_ROWS), dtype=torch.float64).long()
+        for column in self.take(rows.to(self.labels.device)).to("cpu")._columns:
+            digest.update(column.numpy().tobytes())
+
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None, skip: int = 0) -> Iterator[Batch]:
         """Yield batches of ``batch_size`` rows; a generator shuffles the rows, and a short last batch is then left out.
 
@@ -149,6 +163,50 @@ class Split:
         )
 
 
+class AnySplit(Protocol):
+    """N examples: in memory, as a :class:`Split`, or on disk, as a :class:`equipoise.data.StreamedSplit`.
+
+    Training, evaluation and comparison use these members alone; they mean what those of :class:`Split` mean.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, float32, shape [N, tasks]."""
+
+    @property
+    def weight(self) -> Tensor:
+        """All weights, float32, shape [N]."""
+
+    @property
+    def importance(self) -> Tensor | None:
+        """All importances, float32, shape [N]; None: 1 each."""
+
+    @property
+    def keys(self) -> Mapping[str, Tensor]:
+        """All keys: name -> codes, int64, shape [N]."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the columns of batches take in memory."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> AnySplit:
+        """Return the same split with what is in memory on another device."""
+
+    def take(self, rows: Tensor | slice, /) -> Split:
+        """Return some rows in memory, as a slice or by index."""
+
+    def check(self, schema: Schema, /) -> None:
+        """Refuse values that the schema does not allow, with a ``ValueError``."""
+
+    def add_to_hash(self, digest: hashlib._Hash, /) -> None:
+        """Add to a hash what tells the rows from others."""
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield batches, shuffled by a generator, without the first ``skip`` of them."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A named data set: its schema, its splits, and notes for readers of its results.
@@ -176,9 +234,9 @@ class Dataset:
 
     name: str
     schema: Schema
-    train: Split
-    validation: Split
-    test: Split
+    train: AnySplit
+    validation: AnySplit
+    test: AnySplit
     notes: tuple[str, ...] = ()
     best_ne: dict[str, float] = field(default_factory=dict)
     epochs: int = 1
@@ -205,7 +263,7 @@ class Dataset:
             if len(split) == 0:
                 raise DataError(f"{self.name}, {name} split: expected at least one row, found none.")
             try:
-                Batch(split.categorical, split.numeric, split.labels, split.weight, split.importance).check(self.schema)
+                split.check(self.schema)
             except ValueError as error:
                 raise DataError(f"{self.name}, {name} split, {error}") from None
             sliced = [*split.keys, *(f.name for f in self.schema.categorical if isinstance(f, Categorical))]
@@ -228,11 +286,7 @@ class Dataset:
         """
         digest = hashlib.sha256(repr(self.schema).encode())
         for split in (self.train, self.validation, self.test):
-            rows = torch.linspace(0, len(split) - 1, min(len(split), _FINGERPRINT_ROWS), dtype=torch.float64).long()
-            part = split.take(rows.to(split.labels.device)).to("cpu")
-            columns = [part.categorical, part.numeric, part.labels, part.weight]
-            for column in columns if part.importance is None else [*columns, part.importance]:
-                digest.update(column.numpy().tobytes())
+            split.add_to_hash(digest)
             digest.update(str(len(split)).encode())
         return digest.hexdigest()[:12]
 

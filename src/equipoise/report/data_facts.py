@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from equipoise.data import Dataset, Split
+from equipoise.data import AnySplit, Dataset, Split
 from equipoise.ranking.metrics import auc
 from equipoise.schema import Categories, Vector
 
@@ -125,9 +125,9 @@ def by_day(dataset: Dataset, /) -> list[DayFacts]:
     return found
 
 
-def _random_rows(split: Split) -> Split:
+def _random_rows(split: AnySplit) -> Split:
     if len(split) <= _MOST_ROWS:
-        return split
+        return split.take(slice(None))
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))[:_MOST_ROWS]
     return split.take(rows)
 

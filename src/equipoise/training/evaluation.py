@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.data.dataset import Dataset, Split
+from equipoise.data.dataset import AnySplit, Dataset
 from equipoise.ranking.metrics import TaskMetrics
 from equipoise.schema import Schema
 from equipoise.training.faults.non_finite import NonFiniteError
@@ -24,7 +24,7 @@ _SUBSET_SEED = 0
 Metrics = dict[str, dict[str, float]]
 
 
-def random_rows(split: Split, most: int) -> Split:
+def random_rows(split: AnySplit, most: int) -> AnySplit:
     """Return at most that many rows of a split, the same ones for every method and seed."""
     if len(split) <= most:
         return split
@@ -37,7 +37,7 @@ def _diverged(run: Run) -> NonFiniteError:
     return NonFiniteError(f"A prediction is not finite after step {run.steps}: {NON_FINITE_REMEDY}", run)
 
 
-def predict(learner: Learner, split: Split) -> list[Tensor] | None:
+def predict(learner: Learner, split: AnySplit) -> list[Tensor] | None:
     """Return the logits of each task on a whole split, on the CPU; None if one of them is not finite."""
     parts = []
     for batch in split.batches(_EVALUATION_BATCH):
@@ -53,7 +53,7 @@ def predict(learner: Learner, split: Split) -> list[Tensor] | None:
     return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
 
 
-def evaluate(record: TrainingRecord, learner: Learner, split: Split, batch_size: int) -> None:
+def evaluate(record: TrainingRecord, learner: Learner, split: AnySplit, batch_size: int) -> None:
     """Add a point to the learning curve."""
     record.refuse_non_finite()
     schema, step = learner.schema, record.steps
@@ -65,7 +65,7 @@ def evaluate(record: TrainingRecord, learner: Learner, split: Split, batch_size:
         raise _diverged(record.run)
 
 
-def measure(schema: Schema, split: Split, logits: list[Tensor], weight: Tensor | None = None) -> Metrics:
+def measure(schema: Schema, split: AnySplit, logits: list[Tensor], weight: Tensor | None = None) -> Metrics:
     """Return the metrics of each task, from the logits of all rows of a split."""
     metrics = TaskMetrics(schema)
     metrics.update(logits, split.labels, weight)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise.data.dataset import Dataset, Split
+from equipoise.data.dataset import AnySplit, Dataset
 from equipoise.errors import SettingError
 from equipoise.methods import Method, parse_method
 from equipoise.schema import Batch
@@ -171,7 +171,7 @@ def _expect_positive(numbers: Mapping[str, int]) -> None:
             raise SettingError(f"{name} must be at least 1, found {value}.")
 
 
-def _stream(train: Split, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
+def _stream(train: AnySplit, batch_size: int, seed: int, epochs: int, *, done: int) -> Iterator[tuple[int, Batch]]:
     """Yield the batches of all epochs, numbered from one, without the first ``done`` of them."""
     per_epoch = len(train) // batch_size
     for epoch in range(done // per_epoch, epochs):
@@ -187,7 +187,7 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def _on_device(split: Split, device: torch.device, free_bytes: int) -> Split:
+def _on_device(split: AnySplit, device: torch.device, free_bytes: int) -> AnySplit:
     """Copy a split to the device if it takes at most half of the free memory, so that batches are gathered there.
 
     The order of the batches comes from a generator on the CPU, so they are the same either way.

@@ -1,0 +1,158 @@
+"""The manifest of a prepared folder: ``manifest.json`` names its parts; written last, it says that all are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from equipoise.data.encoding import Encoding
+from equipoise.errors import DataError
+from equipoise.schema import Schema
+
+__all__ = ["JOURNAL", "MANIFEST", "SPLITS", "About", "Manifest", "Part", "SplitName", "is_prepared", "read_manifest"]
+
+MANIFEST: Final = "manifest.json"
+JOURNAL: Final = "journal.jsonl"
+"""The file that says which blocks are whole before there is a manifest."""
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
+VERSION: Final = 1
+
+_AGAIN: Final = "prepare it again with `equipoise data prepare`"
+
+
+class _Stated(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class About(_Stated):
+    """The facts about a data set besides its rows, as :class:`equipoise.data.Dataset` holds them.
+
+    Attributes:
+        columns: the schema.
+        keys: names of the key columns.
+        importance: whether rows have an importance.
+    """
+
+    name: str
+    columns: Schema
+    encoding: Encoding | None = None
+    keys: tuple[str, ...] = ()
+    importance: bool = False
+    notes: tuple[str, ...] = ()
+    best_ne: dict[str, float] = Field(default_factory=dict)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=2048, ge=1)
+    licence: str = ""
+    source: str = ""
+    group: str = ""
+    values: dict[str, list[str]] = Field(default_factory=dict)
+    slices: tuple[str, ...] = ()
+
+
+class Part(_Stated):
+    """One Parquet file of a split.
+
+    Attributes:
+        file: its path within the folder.
+        groups: rows of each of its row groups.
+        size: bytes of the file.
+        crc32: of the whole file.
+    """
+
+    split: SplitName
+    file: str
+    groups: tuple[int, ...]
+    size: int
+    crc32: int
+
+
+class Manifest(_Stated):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        made_from: the files and settings behind the rows, by name.
+    """
+
+    kind: Literal["equipoise prepared data"] = "equipoise prepared data"
+    version: Literal[1] = VERSION
+    about: About
+    made_from: dict[str, Any]
+    parts: tuple[Part, ...]
+
+    def of_split(self, split: str, /) -> Sequence[Part]:
+        """Return the parts of one split."""
+        return [part for part in self.parts if part.split == split]
+
+    def rows(self) -> dict[str, int]:
+        """Return the number of rows of each split."""
+        return {split: sum(sum(part.groups) for part in self.of_split(split)) for split in SPLITS}
+
+    def digest(self, split: str, /) -> bytes:
+        """Return a hash of the content of one split."""
+        content = [(part.groups, part.size, part.crc32) for part in self.of_split(split)]
+        return hashlib.sha256(json.dumps(content).encode()).digest()
+
+
+def is_prepared(folder: Path, /) -> bool:
+    """Return whether a folder holds a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path, /) -> Manifest:
+    """Read the manifest of a prepared folder and check that its parts are there, each with its size.
+
+    Raises:
+        DataError: the folder is none that was prepared to the end, is of another version, or a part is missing or of
+            another size.
+    """
+    if not is_prepared(folder):
+        found = "an unfinished preparation" if (folder / JOURNAL).is_file() else "none"
+        raise DataError(f"Expected a prepared folder with a {MANIFEST}, found {found} in {folder}: {_AGAIN}.")
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except ValueError as error:
+        raise DataError(f"{folder / MANIFEST} is damaged ({error}): {_AGAIN}.") from error
+    _check_version(folder, content)
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{folder / MANIFEST} is damaged ({where}: {first['msg']}): {_AGAIN}.") from error
+    for part in manifest.parts:
+        check_size(folder, part)
+    return manifest
+
+
+def check_size(folder: Path, part: Part) -> None:
+    """Check that a part is there with its size.
+
+    Raises:
+        DataError: it is not.
+    """
+    path = folder / part.file
+    if not path.is_file():
+        raise DataError(f"A part of the prepared data is missing: {path}. Put it back, or {_AGAIN}.")
+    if (size := path.stat().st_size) != part.size:
+        raise DataError(
+            f"Expected {part.size:,} bytes in {path}, found {size:,}: the file was cut off or changed. Put it back, or "
+            f"remove the folder and {_AGAIN}."
+        )
+
+
+def _check_version(folder: Path, content: Any) -> None:
+    found = content if isinstance(content, Mapping) else {}
+    if found.get("kind") != "equipoise prepared data":
+        raise DataError(f"Expected a manifest of prepared data, found another file in {folder / MANIFEST}.")
+    if found.get("version") != VERSION:
+        raise DataError(
+            f"Expected a manifest of version {VERSION}, found version {found.get('version')!r} in {folder / MANIFEST}: "
+            f"use the equipoise that wrote it, or {_AGAIN}."
+        )
