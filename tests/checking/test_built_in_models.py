@@ -4,24 +4,21 @@ import pytest
 import torch
 
 from equipoise import PUB, MultiBalance, check
-from equipoise.ranking.models import MODELS, build_model
-from equipoise.schema import Categorical, Numeric, Schema, Task
 from tests.ranking.models.cuts import losses_of, make_batch
+from tests.ranking.models.samples import CHAIN, SCHEMA, every_model, make
 
-SCHEMA = Schema([Categorical("user", 9), Categorical("item", 5)], [Numeric("age")], [Task("click"), Task("like")])
 
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("sparse", [False, True])
-def test_forks_stand_in_their_place(name, sparse):
-    model = build_model(name, SCHEMA, fork=lambda: MultiBalance(SCHEMA.task_names), sparse=sparse)
-    report = check(model, losses_of(model, make_batch(SCHEMA)), optimizer=torch.optim.SGD(model.parameters()))
+@every_model
+@pytest.mark.parametrize(("schema", "sparse"), [(SCHEMA, False), (SCHEMA, True), (CHAIN, False)])
+def test_forks_stand_in_their_place(name, schema, sparse):
+    model = make(name, schema, fork=lambda: MultiBalance(schema.task_names), sparse=sparse)
+    report = check(model, losses_of(model, make_batch(schema)), optimizer=torch.optim.SGD(model.parameters()))
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_shared_parameters_are_the_shared_ones(name):
-    model = build_model(name, SCHEMA)
+    model = make(name)
     optimizer = PUB(torch.optim.Adam(model.parameters()), shared=model.shared_parameters())
     report = check(model, losses_of(model, make_batch(SCHEMA)), optimizer=optimizer)
     assert report.ok, str(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def task_losses(
     *,
     labelled: Tensor | None = None,
     importance: Tensor | None = None,
+    auxiliary: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """Return the mean loss of every task over the rows that have its label, weighted by the rows' importance.
 
@@ -50,6 +51,9 @@ def task_losses(
             rows. One rank of W passes 1/W of that of the global batch, so that the mean over the ranks is the loss of
             the global batch.
         importance: what each row counts, shape [B]; None: 1 each.
+        auxiliary: by a task's name a further loss of each row, shape [B], see
+            :meth:`equipoise.ranking.models.RankingModel.auxiliary_losses`. It is added to the task's own in the rows
+            that have its label.
 
     Returns:
         One scalar per task; of a binary task in nats.
@@ -73,9 +77,14 @@ def task_losses(
     # The mask becomes the weight of a weighted sum, 1 / (number of labels) or 0: no division by zero, and no selection
     # of rows, which would need a host sync.
     weights = (there / (_divisors(there) if labelled is None else labelled)).unbind(1)
-    return [
+    losses = [
         _loss(output.to(torch.promote_types(output.dtype, target.dtype)), target, weight, task)
         for output, target, weight, task in zip(outputs, targets.unbind(1), weights, tasks, strict=True)
+    ]
+    further = auxiliary or {}
+    return [
+        loss + (further[task.name] * weight).sum() if task.name in further else loss
+        for loss, weight, task in zip(losses, weights, tasks, strict=True)
     ]
 
 

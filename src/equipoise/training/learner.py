@@ -18,7 +18,7 @@ from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import labelled_rows, task_losses
-from equipoise.ranking.models import build_model, partition_of, trial_logits
+from equipoise.ranking.models import Partition, RankingModel, build_model, partition_of, trial_logits
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
 from equipoise.training.compatibility import Combination, check_compatible
@@ -95,7 +95,7 @@ class Learner:
             partition = partition_of(built, schema)
             tasks = [schema.task_names.index(task) for task in group]
             if len(tasks) < len(schema.tasks):
-                _freeze_unused(built, schema, tasks)
+                _freeze_unused(built, schema, tasks, partition)
             built.to(self.device)
             module: nn.Module = built
             spread = self.world.size > 1 or sharding != "ddp"
@@ -347,12 +347,14 @@ class Learner:
     def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
         """Return the logits of all tasks, and the losses of the member's tasks, on this rank's rows."""
         logits = member.module(share.categorical, share.numeric)
+        further = member.model.auxiliary_losses(share.labels) if isinstance(member.model, RankingModel) else None
         own = task_losses(
             [logits[task] for task in member.tasks],
             share.labels[:, member.tasks],
             [self.schema.tasks[task] for task in member.tasks],
             labelled=None if labelled is None else labelled[member.tasks],
             importance=share.importance,
+            auxiliary=further,
         )
         return logits, own
 
@@ -388,13 +390,15 @@ def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | 
     return Monitor(model, optimizer, weighting) if forked or balances or weighting is not None else None
 
 
-def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int]) -> None:
+def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int], partition: Partition) -> None:
     """Freeze parameters that no task reaches: DDP would wait for their gradients."""
     logits = trial_logits(model, schema)
     parameters = list(model.parameters())
     found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
+    # Auxiliary losses may reach parameters that no logit reads.
+    own = {id(p) for task in tasks for p in partition.task_parameters(model, schema.task_names[task])}
     for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.requires_grad_(gradient is not None)
+        parameter.requires_grad_(gradient is not None or id(parameter) in own)
 
 
 def _adam(

@@ -16,10 +16,11 @@ from equipoise.ranking.embedding import FeatureEmbedding
 from equipoise.ranking.interactions import DLRM, FM, INTERACTIONS, DCNv2, MaskNet, build_input, register
 from equipoise.ranking.interactions.numeric_fields import NumericFields
 from equipoise.ranking.losses import task_losses
-from equipoise.ranking.models import MODELS, ForkFactory, RankingModel, build_model
+from equipoise.ranking.models import ForkFactory, RankingModel, build_model
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.schema import Batch, Categorical, Categories, Numeric, Schema, Task, Vector
 from tests.ranking.models.cuts import assert_cut_is_right, assert_partition_is_true, make_batch
+from tests.ranking.models.samples import every_model, make
 
 SCHEMA = Schema(
     [Categorical("user", 7), Categorical("item", 9), Categories("history", 9, 3, "attention", "item", "item")],
@@ -321,6 +322,6 @@ def test_the_sharded_embedding_takes_the_place_below_an_interaction() -> None:
     torch.testing.assert_close(built(batch.categorical, batch.numeric), expected)
 
 
-def test_every_model_takes_an_interaction() -> None:
-    for name in MODELS:
-        assert build_model(name, SCHEMA, interaction="fm").embedding.width == 3 * 8 + 6 + 8
+@every_model
+def test_every_model_takes_an_interaction(name: str) -> None:
+    assert isinstance(make(name, interaction="fm").embedding, FM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, RankingModel
 from equipoise.schema import PADDING, Batch, Categories, Schema, Task
 
-PRIMES = (2.0, 3.0, 5.0, 7.0)
+PRIMES = (2.0, 3.0, 5.0, 7.0, 11.0, 13.0)
 
 
 class FixedWeights(Fork):
@@ -33,17 +33,26 @@ def make_batch(schema: Schema, rows: int = 16) -> Batch:
         if isinstance(feature, Categories):  # histories of every length
             lengths = torch.arange(rows).remainder(feature.length + 1).unsqueeze(1)
             values[torch.arange(feature.length) >= lengths] = PADDING
+    labels = torch.randint(0, 2, (rows, len(schema.tasks)), generator=generator).float()
+    for _ in schema.tasks:  # along chains of nested tasks
+        for place, task in enumerate(schema.tasks):
+            if task.over == "all" and task.after:
+                labels[:, place] *= labels[:, schema.task_names.index(task.after)]
     return Batch(
         categorical=torch.cat(ids, 1) if ids else torch.empty(rows, 0, dtype=torch.int64),
         numeric=torch.randn(rows, len(schema.numeric_columns), generator=generator),
-        labels=torch.randint(0, 2, (rows, len(schema.tasks)), generator=generator).float(),
+        labels=labels,
         weight=torch.ones(rows),
     )
 
 
-def losses_of(model: nn.Module, batch: Batch) -> list[Tensor]:
-    tasks = [Task(f"task {place}") for place in range(batch.labels.shape[1])]
-    return task_losses(model(batch.categorical, batch.numeric), batch.labels, tasks)
+def losses_of(model: nn.Module, batch: Batch, run: Callable[..., Sequence[Tensor]] | None = None) -> list[Tensor]:
+    """The loss of each task with the model's auxiliary losses; ``run``: the model as it is called, if compiled."""
+    outputs = (model if run is None else run)(batch.categorical, batch.numeric)
+    if not isinstance(model, RankingModel):
+        return task_losses(outputs, batch.labels, [Task(f"task {place}") for place in range(len(outputs))])
+    tasks = [Task(name) for name in model.schema.task_names]
+    return task_losses(outputs, batch.labels, tasks, auxiliary=model.auxiliary_losses(batch.labels))
 
 
 def gradients_of_tasks(model: nn.Module, batch: Batch) -> list[list[Tensor | None]]:

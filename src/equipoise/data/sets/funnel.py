@@ -23,7 +23,7 @@ TASKS: Final = (
     Task("click", "the ad is clicked"),
     Task("like", "the ad is liked"),
     Task("long_view", "the ad is viewed for long"),
-    Task("conversion", "the ad is clicked and then converts; 0 without a click"),
+    Task("conversion", "the ad is clicked and then converts; 0 without a click", after="click", over="all"),
 )
 
 _CLICK, _CONVERSION = 0, 3  # places in TASKS

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from equipoise.ranking.models.aitm import AITM
 from equipoise.ranking.models.base import ForkFactory, RankingModel
 from equipoise.ranking.models.catalogue import MODELS, ModelBuilder, build_model, register, trial_logits
+from equipoise.ranking.models.escm2 import ESCM2
+from equipoise.ranking.models.esmm import ESMM
+from equipoise.ranking.models.home import HoME
 from equipoise.ranking.models.mmoe import MMoE
 from equipoise.ranking.models.partition import Partition, partition_of
 from equipoise.ranking.models.ple import PLE
+from equipoise.ranking.models.presets import PRESETS, Preset
 from equipoise.ranking.models.shared_bottom import SharedBottom
+from equipoise.ranking.models.star import STAR
+from equipoise.ranking.models.stem import STEM
 
 __all__ = [
+    "AITM",
+    "ESCM2",
+    "ESMM",
     "MODELS",
     "PLE",
+    "PRESETS",
+    "STAR",
+    "STEM",
     "ForkFactory",
+    "HoME",
     "MMoE",
     "ModelBuilder",
     "Partition",
+    "Preset",
     "RankingModel",
     "SharedBottom",
     "build_model",

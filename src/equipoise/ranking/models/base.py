@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,6 +80,21 @@ class RankingModel(nn.Module, ABC):
         Returns:
             One tensor of shape [B] per task, in the schema's order.
         """
+
+    def auxiliary_losses(self, labels: Tensor, /) -> Mapping[str, Tensor] | None:
+        """Return further losses of some tasks for the rows of the last forward pass in training mode; None: none.
+
+        Call it once after each forward pass and hand the result to :func:`equipoise.ranking.losses.task_losses`;
+        ``train`` and ``compare`` do so. The loss of a task must reach no parameter that belongs to another task, so it
+        may read the outputs of other tasks only detached.
+
+        Args:
+            labels: as for ``task_losses``, shape [B, number of tasks].
+
+        Returns:
+            By the task's name one loss per row, shape [B].
+        """
+        return None
 
     def new_fork(self, factory: ForkFactory | None, /) -> nn.Module:
         """Build one fork; without a factory an :class:`Unforked`, which lets gradients add up.

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import SettingError
+from equipoise.ranking.models.aitm import AITM
 from equipoise.ranking.models.base import ForkFactory, Unforked
+from equipoise.ranking.models.escm2 import ESCM2
+from equipoise.ranking.models.esmm import ESMM
+from equipoise.ranking.models.home import HoME
 from equipoise.ranking.models.mmoe import MMoE
 from equipoise.ranking.models.ple import PLE
+from equipoise.ranking.models.presets import PRESETS
 from equipoise.ranking.models.shared_bottom import SharedBottom
+from equipoise.ranking.models.star import STAR
+from equipoise.ranking.models.stem import STEM
 from equipoise.ranking.options import checked_options
 from equipoise.registry import Registry
 from equipoise.schema import Schema
@@ -42,7 +49,18 @@ def _model_builder(_: str, found: Any) -> ModelBuilder:
 MODELS: Final = Registry[ModelBuilder](
     "model",
     "equipoise.models",
-    own={"shared-bottom": SharedBottom, "mmoe": MMoE, "ple": PLE},
+    own={
+        "shared-bottom": SharedBottom,
+        "mmoe": MMoE,
+        "ple": PLE,
+        "esmm": ESMM,
+        "escm2": ESCM2,
+        "aitm": AITM,
+        "stem": STEM,
+        "home": HoME,
+        "star": STAR,
+        **{name: preset.builder() for name, preset in PRESETS.items()},
+    },
     adapt=_model_builder,
 )
 """The models by name; iterating gives the names. Other packages add theirs by :func:`register`, or by an entry point in

@@ -113,7 +113,7 @@ def _shard(model: nn.Module, device: torch.device, sharded: set[nn.Parameter]) -
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in model.children():
         own = set(child.parameters())
-        if own and not own & sharded and not isinstance(child, nn.ModuleList):
+        if own and not own & sharded and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             fully_shard(child, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=sharded)
 
