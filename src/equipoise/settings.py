@@ -41,7 +41,7 @@ SEED_LIMIT: Final = 2**43
 DEFAULT_METHODS: Final = ("single-task", "equal", "multibalance", "pub")
 """Methods that ``equipoise compare`` compares by default."""
 
-Command = Literal["train", "compare"]
+Command = Literal["train", "compare", "audit"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -84,7 +84,7 @@ class About:
         metavar: how the help shows its value.
     """
 
-    commands: tuple[Command, ...] = ("train", "compare")
+    commands: tuple[Command, ...] = ("train", "compare", "audit")
     decides_numbers: bool = True
     may_change: bool = False
     option: str = ""

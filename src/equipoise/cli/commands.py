@@ -35,7 +35,7 @@ from equipoise.training import (
 from equipoise.training.checkpoint import last_checkpoint
 from equipoise.training.faults import interrupted_by_sigterm
 
-__all__ = ["app", "main"]
+__all__ = ["Config", "app", "check_writable", "main", "settings_of"]
 
 Rows = Annotated[int | None, typer.Option(min=1, help="Number of rows, for data sets that come in several sizes.")]
 Config = Annotated[
@@ -88,8 +88,8 @@ def train(
         listening() as stop,
         launched(words.get("device", "cpu"), timeout=timedelta(seconds=rank_timeout)) as world,
     ):
-        settings = _settings(config, words, rows)
-        _check_writable(out)
+        settings = settings_of(config, words, rows)
+        check_writable(out)
         if world.rank:
             train_into(out, settings, world=world, resume=resume, stop=stop)
             return
@@ -118,9 +118,9 @@ def compare(
     with plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise SettingError("compare trains in worker processes of its own: run it without torchrun.")
-        settings = _settings(config, words, rows)
+        settings = settings_of(config, words, rows)
         _check_comparable(settings)
-        _check_writable(out)
+        check_writable(out)
         with Display(console) as display:
             run_comparison(settings, out, jobs=jobs, listener=display)
         report_file = write_report(out)
@@ -145,7 +145,7 @@ def methods() -> None:
     console.print(method_table())
 
 
-def _settings(config: Path | None, words: Words, rows: int | None) -> Settings:
+def settings_of(config: Path | None, words: Words, rows: int | None) -> Settings:
     """Return the settings of the file, overridden by those that the options state."""
     stated = stated_settings(words)
     if rows is not None:
@@ -162,7 +162,7 @@ def _check_comparable(settings: Settings) -> None:
         )
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Check that ``out`` is writable, without writing anything yet."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():

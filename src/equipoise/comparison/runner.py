@@ -46,7 +46,7 @@ from equipoise.training import (
 )
 from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
 
-__all__ = ["run_comparison", "train_into"]
+__all__ = ["load_data", "run_comparison", "train_into"]
 
 _TUNING_SEED = 1000  # the first seed of tuning, so that no seed both chooses a rate and reports a result
 _THROUGHPUT_BATCHES = 20
@@ -92,7 +92,7 @@ def run_comparison(
     if len(set(names)) < len(names):
         raise SettingError(f"Every method should be named once, found {', '.join(names)}.")
     if dataset is None:
-        dataset = _load(settings, listener)
+        dataset = load_data(settings, listener)
     settings = settings.suited_to(dataset)
     comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener)
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
@@ -228,7 +228,8 @@ def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[st
     }
 
 
-def _load(settings: Settings, listener: RunListener) -> Dataset:
+def load_data(settings: Settings, listener: RunListener, /) -> Dataset:
+    """Return the data set that the settings name or describe."""
     listener.phase_started(f"Loading {settings.data_name}", 1)
     dataset = data.load(settings.data, **settings.data_options)
     listener.part_done()
@@ -263,7 +264,7 @@ def train_into(
     listener = listener or RunListener()
     method = parse_method(settings.method)
     with own_folder(folder, world):
-        dataset = _load(settings, listener)
+        dataset = load_data(settings, listener)
         settings = settings.suited_to(dataset)
         tuned = starting_rate(settings, method.name)
         if tuned.doubt and "lr" not in settings.model_fields_set:

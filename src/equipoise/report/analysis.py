@@ -32,8 +32,8 @@ __all__ = [
     "has_natural_view",
 ]
 
-View = Literal["test", "test_natural"]
-"""Metrics on the test split as sampled, or weighted back to the natural rate."""
+View = Literal["test", "test_natural", "validation"]
+"""Metrics on the test split as sampled, on it at the natural rate, or on the validation split."""
 
 SIGNIFICANCE = 0.05
 
@@ -221,8 +221,12 @@ def analyse(results: Results, view: View = "test") -> Analysis:
         for task in (results.plan.tasks if ended_well else ())
         if all(math.isfinite(_value(run, view, task, "ne")) for run in ended_well)
     )
-    counts = results.plan.label_counts.get("test", {})
-    few = {task: counts[task].scarcest for task in scored if task in counts and counts[task].scarcest < FEW_POSITIVES}
+    counts = results.plan.label_counts.get("validation" if view == "validation" else "test", {})
+    few = {
+        task: counts[task].of_rarer_class
+        for task in scored
+        if task in counts and counts[task].of_rarer_class < FEW_POSITIVES
+    }
     means_over = _tasks_of_means(scored, few)
     equal, alone = ok.get(EQUAL_WEIGHTS, []), ok.get(SINGLE_TASK, [])
     control = results.throughput.get(EQUAL_WEIGHTS)
