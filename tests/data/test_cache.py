@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from equipoise.data.cache import cache_folder, cached, read_dataset, replace_file, write_dataset
 from equipoise.data.dataset import Dataset, Split
-from equipoise.schema import Categorical, Numeric, Schema, Task
+from equipoise.schema import Categorical, Categories, Numeric, Sampled, Schema, Task, Vector
 
 
 def make_dataset(seed: int = 0) -> Dataset:
@@ -24,20 +24,24 @@ def make_dataset(seed: int = 0) -> Dataset:
         labels = torch.randint(2, (rows, 2), generator=generator).float()
         labels[0, 1] = torch.nan
         return Split(
-            torch.randint(5, (rows, 2), generator=generator, dtype=torch.int32),
-            torch.randn(rows, 1, generator=generator),
+            torch.randint(5, (rows, 4), generator=generator, dtype=torch.int32),
+            torch.randn(rows, 3, generator=generator),
             labels,
             torch.rand(rows, generator=generator),
+            torch.rand(rows, generator=generator),
+            {"user": torch.arange(rows) + 10**12, "day": torch.arange(rows) % 2},
         )
 
     schema = Schema(
-        (Categorical("user", 5), Categorical("ad", 5)),
-        (Numeric("age"),),
-        (Task("click", "clicked"), Task("like")),
+        (Categorical("user", 5), Categories("history", 5, 2), Categorical("ad", 5)),
+        (Numeric("age"), Vector("image", 2)),
+        (Task("click", "clicked"), Task("like", after="click", over="all", positive_weight=2.0)),
+        Sampled("click", 0.25),
     )
     return Dataset(
         "toy", schema, split(7), split(3), split(4), notes=("a", "b°"), best_ne={"click": 0.5},
         epochs=3, batch_size=64, licence="CC BY 4.0", source="https://example.com",
+        group="user", values={"day": ("Monday", "Tuesday")}, slices=("day", "ad"),
     )  # fmt: skip
 
 
@@ -46,7 +50,10 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         if entry.name not in ("train", "validation", "test"):
             assert getattr(one, entry.name) == getattr(other, entry.name), entry.name
     for name in ("train", "validation", "test"):
-        for part in ("categorical", "numeric", "labels", "weight"):
+        assert getattr(one, name).keys.keys() == getattr(other, name).keys.keys()
+        for key, codes in getattr(one, name).keys.items():
+            assert torch.equal(getattr(other, name).keys[key], codes)
+        for part in ("categorical", "numeric", "labels", "weight", "importance"):
             expected, found = getattr(getattr(one, name), part), getattr(getattr(other, name), part)
             assert found.dtype == expected.dtype
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
@@ -176,7 +183,20 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ("name", "rows", "schema", "notes", "best_ne", "epochs", "batch_size", "licence", "source")
+FIELDS = (
+    "name",
+    "rows",
+    "schema",
+    "notes",
+    "best_ne",
+    "epochs",
+    "batch_size",
+    "licence",
+    "source",
+    "group",
+    "slices",
+    "keys",
+)
 PLACES = [*FIELDS, ("schema", "categorical"), ("schema", "numeric"), ("schema", "tasks"), ("rows", 0)]
 
 

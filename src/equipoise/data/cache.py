@@ -26,7 +26,7 @@ __all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_data
 
 _LOG = logging.getLogger(__name__)
 _KEY: Final = b"equipoise"  # where a file's own description lies among the Parquet metadata
-_WEIGHT: Final = "weight"
+_WEIGHT, _IMPORTANCE, _SPLIT_KEY = "weight", "importance", "key:"  # names of columns; a key may be named as a feature
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class _Description:
     batch_size: PositiveInt
     licence: str
     source: str
+    group: str
+    values: dict[str, tuple[str, ...]]
+    slices: tuple[str, ...]
+    keys: tuple[str, ...]
+    has_importance: bool
 
 
 def cache_folder() -> Path:
@@ -119,21 +124,27 @@ def cached(
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a data set as one Parquet file: features, labels and ``weight``; the rows of the splits in turn."""
+    """Write a data set as one Parquet file, the rows of the splits in turn; without its encoding."""
     schema = dataset.schema
     splits = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
     train, validation, test = (len(split) for split in splits)
     description = _Description(
         dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne,
-        dataset.epochs, dataset.batch_size, dataset.licence, dataset.source,
+        dataset.epochs, dataset.batch_size, dataset.licence, dataset.source, dataset.group,
+        {name: tuple(words) for name, words in dataset.values.items()}, dataset.slices, tuple(splits[0].keys),
+        splits[0].importance is not None,
     )  # fmt: skip
     categorical = torch.cat([split.categorical for split in splits]).numpy()
     numeric = torch.cat([split.numeric for split in splits]).numpy()
     labels = torch.cat([split.labels for split in splits]).numpy()
-    columns = {feature.name: categorical[:, i] for i, feature in enumerate(schema.categorical)}
-    columns |= {feature.name: numeric[:, i] for i, feature in enumerate(schema.numeric)}
+    columns = {name: categorical[:, i] for i, name in enumerate(schema.categorical_columns)}
+    columns |= {name: numeric[:, i] for i, name in enumerate(schema.numeric_columns)}
     columns |= {task.name: labels[:, i] for i, task in enumerate(schema.tasks)}
     columns[_WEIGHT] = torch.cat([split.weight for split in splits]).numpy()
+    if description.has_importance:
+        columns[_IMPORTANCE] = torch.cat([split.importance for split in splits if split.importance is not None]).numpy()
+    columns |= {f"{_SPLIT_KEY}{name}": torch.cat([split.keys[name] for split in splits]).numpy()
+                for name in description.keys}  # fmt: skip
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(asdict(description)).encode()})
     with replace_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -156,19 +167,22 @@ def read_dataset(path: Path) -> Dataset:
     if sum(rows) != table.num_rows:
         raise ValueError(f"expected {sum(rows)} rows, found {table.num_rows}")
     columns = description.schema
-    schema = Schema(tuple(columns.categorical), tuple(columns.numeric), tuple(columns.tasks))
-    categorical = _columns(table, [feature.name for feature in schema.categorical], np.int32)
-    numeric = _columns(table, [feature.name for feature in schema.numeric], np.float32)
+    schema = Schema(tuple(columns.categorical), tuple(columns.numeric), tuple(columns.tasks), columns.sampled)
+    categorical = _columns(table, list(schema.categorical_columns), np.int32)
+    numeric = _columns(table, list(schema.numeric_columns), np.float32)
     labels = _columns(table, list(schema.task_names), np.float32)
     weight = _columns(table, [_WEIGHT], np.float32)[:, 0]
+    importance = _columns(table, [_IMPORTANCE], np.float32)[:, 0] if description.has_importance else None
+    keys = {name: _columns(table, [f"{_SPLIT_KEY}{name}"], np.int64)[:, 0] for name in description.keys}
     ends = [sum(rows[: i + 1]) for i in range(len(rows))]
     train, validation, test = (
-        Split(categorical, numeric, labels, weight).take(slice(end - count, end))
+        Split(categorical, numeric, labels, weight, importance, keys).take(slice(end - count, end))
         for count, end in zip(rows, ends, strict=True)
     )
     return Dataset(
         description.name, schema, train, validation, test, description.notes, description.best_ne,
-        description.epochs, description.batch_size, description.licence, description.source,
+        description.epochs, description.batch_size, description.licence, description.source, description.group,
+        description.values, description.slices,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from equipoise.data.sets.complete_journey.history import History
 from equipoise.data.sets.complete_journey.sampling import ROWS, WEEKS, Sample, bernoulli
 from equipoise.data.sets.complete_journey.tables import Tables
 from equipoise.errors import DataError
+from equipoise.ranking.predictions import biased_tasks
 
 SMALL = 30_000
 
@@ -394,6 +395,10 @@ def test_the_data_set_is_what_its_schema_says(dataset: Dataset) -> None:
         assert ((split.labels == 0) | (split.labels == 1)).all()
         assert (purchase <= category).all()
         assert (torch.maximum(torch.maximum(multiple, coupon), repeat) <= purchase).all()
+        assert set(split.weight[purchase == 1].tolist()) == {1.0}
+        assert set(split.weight[purchase == 0].tolist()) == {float(np.float32(1 / schema.sampled.rate))}
+        assert split.keys["household"].unique().numel() > 1
+    assert (schema.sampled.task, biased_tasks(schema), dataset.group) == ("purchase", (), "household")
     names = [feature.name for feature in schema.categorical]
     assert dataset.train.categorical[:, names.index("age")].eq(0).any()
     assert not dataset.train.categorical[:, names.index("household")].eq(0).all()
@@ -426,6 +431,7 @@ def test_a_second_load_reads_the_cache(tables: Tables, tmp_path: Path, monkeypat
     assert torch.equal(first.train.categorical, second.train.categorical)
     assert torch.equal(first.test.numeric, second.test.numeric)
     assert second.notes == first.notes
+    assert second.schema.sampled == first.schema.sampled
     for dataset in (first, second):
         assert (dataset.epochs, dataset.batch_size) == (1, 2048)
         assert "84.51°" in dataset.licence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Final
 
+import numpy as np
 import torch
 
 from equipoise.data.cache import cached
@@ -12,13 +13,13 @@ from equipoise.data.dataset import Dataset, Split
 from equipoise.data.sets.complete_journey.encoding import FEWEST, Encoding
 from equipoise.data.sets.complete_journey.examples import TASKS, Examples
 from equipoise.data.sets.complete_journey.sampling import ROWS, WEEKS, Sample, check_options
-from equipoise.data.sets.complete_journey.tables import Tables
+from equipoise.data.sets.complete_journey.tables import DISPLAYS, MAILERS, Tables
 from equipoise.data.source import DataSource, StageListener
-from equipoise.schema import Schema
+from equipoise.schema import Sampled, Schema
 
 __all__ = ["SOURCE", "VERSION", "build", "ignore_stage", "load"]
 
-VERSION: Final = "4"
+VERSION: Final = "5"
 """Changes with whatever changes the examples, their features, or what the data set says of itself."""
 
 
@@ -79,11 +80,20 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
     encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
     blocks = encoding.categorical(ids), encoding.numeric(numbers), sample.labels, sample.weight
     categorical, numeric, labels, weight = map(torch.from_numpy, blocks)
-    whole = Split(categorical, numeric, labels, weight)
+    keys = {"household": sample.exposures.household, "display": sample.exposures.display,
+            "mailer": sample.exposures.mailer}  # fmt: skip
+    whole = Split(
+        categorical, numeric, labels, weight,
+        keys={name: torch.from_numpy(codes.astype(np.int64)) for name, codes in keys.items()},
+    )  # fmt: skip
     train, validation, test = (whole.take(torch.from_numpy(sample.rows(split))) for split in WEEKS)
-    schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS)
+    sampled = Sampled("purchase", sample.rate)
+    schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS, sampled)
     announce("Complete Journey: built", 1.0)
-    return Dataset(SOURCE.name, schema, train, validation, test, notes=_notes(sample, tables), **SOURCE.for_dataset())
+    return Dataset(
+        SOURCE.name, schema, train, validation, test, notes=_notes(sample, tables), group="household",
+        values={"display": DISPLAYS, "mailer": MAILERS}, slices=("display", "mailer"), **SOURCE.for_dataset(),
+    )  # fmt: skip
 
 
 def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
@@ -96,7 +106,7 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
         "in weeks 9–49, all that ended in a purchase are kept, with weight 1, and of the others a share of "
         f"{sample.rate:.6f}, with weight {1 / sample.rate:.1f}: {len(sample.exposures):,} rows.",
         "Unweighted metrics are those of the sample, where purchases are far more frequent than in the "
-        "store; weights bring them back to the natural rate.",
+        "store. At the natural rate rows are weighted and predictions corrected in closed form, for all five tasks.",
         "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own "
         f"only; ids with fewer than {FEWEST} train rows are 0.",
         "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "

@@ -16,10 +16,10 @@ __all__ = ["REPEAT_WEEKS", "TASKS", "Examples"]
 
 TASKS: Final = (
     Task("category", "bought anything of the product's category that week"),
-    Task("purchase", "bought the product in that store that week"),
-    Task("multiple", "bought two or more of it"),
-    Task("coupon", "bought it with a coupon"),
-    Task("repeat", "bought it, and again within the four weeks that follow"),
+    Task("purchase", "bought the product in that store that week", after="category", over="all"),
+    Task("multiple", "bought two or more of it", after="purchase", over="all"),
+    Task("coupon", "bought it with a coupon", after="purchase", over="all"),
+    Task("repeat", "bought it, and again within the four weeks that follow", after="purchase", over="all"),
 )
 
 REPEAT_WEEKS: Final = 4
