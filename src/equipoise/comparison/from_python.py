@@ -11,9 +11,8 @@ from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.results import Results
 from equipoise.comparison.runner import run_comparison
 from equipoise.data import Dataset
-from equipoise.errors import SettingError
 from equipoise.methods import METHODS, Method
-from equipoise.ranking.models import MODELS, ModelBuilder
+from equipoise.ranking.models import MODELS, ModelBuilder, name_of
 from equipoise.settings import Settings
 
 __all__ = ["compare"]
@@ -38,7 +37,7 @@ def compare(
     Args:
         dataset: a name that :func:`equipoise.data.load` knows, or a data set in memory.
         methods: names, import paths or objects; by default single-task, equal, multibalance and pub.
-        model: a name, an import path, or a function or class that takes ``schema`` and ``fork`` and returns a module.
+        model: a name, an import path, or a class or function that builds a module; ``docs/own-model.md`` says more.
         out: a folder; runs that it already holds are kept.
         jobs: how many worker processes train; one per core if None, none at all if 1.
         listener: is told the progress.
@@ -67,7 +66,9 @@ def compare(
     else:
         stated["data"] = dataset
     if model is not None:
-        stated["model"] = model if isinstance(model, str) else _registered_model(model, given)
+        stated["model"] = model if isinstance(model, str) else name_of(model)
+        if not isinstance(model, str) and stated["model"] in MODELS:
+            given.append("model")
     if methods is not None:
         stated["methods"] = [entry if isinstance(entry, str) else _registered_method(entry, given) for entry in methods]
     folder = Path(out)
@@ -89,18 +90,3 @@ def _registered_method(method: Method, given: list[str]) -> str:
     METHODS.register(method.name, method, replace=True)
     given.append("methods")
     return method.name
-
-
-def _registered_model(model: ModelBuilder, given: list[str]) -> str:
-    """Return the import path of a model that has one, else a name to register it under."""
-    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
-    if module and name and module != "__main__" and "<" not in name:
-        return f"{module}:{name}"
-    if not name or "<" in name:
-        raise SettingError(
-            f"model: expected a name, an import path, or a class or function at the top level of a module, found "
-            f"{model!r}: worker processes could not find it."
-        )
-    MODELS.register(name, model, replace=True)
-    given.append("model")
-    return name

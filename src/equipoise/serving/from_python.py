@@ -9,6 +9,7 @@ from torch import nn
 
 from equipoise.data import Dataset, load
 from equipoise.methods import Method, parse_method
+from equipoise.ranking.models import ModelBuilder, name_of
 from equipoise.serving.ranker import Ranker
 from equipoise.settings import TrainingSettings
 from equipoise.training.loop import train as train_once
@@ -17,13 +18,20 @@ __all__ = ["train"]
 
 
 def train(
-    dataset: Dataset | str, method: Method | str = "multibalance", /, *, out: Path | str | None = None, **settings: Any
+    dataset: Dataset | str,
+    method: Method | str = "multibalance",
+    /,
+    *,
+    model: str | ModelBuilder | None = None,
+    out: Path | str | None = None,
+    **settings: Any,
 ) -> Ranker:
     """Train one method on one data set; return the trained ranker, and write it to ``out`` if that is given.
 
     Args:
         dataset: a data set in memory, or a name that :func:`equipoise.data.load` knows.
         method: the method, or its name with options behind a colon.
+        model: a name, an import path, or a class or function that builds a module; ``docs/own-model.md`` says more.
         out: the folder for the ranker.
         settings: as of :func:`equipoise.training.train`.
 
@@ -35,6 +43,8 @@ def train(
     """
     dataset = load(dataset) if isinstance(dataset, str) else dataset
     method = parse_method(method) if isinstance(method, str) else method
+    if model is not None:
+        settings["model"] = model if isinstance(model, str) else name_of(model)
     trained: list[nn.Module] = []
     run = train_once(dataset, method, on_trained=trained.append, **settings)
     fields = TrainingSettings.model_fields

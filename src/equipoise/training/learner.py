@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import Method
 from equipoise.monitor import Monitor, Reading
 from equipoise.ranking.losses import labelled_rows, task_losses
-from equipoise.ranking.models import Partition, RankingModel, build_model, partition_of, trial_logits
+from equipoise.ranking.models import Partition, build_model, partition_of, trial_outputs
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
 from equipoise.training.compatibility import Combination, check_compatible
@@ -347,7 +347,9 @@ class Learner:
     def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
         """Return the logits of all tasks, and the losses of the member's tasks, on this rank's rows."""
         logits = member.module(share.categorical, share.numeric)
-        further = member.model.auxiliary_losses(share.labels) if isinstance(member.model, RankingModel) else None
+        auxiliary: Callable[[Tensor], Mapping[str, Tensor] | None] | None
+        auxiliary = getattr(member.model, "auxiliary_losses", None)
+        further = None if auxiliary is None else auxiliary(share.labels)
         own = task_losses(
             [logits[task] for task in member.tasks],
             share.labels[:, member.tasks],
@@ -392,7 +394,7 @@ def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | 
 
 def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int], partition: Partition) -> None:
     """Freeze parameters that no task reaches: DDP would wait for their gradients."""
-    logits = trial_logits(model, schema)
+    logits = trial_outputs(model, schema)
     parameters = list(model.parameters())
     found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
     # Auxiliary losses may reach parameters that no logit reads.

@@ -23,7 +23,7 @@ from equipoise.ranking.models import (
     partition_of,
     register,
 )
-from equipoise.ranking.models.catalogue import trial_logits
+from equipoise.ranking.models.trial import trial_outputs
 from equipoise.schema import Categorical, Numeric, Schema, Task
 from tests.ranking.models.cuts import assert_cut_is_right, losses_of, make_batch
 
@@ -97,7 +97,7 @@ def test_the_trial_leaves_the_model_the_random_state_and_the_modes_as_they_were(
     model = Foreign(SCHEMA, lambda: Fork(NAMES))
     model.norm.eval()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    trial_logits(model, SCHEMA)
+    trial_outputs(model, SCHEMA)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
@@ -133,23 +133,22 @@ def test_bad_options_are_refused_by_name(name: str, options: dict[str, object], 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (lambda z: z, r"one tensor of shape \[2, 2\]\. Return logits\.unbind\(dim=1\)"),
-        (lambda z: (z[:, :1], z[:, 1:]), r"2 values: \[2, 1\] .*\. Return logit\.squeeze\(1\)"),
-        (lambda z: {"click": z[:, 0], "buy": z[:, 1]}, r"a dict with the keys 'click', 'buy'\. Return tuple\("),
-        (lambda z: (z[:, 0],), r"of shape \[B\] per task \(click, buy\); for B = 2 it returned 1 values: \[2\]"),
-        (lambda z: (z[:, 0], z[:, 1].long()), r"2 values: \[2\] torch.float32, \[2\] torch.int64"),
-        (lambda z: (z[:, 0], 0.5), r"2 values: \[2\] torch.float32, 0\.5"),
+        (lambda z: z.t(), r"one tensor of shape \[2, 3\] torch.float32\. Return torch\.stack\(outputs, dim=1\)"),
+        (lambda z: z[:, :1], r"one tensor of shape \[3, 1\]"),
+        (lambda z: z.long(), r"one tensor of shape \[3, 2\] torch\.int64"),
+        (lambda z: {"click": z[:, 0], "bye": z[:, 1]}, r"a dict with 'click': \[3\] .* There is none for buy"),
+        (lambda z: (z[:, 0],), r"per task, in the order click, buy or by name.* for B = 3 it returned 1 values: \[3\]"),
+        (lambda z: (z[:, 0], z), r"2 values: \[3\] torch.float32, \[3, 2\] torch.float32"),
+        (lambda z: (z[:, 0], z[:, 1].long()), r"2 values: \[3\] torch.float32, \[3\] torch.int64"),
+        (lambda z: (z[:, 0], 0.5), r"2 values: \[3\] torch.float32, 0\.5"),
         (lambda z: (z[:, 0].mean(), z[:, 1].mean()), r"\[\] torch.float32"),
         (lambda _: None, "it returned a NoneType"),
         (lambda _: (), "it returned 0 values: none"),
-        (lambda z: z[:, 5], r"fails on a batch of 2 rows of zeros \(categorical \[2, 1\] int64.*IndexError: index 5"),
+        (lambda z: z[:, 5], r"fails on a batch of 3 rows \(categorical \[3, 1\] int64.*IndexError: index 5"),
     ],
 )
-def test_what_is_not_one_logit_per_row_and_task_is_refused_with_what_to_return(returned, message: str) -> None:
+def test_what_is_not_one_output_per_row_and_task_is_refused_with_what_to_return(returned, message: str) -> None:
     class Odd(nn.Module):
-        def __init__(self, schema: Schema, fork: ForkFactory) -> None:
-            super().__init__()
-
         def forward(self, categorical: Tensor, numeric: Tensor) -> object:
             return returned(numeric)
 
@@ -161,14 +160,13 @@ def test_what_is_not_one_logit_per_row_and_task_is_refused_with_what_to_return(r
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (nn.Linear, r"class or function that takes \(schema, fork\), found one that takes \(in_features, "),
-        (3, "found a int"),
-        (lambda schema: schema, r"found one that takes \(schema\)"),
+        (3, "expected a class or function that builds the model, found a int"),
+        (nn.Linear(2, 2), "found a Linear that is built: every training starts from new weights"),
     ],
 )
 def test_what_is_no_model_is_refused(entry: object, message: str) -> None:
     register("wrong", entry)
-    with pytest.raises(SettingError, match=f"The model 'wrong' cannot be used: expected a .*{message}"):
+    with pytest.raises(SettingError, match=f"The model 'wrong' cannot be used: .*{message}"):
         build_model("wrong", SCHEMA)
 
 

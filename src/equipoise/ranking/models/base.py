@@ -10,10 +10,23 @@ from torch import Tensor, nn
 
 from equipoise.schema import Schema
 
-__all__ = ["ForkFactory", "RankingModel", "Unforked"]
+__all__ = ["ForkFactory", "RankingModel", "Unforked", "refuse_fork"]
 
 ForkFactory = Callable[[], nn.Module]
 """Builds a new fork for the model's tasks: a module that returns one copy of its input per task."""
+
+
+def refuse_fork(factory: object, /) -> None:
+    """Refuse a fork in the place of a function that builds one.
+
+    Raises:
+        TypeError: it is a module.
+    """
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"Expected a function that builds a fork, found a {type(factory).__name__} module. A model may need "
+            "several forks: pass for example `fork=lambda: MultiBalance(schema.task_names)`."
+        )
 
 
 class Unforked(nn.Module):
@@ -102,11 +115,7 @@ class RankingModel(nn.Module, ABC):
         Raises:
             TypeError: ``factory`` is a fork itself.
         """
-        if isinstance(factory, nn.Module):
-            raise TypeError(
-                f"Expected a function that builds a fork, found a {type(factory).__name__} module. A model may need "
-                "several forks: pass for example `fork=lambda: MultiBalance(schema.task_names)`."
-            )
+        refuse_fork(factory)
         return Unforked(len(self.schema.tasks)) if factory is None else factory()
 
     def branches(self, fork: nn.Module, shared: Any, /) -> Sequence[Any]:

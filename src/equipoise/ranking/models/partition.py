@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from equipoise.errors import SettingError
-from equipoise.ranking.models.catalogue import trial_logits
+from equipoise.ranking.models.own import OwnModel
+from equipoise.ranking.models.trial import trial_outputs
 from equipoise.reachability import leaves_reached
 from equipoise.schema import Schema
 
@@ -71,13 +72,14 @@ def partition_of(model: nn.Module, schema: Schema, /) -> Partition:
         ['like.bias', 'like.weight']
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if isinstance(model, _StatesPartition):
-        own = {task: frozenset(names[id(p)] for p in model.task_parameters(task)) for task in schema.task_names}
-        shared = {names[id(parameter)] for parameter in model.shared_parameters()}
+    stated = model.model if isinstance(model, OwnModel) else model
+    if isinstance(stated, _StatesPartition):
+        own = {task: frozenset(names[id(p)] for p in stated.task_parameters(task)) for task in schema.task_names}
+        shared = {names[id(parameter)] for parameter in stated.shared_parameters()}
         return Partition(own, frozenset(names.values()).difference(shared, *own.values()))
     with torch.enable_grad():
         try:
-            reached = leaves_reached([logit.sum() for logit in trial_logits(model, schema)])
+            reached = leaves_reached([output.sum() for output in trial_outputs(model, schema)])
         except RuntimeError as error:
             raise SettingError(
                 f"Cannot tell which parameters of {type(model).__name__} the tasks share: {error} Or give the model "
