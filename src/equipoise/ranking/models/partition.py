@@ -53,7 +53,7 @@ def partition_of(model: nn.Module, schema: Schema, /) -> Partition:
     """Return the partition that the model states, else the one that its graph shows.
 
     A model states it by ``shared_parameters()`` and ``task_parameters(task)``, as :class:`RankingModel` does. For any
-    other module two rows of zeros are predicted, and the graph is followed from each task's logits.
+    other module a few rows are predicted, and the graph is followed from each task's logits.
 
     Raises:
         SettingError: the model fails on these rows, or its graph hides parameters.
