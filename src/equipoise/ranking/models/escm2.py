@@ -55,6 +55,7 @@ class ESCM2(ESMM):
         ValueError: as for ESMM; ``risk`` is another one, ``risk_weight`` is negative, or ``largest_weight`` under 1.
 
     Example:
+        >>> import torch
         >>> from equipoise.schema import Categorical, Schema, Task
         >>> tasks = [Task("click"), Task("conversion", after="click", over="all")]
         >>> model = ESCM2(Schema([Categorical("user", 9)], [], tasks), risk="dr")
