@@ -45,6 +45,9 @@ class Unforked(nn.Module):
         """Return ``shared`` once per task."""
         return (shared,) * self.tasks
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Leave out the state of a fork that stood here, so that a model with a fork loads into one without it."""
+
 
 class RankingModel(nn.Module, ABC):
     """Predicts one logit per task and owns the forks at which the tasks' gradients meet.
