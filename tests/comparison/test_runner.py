@@ -181,7 +181,7 @@ def test_validation_rows_of_one_class_are_refused_before_anything_is_trained(
     made = data.load("funnel", rows=1500)
     validation = replace(made.validation, labels=torch.zeros_like(made.validation.labels))
     monkeypatch.setattr(runner_module.data, "load", lambda *_, **__: replace(made, validation=validation))
-    with pytest.raises(SettingError, match=r"labels of one class only there \(positives: click: 0 of 150, like: 0 of"):
+    with pytest.raises(SettingError, match=r"all the same there \(click: 150 labelled, 0 positive, like:"):
         run_comparison(plan(tune=True), tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
 

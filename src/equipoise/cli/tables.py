@@ -18,6 +18,10 @@ _SHOWN = {
     "Method": "method", "Mean AUC": "AUC", "Mean NE": "NE", "NE gain over equal weights": "NE gain",
     "Speed": "speed",
 }  # fmt: skip
+_METRICS = {
+    "auc": "AUC", "gauc": "GAUC", "ne": "NE", "log_loss": "log loss", "calibration": "calibration", "rmse": "RMSE",
+    "mae": "MAE", "r2": "R²",
+}  # fmt: skip
 
 
 def method_table() -> Table:
@@ -42,10 +46,11 @@ def run_table(run: Run) -> Table:
     if run.status == "diverged":
         title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
     table = Table("task", title=Text(title), title_justify="left")
-    for name in ("AUC", "NE", "log loss", "calibration"):
-        table.add_column(name, justify="right")
+    shown = [name for name in _METRICS if any(name in metrics for metrics in run.test.values())]
+    for name in shown:
+        table.add_column(_METRICS[name], justify="right")
     for task, metrics in run.test.items():
-        table.add_row(Text(task), *(_number(metrics[name]) for name in ("auc", "ne", "log_loss", "calibration")))
+        table.add_row(Text(task), *(_number(metrics.get(name, math.nan)) for name in shown))
     notes = []
     if run.non_finite:
         counts = ", ".join(f"{task} {steps}" for task, steps in run.non_finite.items())

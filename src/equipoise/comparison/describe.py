@@ -13,8 +13,11 @@ import torch
 from pydantic import TypeAdapter
 
 from equipoise.comparison.result_folder import FolderError, ResultFolder
-from equipoise.comparison.results import LabelCount
+from equipoise.comparison.results import Groups, LabelCount, NaturalRate, PlannedTask
 from equipoise.data import Dataset
+from equipoise.ranking.metrics import grouped_areas
+from equipoise.ranking.predictions import biased_tasks
+from equipoise.schema import Schema
 from equipoise.settings import Settings
 from equipoise.training import Method, SettingError
 
@@ -32,6 +35,14 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         "generated": bool(dataset.best_ne),  # the best NE is known for generated data alone
         "model": settings.model,
         "tasks": list(tasks),
+        "about_tasks": {
+            task.name: PlannedTask(
+                description=task.description, kind=task.kind, loss=task.loss, after=task.after, over=task.over
+            ).model_dump()
+            for task in dataset.schema.tasks
+        },
+        "natural_rate": _natural_rate(dataset.schema),
+        "groups": _groups(dataset) if dataset.group else None,
         "methods": [
             {
                 "name": method.name, "label": method.label, "family": method.family,
@@ -91,30 +102,62 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
 
 
 def check_tunable(dataset: Dataset) -> None:
-    """Refuse to tune where no task has both a positive and a negative label among the validation rows.
+    """Refuse to tune where no task has two different labels among the validation rows.
 
     Raises:
         SettingError: NE, by which rates are chosen, is not defined for any task.
     """
-    counts = label_counts(dataset)["validation"]
-    if not any(0 < task["positives"] < task["labelled"] for task in counts.values()):
-        found = ", ".join(f"{name}: {task['positives']} of {task['labelled']}" for name, task in counts.items())
+    labels = dataset.validation.labels
+    least, most = labels.nan_to_num(nan=torch.inf).amin(0), labels.nan_to_num(nan=-torch.inf).amax(0)
+    if not bool((least < most).any()):
+        found = ", ".join(
+            f"{name}: {count['labelled']} labelled"
+            + ("" if count["positives"] is None else f", {count['positives']} positive")
+            for name, count in label_counts(dataset)["validation"].items()
+        )
         raise SettingError(
-            f"Rates cannot be chosen on the validation rows: each task has labels of one class only there (positives: "
-            f"{found}). Use more rows, or give the rates with --rate instead of --tune."
+            f"Rates cannot be chosen on the validation rows: the labels of each task are all the same there ({found}). "
+            "Use more rows, or give the rates with --rate instead of --tune."
         )
 
 
-def label_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+def label_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int | None]]]:
     """Return, for each split and task, how many rows are labelled and how many of them are positive."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     return {
         name: {
-            task: {"labelled": int(column.isfinite().sum()), "positives": int((column > 0).sum())}
-            for task, column in zip(dataset.schema.task_names, split.labels.unbind(1), strict=True)
+            task.name: {
+                "labelled": int(column.isfinite().sum()),
+                "positives": int((column > 0).sum()) if task.binary else None,
+            }
+            for task, column in zip(dataset.schema.tasks, split.labels.unbind(1), strict=True)
         }
         for name, split in splits.items()
     }
+
+
+def _natural_rate(schema: Schema) -> dict[str, Any] | None:
+    sampled = schema.sampled
+    if sampled is None:
+        return None
+    return NaturalRate(task=sampled.task, rate=sampled.rate, biased=list(biased_tasks(schema))).model_dump()
+
+
+def _groups(dataset: Dataset) -> dict[str, Any]:
+    """Count the groups of the test rows that have both classes of each binary task, and those that do not."""
+    test = dataset.test
+    keys = test.keys[dataset.group].double()
+    weight = torch.ones_like(keys) if test.importance is None else test.importance.double()
+    found = {
+        task.name: grouped_areas(torch.zeros_like(keys), labels.double(), weight, keys)
+        for task, labels in zip(dataset.schema.tasks, test.labels.unbind(1), strict=True)
+        if task.binary
+    }
+    return Groups(
+        key=dataset.group,
+        counted={name: len(areas.areas) for name, areas in found.items()},
+        left_out={name: areas.left_out for name, areas in found.items()},
+    ).model_dump()
 
 
 def _label_rates(dataset: Dataset) -> dict[str, dict[str, float]]:

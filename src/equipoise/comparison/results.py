@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -14,10 +14,13 @@ from equipoise.training import Run
 __all__ = [
     "EQUAL_WEIGHTS",
     "SINGLE_TASK",
+    "Groups",
     "LabelCount",
     "LabelRate",
+    "NaturalRate",
     "PlannedMethod",
     "PlannedRuns",
+    "PlannedTask",
     "Results",
     "Throughput",
 ]
@@ -39,23 +42,49 @@ class PlannedMethod(BaseModel):
     settings: str = ""
 
 
+class PlannedTask(BaseModel):
+    """A task as the plan describes it; see :class:`equipoise.schema.Task`."""
+
+    description: str = ""
+    kind: Literal["binary", "regression"] = "binary"
+    loss: str = "squared"
+    after: str = ""
+    over: Literal["parent", "all"] = "parent"
+
+
 class LabelRate(BaseModel):
-    """A task's label in the training split: share of positives, and share of rows that have a label."""
+    """A task's label in the training split: mean label (share of positives), and share of rows that have a label."""
 
     rate: float | None = None
     labelled: float | None = None
 
 
 class LabelCount(BaseModel):
-    """Number of rows of a split with a task's label, and number of positive ones among them."""
+    """Number of rows of a split with a task's label, and number of positive ones among them (None: a regression)."""
 
     labelled: int
-    positives: int
+    positives: int | None = None
 
     @property
-    def of_rarer_class(self) -> int:
-        """Number of rows of the rarer class."""
-        return min(self.positives, self.labelled - self.positives)
+    def scarcest(self) -> int:
+        """Number of rows of the rarer class; of a regression, of all rows."""
+        return self.labelled if self.positives is None else min(self.positives, self.labelled - self.positives)
+
+
+class Groups(BaseModel):
+    """The groups of the test rows by which AUC is grouped: for each task, those with both classes and those without."""
+
+    key: str
+    counted: dict[str, int]
+    left_out: dict[str, int]
+
+
+class NaturalRate(BaseModel):
+    """The sampling that predictions are corrected for: task and rate, and tasks that cannot be corrected."""
+
+    task: str
+    rate: float
+    biased: list[str] = Field(default_factory=list)
 
 
 class PlannedRuns(BaseModel):
@@ -66,6 +95,9 @@ class PlannedRuns(BaseModel):
     best_ne: dict[str, float] = Field(default_factory=dict)
     model: str
     tasks: list[str] = Field(min_length=1)
+    about_tasks: dict[str, PlannedTask] = Field(default_factory=dict)
+    natural_rate: NaturalRate | None = None
+    groups: Groups | None = None
     methods: list[PlannedMethod] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     epochs: int
@@ -84,6 +116,10 @@ class PlannedRuns(BaseModel):
     generated: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
     from_python: list[str] = Field(default_factory=list)
+
+    def about(self, task: str) -> PlannedTask:
+        """Return the description of a task; plans from before it was kept have binary tasks alone."""
+        return self.about_tasks.get(task, PlannedTask())
 
     def rate(self, method: str) -> Rate | None:
         """Return the rate that a method is trained with; None where the plan names none."""

@@ -222,11 +222,7 @@ def analyse(results: Results, view: View = "test") -> Analysis:
         if all(math.isfinite(_value(run, view, task, "ne")) for run in ended_well)
     )
     counts = results.plan.label_counts.get("validation" if view == "validation" else "test", {})
-    few = {
-        task: counts[task].of_rarer_class
-        for task in scored
-        if task in counts and counts[task].of_rarer_class < FEW_POSITIVES
-    }
+    few = {task: counts[task].scarcest for task in scored if task in counts and counts[task].scarcest < FEW_POSITIVES}
     means_over = _tasks_of_means(scored, few)
     equal, alone = ok.get(EQUAL_WEIGHTS, []), ok.get(SINGLE_TASK, [])
     control = results.throughput.get(EQUAL_WEIGHTS)

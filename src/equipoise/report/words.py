@@ -128,7 +128,7 @@ def _few_positives(results: Results, analysis: Analysis) -> list[str]:
         few = [
             f"{task} ({_rarer(count)})"
             for task, count in results.plan.label_counts.get(split, {}).items()
-            if 0 < count.of_rarer_class < FEW_POSITIVES
+            if 0 < count.scarcest < FEW_POSITIVES
         ]
         if few:
             found.append(f"Tasks with few labels of one class among the {split} rows: {listed(few)}. {consequence}")
@@ -136,8 +136,10 @@ def _few_positives(results: Results, analysis: Analysis) -> list[str]:
 
 
 def _rarer(count: LabelCount) -> str:
+    if count.positives is None:
+        return counted(count.labelled, "row")
     kind = "positive" if count.positives <= count.labelled - count.positives else "negative"
-    return f"{counted(count.of_rarer_class, kind)} of {count.labelled:,}"
+    return f"{counted(count.scarcest, kind)} of {count.labelled:,}"
 
 
 def _doubtful_rates(results: Results) -> list[str]:

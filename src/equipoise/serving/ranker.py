@@ -20,6 +20,7 @@ from equipoise.methods import Method
 from equipoise.ranking.models import MODELS, build_model
 from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
+from equipoise.serving.export import export_ranker
 from equipoise.serving.folder import RankerFiles, read_ranker, versions, write_ranker
 from equipoise.settings import TrainingSettings
 from equipoise.training.models import ModelsByTask
@@ -97,8 +98,9 @@ class Ranker:
             categorical: ids, of whole numbers, shape [B, columns]; the columns are ``schema.categorical_columns``.
             numeric: values, float32, shape [B, columns]; the columns are ``schema.numeric_columns``.
         """
-        outputs: Sequence[Tensor] = self.model(categorical.long(), numeric)
-        return predictions(outputs, self.schema)
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        outputs: Sequence[Tensor] = self.model(categorical.to(device, torch.int64), numeric.to(device))
+        return [found.cpu() for found in predictions(outputs, self.schema)]
 
     def save(self, folder: Path | str, /) -> None:
         """Write ``ranker.json`` and ``weights.pt`` into a folder, each whole or not at all.
@@ -124,6 +126,26 @@ class Ranker:
             run=json.loads(self.run.to_json()),
         )
         write_ranker(Path(folder), files, state)
+
+    def export(self, out: Path | str, /, *, onnx: bool = False, aoti: bool = False) -> Path:
+        """Write a folder that serves this ranker without equipoise, and return it.
+
+        It holds a ``torch.export`` program that takes any number of rows, the encoding as JSON, an encoder in plain
+        Python, and a README that shows their use; see :mod:`equipoise.serving.export`.
+
+        Args:
+            onnx: write the program as ONNX too.
+            aoti: compile it for this kind of CPU too, by AOTInductor.
+
+        Raises:
+            SettingError: the model cannot be exported, a package or the compiler is missing, a program's predictions
+                differ from the model's, or ``out`` holds something else than an export.
+        """
+        about = {
+            "data": self.data, "model": self.settings["model"], "method": self.run.method, "trained_with": self.versions
+        }  # fmt: skip
+        export_ranker(self.model, self.schema, self.encoding, Path(out), onnx=onnx, aoti=aoti, about=about)
+        return Path(out)
 
     @classmethod
     def load(cls, folder: Path | str, /) -> Ranker:

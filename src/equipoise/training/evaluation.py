@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.data.dataset import AnySplit, Dataset
-from equipoise.ranking.metrics import TaskMetrics
+from equipoise.ranking.metrics import TaskMetrics, calibration_curve, slice_metrics
+from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
 from equipoise.training.faults.non_finite import NonFiniteError
 from equipoise.training.learner import Learner
 from equipoise.training.record import NON_FINITE_REMEDY, TrainingRecord
-from equipoise.training.run import CurvePoint, Run
+from equipoise.training.run import CurvePoint, Run, Slice
 
 __all__ = ["evaluate", "finish", "measure", "predict", "random_rows"]
 
 _EVALUATION_BATCH = 16_384
 _SUBSET_SEED = 0
+_OF_CURVE: Final = ("auc", "gauc", "ne", "rmse")
 
 Metrics = dict[str, dict[str, float]]
 
@@ -38,7 +43,7 @@ def _diverged(run: Run) -> NonFiniteError:
 
 
 def predict(learner: Learner, split: AnySplit) -> list[Tensor] | None:
-    """Return the logits of each task on a whole split, on the CPU; None if one of them is not finite."""
+    """Return the outputs of each task on a whole split, on the CPU; None if one of them is not finite."""
     parts = []
     for batch in split.batches(_EVALUATION_BATCH):
         rows = learner.world.share(len(batch.labels))
@@ -49,26 +54,33 @@ def predict(learner: Learner, split: AnySplit) -> list[Tensor] | None:
             dist.all_reduce(everywhere)
             found = everywhere
         parts.append(found.cpu())
-    logits = torch.cat(parts)
-    return list(logits.unbind(1)) if bool(logits.isfinite().all()) else None
+    outputs = torch.cat(parts)
+    return list(outputs.unbind(1)) if bool(outputs.isfinite().all()) else None
 
 
-def evaluate(record: TrainingRecord, learner: Learner, split: AnySplit, batch_size: int) -> None:
+def evaluate(record: TrainingRecord, learner: Learner, split: AnySplit, batch_size: int, *, group: str = "") -> None:
     """Add a point to the learning curve."""
     record.refuse_non_finite()
     schema, step = learner.schema, record.steps
-    logits = predict(learner, split)
-    metrics = {} if logits is None else measure(schema, split, logits)
+    outputs = predict(learner, split)
+    metrics = {} if outputs is None else measure(schema, split, outputs, group=group)
     losses = record.close_window(learner)
     record.run.curve.append(_point(schema, step, batch_size, losses, metrics))
-    if logits is None:
+    if outputs is None:
         raise _diverged(record.run)
 
 
-def measure(schema: Schema, split: AnySplit, logits: list[Tensor], weight: Tensor | None = None) -> Metrics:
-    """Return the metrics of each task, from the logits of all rows of a split."""
-    metrics = TaskMetrics(schema)
-    metrics.update(logits, split.labels, weight)
+def measure(
+    schema: Schema, split: AnySplit, outputs: list[Tensor], *, group: str = "", natural: bool = False
+) -> Metrics:
+    """Return the metrics of each task, from the outputs for all rows of a split.
+
+    Args:
+        group: the key by which AUC is grouped; none if empty.
+        natural: as at the natural rate, by the weight of the rows and with corrected predictions.
+    """
+    metrics = TaskMetrics(schema, natural=natural, grouped=bool(group))
+    metrics.update(outputs, split.labels, _weight(split, natural=natural), split.keys[group] if group else None)
     return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
 
 
@@ -77,14 +89,57 @@ def finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Non
     run.examples_per_second = run.steps * batch_size / run.seconds if run.seconds else math.nan
     if learner.device.type == "cuda":
         run.peak_memory_bytes = torch.cuda.max_memory_allocated(learner.device)
-    schema, test = dataset.schema, dataset.test
-    validation_logits, test_logits = predict(learner, dataset.validation), predict(learner, test)
-    if validation_logits is None or test_logits is None:
+    schema, test, group = dataset.schema, dataset.test, dataset.group
+    validation_outputs, test_outputs = predict(learner, dataset.validation), predict(learner, test)
+    if validation_outputs is None or test_outputs is None:
         raise _diverged(run)
-    run.validation = measure(schema, dataset.validation, validation_logits)
-    run.test = measure(schema, test, test_logits)
+    run.validation = measure(schema, dataset.validation, validation_outputs, group=group)
+    run.test = measure(schema, test, test_outputs, group=group)
+    run.calibration = _calibration(schema, test, test_outputs, natural=False)
+    run.slices = {column: _slices(dataset, column, test_outputs) for column in dataset.slices}
     if bool((test.weight != 1).any()):
-        run.test_natural = measure(schema, test, test_logits, test.weight)
+        run.test_natural = measure(schema, test, test_outputs, group=group, natural=True)
+        run.calibration_natural = _calibration(schema, test, test_outputs, natural=True)
+
+
+def _weight(split: AnySplit, *, natural: bool) -> Tensor | None:
+    """Return what the rows count in metrics; None: 1 each."""
+    if not natural:
+        return split.importance
+    return split.weight if split.importance is None else split.weight * split.importance
+
+
+def _calibration(
+    schema: Schema, split: AnySplit, outputs: list[Tensor], *, natural: bool
+) -> dict[str, list[dict[str, float]]]:
+    predicted = predictions(outputs, schema if natural else replace(schema, sampled=None))
+    weight = _weight(split, natural=natural)
+    return {
+        task: [_short(part) for part in calibration_curve(found, labels, weight)]
+        for task, found, labels in zip(schema.task_names, predicted, split.labels.unbind(1), strict=True)
+    }
+
+
+def _slices(dataset: Dataset, column: str, outputs: list[Tensor]) -> list[Slice]:
+    split, schema = dataset.test, dataset.schema
+    codes = split.keys.get(column)
+    if codes is None:
+        place = schema.categorical_columns.index(column)
+        codes = torch.cat([batch.categorical[:, place] for batch in split.batches(_EVALUATION_BATCH)])
+    names = dataset.values.get(column, ())
+    found = slice_metrics(schema, outputs, split.labels, codes, _weight(split, natural=False), names=names)
+    return [
+        {
+            "value": part["value"], "values": part["values"], "rows": part["rows"],
+            "tasks": {task: _short(metrics) for task, metrics in part["tasks"].items()},
+        }
+        for part in found
+    ]  # fmt: skip
+
+
+def _short(values: Mapping[str, float]) -> dict[str, float]:
+    """Round to six digits: a record of many small numbers stays small."""
+    return {name: float(f"{value:.6g}") for name, value in values.items()}
 
 
 def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metrics: Metrics) -> CurvePoint:
@@ -92,5 +147,7 @@ def _point(schema: Schema, step: int, batch_size: int, losses: list[float], metr
         "step": step,
         "examples": step * batch_size,
         "train_loss": dict(zip(schema.task_names, losses, strict=True)),
-        "validation": {task: {"auc": found["auc"], "ne": found["ne"]} for task, found in metrics.items()},
+        "validation": {
+            task: {name: value for name, value in found.items() if name in _OF_CURVE} for task, found in metrics.items()
+        },
     }

@@ -113,7 +113,7 @@ def train(
         subset = random_rows(dataset.validation, chosen.evaluation_rows)
         try:
             if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
-                evaluate(record, learner, subset, batch_size)
+                evaluate(record, learner, subset, batch_size, group=dataset.group)
             rows = _on_device(dataset.train, learner.device, _free_bytes(learner.device))
             for step, batch in _stream(rows, batch_size, chosen.seed, epochs, done=record.steps):
                 record.add(step, learner.step(_upload(batch, learner.device)))
@@ -124,7 +124,7 @@ def train(
                 if on_step is not None:
                     on_step(step, total)
                 if step in points:
-                    evaluate(record, learner, subset, batch_size)
+                    evaluate(record, learner, subset, batch_size, group=dataset.group)
                 if step in points or (chosen.checkpoint_every is not None and step % chosen.checkpoint_every == 0):
                     checkpoints.save(record)
                 if poll.should_stop(step):

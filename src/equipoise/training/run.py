@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
-__all__ = ["RUN", "CurvePoint", "Run"]
+__all__ = ["RUN", "CurvePoint", "Run", "Slice"]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -21,6 +21,16 @@ class CurvePoint(TypedDict):
     examples: int
     train_loss: dict[str, float]
     validation: dict[str, dict[str, float]]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Slice(TypedDict):
+    """Test rows that share a value of a column: an entry of :func:`equipoise.ranking.metrics.slice_metrics`."""
+
+    value: str
+    values: int
+    rows: int
+    tasks: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -37,11 +47,18 @@ class Run:
         examples_per_second: examples seen, once per batch, over ``seconds``.
         peak_memory_bytes: the most bytes allocated on the accelerator, training split included; None on a CPU, where
             :func:`equipoise.comparison.throughput.peak_memory` measures it.
-        test: task -> ``auc``, ``ne``, ``log_loss``, ``calibration`` on the test split, as sampled.
-        test_natural: the same, weighted back to the natural rate; empty if all weights are 1.
+        test: task -> metrics on the test split, as sampled. Of a binary task ``auc``, ``ne``, ``log_loss``,
+            ``calibration``, and ``gauc`` where the data set names a group; of a regression ``rmse``, ``mae``, ``r2``,
+            and as ``ne`` the normalized squared error (see :class:`equipoise.ranking.metrics.TaskMetrics`).
+        test_natural: the same at the natural rate: rows weighted, and predictions corrected where the schema says how
+            the rows were sampled. Empty if all weights are 1.
         validation: as ``test``, on the whole validation split.
+        calibration: task -> :func:`equipoise.ranking.metrics.calibration_curve` on the test split, as sampled.
+        calibration_natural: the same at the natural rate; empty if all weights are 1.
+        slices: column -> its slices of the test split, as sampled.
         curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
-            before) and ``validation`` (task -> ``auc`` and ``ne``, on at most ``evaluation_rows`` rows).
+            before) and ``validation`` (task -> ``auc`` and ``ne``, ``gauc`` with a group, of a regression ``rmse`` and
+            ``ne``; on at most ``evaluation_rows`` rows).
         non_finite: task -> the number of steps in which its loss or its gradient was not finite, if there are any.
         skipped_steps: the number of steps left out because a loss or a gradient was not finite.
         irreproducible: why a second run with the same seed may give other last digits; "" if it gives the same.
@@ -60,6 +77,9 @@ class Run:
     test: dict[str, dict[str, float]] = field(default_factory=dict)
     test_natural: dict[str, dict[str, float]] = field(default_factory=dict)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    calibration: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    calibration_natural: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
     monitor: list[dict[str, int | float]] = field(default_factory=list)
     non_finite: dict[str, NonNegativeInt] = field(default_factory=dict)
@@ -68,7 +88,10 @@ class Run:
 
     @property
     def mean_validation_ne(self) -> float:
-        """Mean of the normalized entropy on the validation split, over the tasks for which it is defined.
+        """Mean of the normalized error on the validation split, over the tasks for which it is defined.
+
+        The normalized error is the normalized entropy of a binary task and the normalized squared error of a
+        regression: both are 1 for the best constant and 0 for a perfect prediction.
 
         NaN if it is defined for none; infinite if the run diverged.
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import pickle
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
-from torch.multiprocessing import spawn
 from torchmetrics import Metric
 
 from equipoise.ranking.metrics import (
@@ -25,18 +22,15 @@ from equipoise.ranking.metrics import (
     Calibration,
     LogLoss,
     NormalizedEntropy,
-    TaskMetrics,
     auc,
     calibration,
     log_loss,
     normalized_entropy,
 )
-from equipoise.schema import Numeric, Schema, Task
 
 NAN = float("nan")
 # The same examples every time, and no failure because the machine is busy.
 steady = settings(deadline=None, derandomize=True)
-SCHEMA = Schema([], [Numeric("age")], [Task("click"), Task("buy"), Task("never")])
 PAIRS: dict[type[Metric], Callable[..., Tensor]] = {
     AUC: auc,
     NormalizedEntropy: normalized_entropy,
@@ -271,86 +265,9 @@ def test_bad_input_is_named(function: Callable[..., Tensor]) -> None:
             function(three, three, torch.tensor([0.0, wrong, 1.0]))
 
 
-def expected_tasks(logits: Tensor, labels: Tensor, weight: Tensor) -> dict[str, dict[str, float]]:
-    functions = {"auc": auc, "ne": normalized_entropy, "log_loss": log_loss, "calibration": calibration}
-    return {
-        name: {key: function(logits[:, task], labels[:, task], weight).item() for key, function in functions.items()}
-        for task, name in enumerate(SCHEMA.task_names)
-    }
-
-
-def assert_same_tasks(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
-    assert list(found) == list(expected)
-    for task, values in expected.items():
-        assert found[task] == pytest.approx(values, rel=1e-12, nan_ok=True)
-        assert all(type(value) is float for value in found[task].values())
-
-
-def task_rows(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    logits, labels, weight = random_rows(size, seed=5, tasks=3)
-    labels[:, 2] = 0.0  # a task without a positive
-    return logits, labels, weight
-
-
-def test_task_metrics_are_each_tasks_metrics_as_floats() -> None:
-    logits, labels, weight = task_rows(300)
-    metrics = TaskMetrics(SCHEMA)
-    for start in range(0, 300, 128):
-        part = slice(start, start + 128)
-        metrics.update(tuple(logits[part].unbind(1)), labels[part], weight[part])
-    assert_same_tasks(metrics.compute(), expected_tasks(logits, labels, weight))
-    assert math.isnan(metrics.compute()["never"]["auc"])
-    unweighted = TaskMetrics(SCHEMA)
-    unweighted.update(logits.unbind(1), labels)
-    assert_same_tasks(unweighted.compute(), expected_tasks(logits, labels, torch.ones(300)))
-
-
-def test_task_metrics_refuse_another_number_of_tasks() -> None:
-    metrics = TaskMetrics(SCHEMA)
-    with pytest.raises(ValueError, match=r"Expected 3 logit tensors .* click, buy, never; found 2 and \[4, 3\]"):
-        metrics.update((torch.zeros(4), torch.zeros(4)), torch.zeros(4, 3))
-    with pytest.raises(ValueError, match=r"found 3 and \[4, 2\]"):
-        metrics.update((torch.zeros(4),) * 3, torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"one shape \[B\]"):
-        metrics.update((torch.zeros(5),) * 3, torch.zeros(4, 3))
-
-
-def on_rank(rank: int, folder: str) -> None:
-    """Rank 0 sees rows 0–99, rank 1 rows 100–139 in two batches; in a second round rank 1 sees nothing."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    logits, labels, weight = task_rows(140)
-    parts = [slice(0, 100)] if rank == 0 else [slice(100, 130), slice(130, 140)]
-    metrics, singles = TaskMetrics(SCHEMA), [kind() for kind in PAIRS]
-    results = []
-    for batches in (parts, parts if rank == 0 else []):
-        for part in batches:
-            metrics.update(logits[part].unbind(1), labels[part], weight[part])
-            for single in singles:
-                single.update(logits[part, 0], labels[part, 0], weight[part])
-        results.append([metrics.compute(), [single.compute().item() for single in singles]])
-        # What a rank holds itself must be its own again after the sync.
-        assert len(metrics._all_rows()) == sum(len(weight[part]) for part in batches)
-        for each in (metrics, *singles):
-            each.reset()
-    Path(folder, f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.barrier()  # gloo's threads now and then abort a process that ends at once
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_with_unequal_rows_or_none_agree_with_one_process(tmp_path: Path) -> None:
-    spawn(on_rank, args=(str(tmp_path),), nprocs=2)
-    logits, labels, weight = task_rows(140)
-    for rank in (0, 1):
-        results = json.loads(Path(tmp_path, f"rank{rank}.json").read_text(encoding="utf-8"))
-        for (tasks, singles), rows in zip(results, (140, 100), strict=True):
-            seen = (logits[:rows], labels[:rows], weight[:rows])
-            assert_same_tasks(tasks, expected_tasks(*seen))
-            expected = [function(seen[0][:, 0], seen[1][:, 0], seen[2]).item() for function in PAIRS.values()]
-            assert singles == pytest.approx(expected, rel=1e-12)
-
-
 def test_without_torchmetrics_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, "equipoise.ranking.metrics")
+    for name in [name for name in sys.modules if name.startswith("equipoise.ranking.metrics")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[ranking\]' in a clone"):
         importlib.import_module("equipoise.ranking.metrics")

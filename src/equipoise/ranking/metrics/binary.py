@@ -1,0 +1,238 @@
+"""Metrics of binary tasks: AUC, normalized entropy, log loss, calibration.
+
+Pure functions of logits and labels, and thin torchmetrics classes around them that gather over batches and ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from equipoise.ranking.metrics.rows import Metric, RowMetric, checked_columns
+
+__all__ = [
+    "AUC",
+    "Calibration",
+    "LogLoss",
+    "NormalizedEntropy",
+    "area_under_curve",
+    "auc",
+    "calibration",
+    "calibration_of_sums",
+    "class_sums",
+    "entropy_of_sums",
+    "log_loss",
+    "log_loss_of_sums",
+    "normalized_entropy",
+]
+
+
+def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
+    """Return the weighted mean binary cross entropy Σ w ℓ / Σ w, in nats, in [0, ∞]; NaN where no row has weight.
+
+    Args:
+        logits: floating point, shape [B].
+        labels: 0, 1, or NaN or −1 where missing, shape [B].
+        weight: non-negative and finite, shape [B]; None: 1 for every row.
+
+    Raises:
+        ValueError: shapes differ, a label is something else, or a weight is negative or not finite.
+
+    Example:
+        >>> log_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor(0.6931, dtype=torch.float64)
+    """
+    return log_loss_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+
+
+def normalized_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
+    """Return the log loss over the entropy of the base rate: 1 is predicting the base rate, lower is better.
+
+    With p = Σ w y / Σ w, NE = log loss / −(p log p + (1 − p) log(1 − p)): He et al., "Practical Lessons from
+    Predicting Clicks on Ads at Facebook", ADKDD 2014, equation 1. In [0, ∞]; NaN where the rows with weight
+    do not hold both classes.
+
+    Args and errors as for :func:`log_loss`.
+
+    Example:
+        >>> normalized_entropy(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        tensor(1.2326, dtype=torch.float64)
+    """
+    return entropy_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+
+
+def calibration(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
+    """Return the mean prediction over the mean label: 1 is calibrated, above over-predicts; NaN without a positive.
+
+    Args and errors as for :func:`log_loss`.
+
+    Example:
+        >>> calibration(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        tensor(2., dtype=torch.float64)
+    """
+    return calibration_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+
+
+def auc(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
+    """Return the exact area under the ROC curve, in [0, 1]: the chance that a positive ranks above a negative.
+
+    A tie counts one half, and a pair of rows counts with the product of their weights, as in scikit-learn's
+    ``roc_auc_score``. NaN where the rows with weight do not hold both classes. Takes O(B log B) time.
+
+    Args and errors as for :func:`log_loss`.
+
+    Example:
+        >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        tensor(0.8750, dtype=torch.float64)
+    """
+    return area_under_curve(*(column.squeeze(1) for column in _columns(logits, labels, weight)))
+
+
+class _SumMetric(Metric):
+    """A metric that is a function of the sums of :func:`class_sums`."""
+
+    is_differentiable = False
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("sums", torch.zeros(4, 1, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
+        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
+        # Out of place, so that the sum is float64 even where the state was cast along with a model.
+        self.sums = self.sums + class_sums(*_columns(logits, labels, weight))
+
+
+class LogLoss(_SumMetric):
+    """:func:`log_loss` over batches and ranks; the state is four numbers.
+
+    Example:
+        >>> metric = LogLoss()
+        >>> metric.update(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        >>> metric.compute()
+        tensor(0.6931, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """Return the value over everything seen, float64, scalar."""
+        return log_loss_of_sums(self.sums)[0]
+
+
+class NormalizedEntropy(_SumMetric):
+    """:func:`normalized_entropy` over batches and ranks, against the base rate of all; four numbers of state.
+
+    Example:
+        >>> metric = NormalizedEntropy()
+        >>> metric.update(torch.zeros(1), torch.tensor([0.0]))
+        >>> metric.update(torch.zeros(1), torch.tensor([1.0]))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """Return the value over everything seen, float64, scalar."""
+        return entropy_of_sums(self.sums)[0]
+
+
+class Calibration(_SumMetric):
+    """:func:`calibration` over batches and ranks; the state is four numbers.
+
+    Example:
+        >>> metric = Calibration()
+        >>> metric.update(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        >>> metric.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the value over everything seen, float64, scalar."""
+        return calibration_of_sums(self.sums)[0]
+
+
+class AUC(RowMetric):
+    """:func:`auc` over batches and ranks; being exact it keeps every row, 24 bytes each.
+
+    Example:
+        >>> metric = AUC()
+        >>> metric.update(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        >>> metric.compute()
+        tensor(0.8750, dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(3, **kwargs)
+
+    def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
+        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
+        self.rows.append(torch.cat(_columns(logits, labels, weight), dim=1))
+
+    def compute(self) -> Tensor:
+        """Return the value over everything seen, float64, scalar."""
+        return area_under_curve(*self.all_rows().unbind(1))
+
+
+def _columns(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return checked_columns([logits], [labels], weight, binary=[True])
+
+
+def class_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Sum w y, w (1 − y), w ℓ and w p over the rows, from logits and labels [B, M], weight [B, 1]; shape [4, M].
+
+    The two classes are summed apart because "one class only" is then an exact zero.
+    """
+    counts = ~labels.isnan() & (weight > 0)
+    weight = weight.where(counts, 0.0)
+    logits = logits.where(counts, 0.0)
+    positive = labels.where(counts, 0.0)
+    # −log p for a positive, −log(1 − p) for a negative; the usual formula makes ∞ − ∞ of an infinite logit.
+    loss = -functional.logsigmoid((2 * positive - 1) * logits)
+    terms = (weight * positive, weight * (1 - positive), weight * loss, weight * logits.sigmoid())
+    return torch.stack([term.sum(0) for term in terms])
+
+
+def log_loss_of_sums(sums: Tensor) -> Tensor:
+    """Return the log loss of each task, shape [M], from :func:`class_sums`."""
+    positives, negatives, loss, _ = sums.unbind(0)
+    return loss / (positives + negatives)
+
+
+def entropy_of_sums(sums: Tensor) -> Tensor:
+    """Return the normalized entropy of each task, shape [M], from :func:`class_sums`."""
+    positives, negatives, loss, _ = sums.unbind(0)
+    total = positives + negatives
+    # Σ w times the entropy of the base rate; zero, or 0/0, where a class is missing.
+    entropy = -(torch.xlogy(positives, positives / total) + torch.xlogy(negatives, negatives / total))
+    return torch.where((positives > 0) & (negatives > 0), loss / entropy, torch.nan)
+
+
+def calibration_of_sums(sums: Tensor) -> Tensor:
+    """Return the calibration of each task, shape [M], from :func:`class_sums`."""
+    positives, _, _, predicted = sums.unbind(0)
+    return torch.where(positives > 0, predicted / positives, torch.nan)
+
+
+def area_under_curve(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Return the area, a scalar, from three columns of shape [B]."""
+    counts = ~labels.isnan() & (weight > 0)
+    scores, order = logits[counts].sort()
+    truth, weight = labels[counts][order], weight[counts][order]
+    # Positives and negatives up to each distinct score, so that tied rows are one step of the curve.
+    last = torch.ones_like(scores, dtype=torch.bool)
+    last[:-1] = scores[1:] != scores[:-1]
+    zero = scores.new_zeros(1)
+    positives = torch.cat((zero, (weight * truth).cumsum(0)[last]))
+    negatives = torch.cat((zero, (weight * (1 - truth)).cumsum(0)[last]))
+    # Without a row of either class this is 0/0. Rounding may pass 1 by a little.
+    area = (torch.trapezoid(negatives, positives) / (positives[-1] * negatives[-1])).clamp(0, 1)
+    return area.masked_fill(scores.isnan().any(), torch.nan)
