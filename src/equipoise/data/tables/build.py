@@ -1,4 +1,4 @@
-"""From files or a table in memory to a data set: read, split, fit the encoding on train rows, encode."""
+"""From files or a table in memory to a data set."""
 
 from __future__ import annotations
 
@@ -6,58 +6,103 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
+from torch import Tensor
 
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.encoding import Encoding, fit
 from equipoise.data.tables.config import TableConfig
-from equipoise.schema import Task
+from equipoise.data.tables.files import open_files
+from equipoise.data.tables.frames import open_frame
+from equipoise.data.tables.preparation import Preparation, prepare
+from equipoise.data.tables.split import SPLITS
+from equipoise.errors import DataError
 from equipoise.settings_file import read_settings
 
 __all__ = ["from_files", "from_frame"]
 
 
 def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
-    """Return the data set that a settings file, its ``data`` section or a :class:`TableConfig` describes."""
+    """Return the data set of own files.
+
+    Args:
+        config: a :class:`TableConfig`, its keys as a mapping, or the path of a YAML file with a ``data`` section.
+
+    Raises:
+        DataError: the description, a file or a value cannot be used; the message says which, and what to do.
+        SettingError: the YAML file cannot be read.
+    """
+    config = _described(config)
+    source = open_files(
+        config.files, file_format=config.format, separator=config.separator, null_values=config.null_values
+    )
+    return _dataset(prepare(source, config), ", ".join(config.files))
+
+
+def from_frame(table: Any, config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
+    """Return the data set of a table in memory.
+
+    Args:
+        table: a table of polars, pandas or pyarrow, a dict of columns, or a structured array of numpy.
+        config: as of :func:`from_files`; ``files`` are not read.
+
+    Raises:
+        DataError: the description, the table or a value cannot be used; the message says which, and what to do.
+        SettingError: the YAML file cannot be read.
+
+    Example:
+        >>> rows = {"zip": ["rural", "urban"] * 50, "age": list(range(100)), "visit": [0, 1, 1, 0] * 25}
+        >>> config = TableConfig(features={"zip": "category", "age": "number"}, tasks={"visit": "visit"})
+        >>> dataset = from_frame(rows, config)
+        >>> dataset.schema.categorical_columns, dataset.schema.numeric_columns, dataset.schema.task_names
+        (('zip',), ('age',), ('visit',))
+    """
+    return _dataset(prepare(open_frame(table), _described(config)), "")
+
+
+def _described(config: Path | str | Mapping[str, Any] | TableConfig) -> TableConfig:
+    if isinstance(config, TableConfig):
+        return config
     if isinstance(config, Path | str):
-        config = read_settings(Path(config))["data"]
-    if not isinstance(config, TableConfig):
-        config = TableConfig.of(config)
-    scan = pl.scan_parquet if config.files[0].endswith(".parquet") else pl.scan_csv
-    return _build(pl.concat([scan(file) for file in config.files]).collect(), config)
+        settings = read_settings(Path(config))
+        if not isinstance(settings.get("data"), Mapping):
+            raise DataError(
+                f"{config}: expected a section `data` that describes tables (files, features, tasks), found "
+                f"{settings.get('data')!r}."
+            )
+        config = settings["data"]
+    return TableConfig.of(config)
 
 
-def from_frame(table: Any, config: TableConfig, /) -> Dataset:
-    """Return the data set of a table of polars, pandas or pyarrow."""
-    return _build(pl.DataFrame(table), config)
-
-
-def _build(frame: pl.DataFrame, config: TableConfig) -> Dataset:
-    order = np.random.default_rng(config.split.seed).permutation(frame.height)
-    if config.split.by == "time" and config.time is not None:
-        order = frame[config.time.column].arg_sort().to_numpy()
-    ends = [round(frame.height * (1 - config.split.test - config.split.validation)),
-            round(frame.height * (1 - config.split.test))]  # fmt: skip
-    train, validation, test = (frame[part] for part in np.split(order, ends))
-    tasks = [Task(name, kind=task.kind, after=task.after) for name, task in config.tasks.items()]
-    encoding = fit(train.lazy(), config.features, tasks)
+def _dataset(found: Preparation, source: str) -> Dataset:
+    """Encode the rows block by block into tensors of their final size."""
+    schema, config = found.schema, found.config
+    counts = dict(zip(SPLITS, found.assignment.counts, strict=True))
+    splits = {
+        name: Split(
+            torch.empty(rows, len(schema.categorical_columns), dtype=torch.int32),
+            torch.empty(rows, len(schema.numeric_columns)),
+            torch.empty(rows, len(schema.tasks)),
+            torch.empty(rows),
+            torch.empty(rows) if config.weight else None,
+            {key: torch.empty(rows, dtype=torch.int64) for key in found.keys},
+        )
+        for name, rows in counts.items()
+    }
+    done = dict.fromkeys(SPLITS, 0)
+    for block in found.blocks():
+        for name, rows in block.items():
+            at = slice(done[name], done[name] + len(rows))
+            for target, values in zip(_tensors(splits[name]), _tensors(rows), strict=True):
+                target[at] = values
+            done[name] += len(rows)
+    train, validation, test = splits.values()
     return Dataset(
-        config.name, encoding.schema_of_batches,
-        _split(train, encoding, config), _split(validation, encoding, config), _split(test, encoding, config),
-        epochs=config.epochs, batch_size=config.batch_size, encoding=encoding,
+        config.name, schema, train, validation, test, notes=found.notes, epochs=config.epochs,
+        batch_size=config.batch_size, source=source, group=config.user, values=found.values,
+        slices=tuple(found.slices), encoding=found.encoding,
     )  # fmt: skip
 
 
-def _split(frame: pl.DataFrame, encoding: Encoding, config: TableConfig) -> Split:
-    categorical, numeric = encoding.encode(frame)
-    columns = []
-    for name, task in config.tasks.items():
-        label = pl.sql_expr(task.label).cast(pl.Float32)
-        if task.after:
-            parent = pl.sql_expr(config.tasks[task.after].label).cast(pl.Float32)
-            label = pl.when(parent == 1).then(label)
-        columns.append(label.fill_null(float("nan")).alias(name))
-    labels = torch.from_numpy(frame.select(columns).to_numpy().astype(np.float32))
-    return Split(categorical, numeric, labels, torch.ones(frame.height))
+def _tensors(split: Split) -> list[Tensor]:
+    found = [split.categorical, split.numeric, split.labels, split.weight, *split.keys.values()]
+    return found if split.importance is None else [*found, split.importance]

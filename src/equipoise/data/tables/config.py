@@ -19,6 +19,7 @@ __all__ = [
     "CategoryConfig",
     "CrossConfig",
     "FeatureConfig",
+    "FileFormat",
     "NumberConfig",
     "SampledConfig",
     "SplitConfig",
@@ -29,7 +30,7 @@ __all__ = [
     "VectorConfig",
 ]
 
-Format = Literal["parquet", "csv", "tsv"]
+FileFormat = Literal["parquet", "csv", "tsv"]
 Unit = Literal["s", "ms", "us", "ns"]
 
 _COLUMN: Final = "Column of the files. Default: the name of the feature."
@@ -286,8 +287,11 @@ you mean 'category'?
         default=(),
         description="A file, a glob, a folder (also one partitioned by day) or an fsspec URL; or a list of them.",
     )
-    format: Format | None = Field(
+    format: FileFormat | None = Field(
         default=None, description="parquet, csv or tsv. Default: by the ending, before .gz and .zst."
+    )
+    separator: str = Field(
+        default="", max_length=1, description="Character between the fields of CSV files. Default: comma; tab for TSV."
     )
     null_values: Names = Field(
         default=("", "NA", "NULL"), description="Texts that stand for a missing value in CSV and TSV files."

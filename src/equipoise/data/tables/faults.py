@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from equipoise.errors import DataError
+
 if TYPE_CHECKING:
     from equipoise.data.tables.config import SplitConfig, TableConfig, TaskConfig
 
-__all__ = ["as_message", "cross_faults", "did_you_mean", "faults_of"]
+__all__ = ["as_message", "check_names_differ", "cross_faults", "did_you_mean", "faults_of"]
 
 Fault = tuple[str, str]
 """A place, such as ``features.zip.kind``, and what is wrong there."""
@@ -33,6 +35,17 @@ def did_you_mean(name: str, known: Iterable[str], /) -> str:
     """
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_names_differ(where: str, names: Iterable[str]) -> None:
+    """Refuse a table that has a column name twice: no reader could tell which column is meant.
+
+    Raises:
+        DataError: a name occurs twice.
+    """
+    names = list(names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{where}: expected columns with different names, found twice: {', '.join(twice)}. Rename one.")
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
