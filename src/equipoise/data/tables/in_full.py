@@ -51,8 +51,7 @@ def settings_in_full(settings: Settings | None = None, /) -> str:
 
     Example:
         >>> print(settings_in_full(Settings.of(data="funnel")).splitlines()[1])
-        data: funnel                                   # Data set: a registered name, package.module:attribute, or in \
-a settings file the description of own tables.
+        data: funnel                                   # Data set: a registered name, package.module:attribute, ...
     """
     lines = ["# All settings. Those at their default may be left out."]
     example = settings is None
