@@ -1,13 +1,13 @@
 """A small prepared folder with every kind of column, whose rows can be told apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from equipoise.data import Split
-from equipoise.data.stream import About, Block, write_prepared
-from equipoise.schema import Categorical, Categories, Numeric, Schema, Task, Vector
+from equipoise.data.stream import About, Block, Content, write_prepared
+from equipoise.schema import Batch, Categorical, Categories, Numeric, Schema, Task, Vector
 
 SCHEMA = Schema(
     [Categorical("user", 50), Categories("history", 20, 3)],
@@ -50,15 +50,15 @@ def made_up_blocks(rows: list[int]) -> list[Block]:
 
 def prepare_made_up(folder: Path, rows: list[int]) -> Path:
     """Prepare such blocks and return the folder."""
-    blocks = made_up_blocks(rows)
-
-    def from_block(_: About, first: int) -> Iterator[Block]:
-        return iter(blocks[first:])
-
-    write_prepared(folder, {"rows": rows}, lambda: ABOUT, from_block)
+    write_prepared(folder, {"rows": rows}, lambda: content_of(made_up_blocks(rows)))
     return folder
 
 
-def numbers_of(batches: Iterator[torch.Tensor]) -> list[int]:
+def content_of(blocks: Sequence[Block], about: About = ABOUT) -> Content:
+    """Return the content of a folder with these blocks."""
+    return Content(about, None, lambda first: iter(blocks[first:]))
+
+
+def numbers_of(batches: Iterable[Batch]) -> list[int]:
     """Return the numbers of the rows, which stand in their first numeric column."""
     return [int(number) for batch in batches for number in batch.numeric[:, 0]]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from equipoise.data import DataError, StreamedBatches
 from equipoise.data.stream import write_prepared
 from equipoise.errors import SettingError
-from tests.data.stream.made_up import ABOUT, made_up_blocks, numbers_of
+from tests.data.stream.made_up import content_of, made_up_blocks, numbers_of
 
 # Fewer cores than workers, and threads of earlier tests, are no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*multi-threaded, use of fork")
@@ -142,7 +142,7 @@ def test_what_is_out_of_range_is_refused(prepared: Path) -> None:
 
 def test_a_changed_part_is_named_from_within_a_worker(tmp_path: Path) -> None:
     blocks = made_up_blocks([9, 9])
-    write_prepared(tmp_path, {}, lambda: ABOUT, lambda _, first: iter(blocks[first:]))
+    write_prepared(tmp_path, {}, lambda: content_of(blocks))
     stream = StreamedBatches(tmp_path, batch_size=4)
     part = tmp_path / "train/part-00001.parquet"
     part.write_bytes(bytes(len(part.read_bytes())))

@@ -1,4 +1,4 @@
-"""A training on prepared data is the one on the same rows in memory, and resumes to the bit in the middle of an epoch."""
+"""A training on prepared data is that on the same rows in memory, and resumes to the bit in the middle of an epoch."""
 
 import io
 import json
@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from equipoise.data import Dataset, Split, from_prepared
-from equipoise.data.stream import About, Block, write_prepared
+from equipoise.data.stream import About, write_prepared
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.training import METHODS, CheckpointError, Run, StoppedError, train
+from tests.data.stream.made_up import content_of
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "lr": 1e-2, "evaluations": 4, "evaluation_rows": 50}
 SCHEMA = Schema(
     [Categorical("user", 20), Categorical("item", 20)], [Numeric("price")], [Task("click"), Task("like")]
 )  # fmt: skip
+ABOUT = About(name="learnable", columns=SCHEMA)
 
 
 def learnable_rows(rows: int, seed: int) -> Split:
@@ -37,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     found = tmp_path_factory.mktemp("learnable") / "prepared"
 
-    def from_block(_: About, first: int) -> Iterator[Block]:
-        return iter(blocks[first:])
-
-    write_prepared(found, {}, lambda: About(name="learnable", columns=SCHEMA), from_block)
+    write_prepared(found, {}, lambda: content_of(blocks, ABOUT))
     return found
 
 
@@ -94,8 +93,7 @@ def test_a_training_is_not_resumed_on_other_rows(folder: Path, tmp_path: Path) -
     with pytest.raises(StoppedError):
         train(from_prepared(folder), "equal", **SETTINGS, checkpoint=tmp_path / "run", on_step=on_step, stop=stop)
     blocks = [{name: learnable_rows(200, 7 + i) for i, name in enumerate(("train", "validation", "test"))}]
-    about = About(name="learnable", columns=SCHEMA)
-    write_prepared(tmp_path / "other", {}, lambda: about, lambda _, first: iter(blocks[first:]))
+    write_prepared(tmp_path / "other", {}, lambda: content_of(blocks, ABOUT))
     with pytest.raises(CheckpointError, match="data"):
         train(from_prepared(tmp_path / "other"), "equal", **SETTINGS, checkpoint=tmp_path / "run", resume=True)
 

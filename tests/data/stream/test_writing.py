@@ -2,14 +2,14 @@
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from equipoise.data import DataError, from_prepared
-from equipoise.data.stream import About, Block, read_manifest, write_prepared
+from equipoise.data.stream import About, Block, Content, read_manifest, write_prepared
 from tests.data.stream.made_up import ABOUT, made_up_blocks, prepare_made_up
 
 ROWS = [9, 4, 30, 1]
@@ -19,37 +19,31 @@ class KilledError(Exception):
     """Stands for a signal in the middle of a preparation."""
 
 
-def from_block(blocks: list[Block], seen: list[int], until: int = 99) -> object:
-    """Return what yields the blocks from one on, notes their places, and is killed at one of them."""
+def noted(blocks: list[Block], seen: list[int], until: int = 99, about: About = ABOUT) -> Callable[[], Content]:
+    """Return the content of these blocks, which notes their places and is killed at one of them."""
 
-    def found(_: About, first: int) -> Iterator[Block]:
+    def found(first: int) -> Iterator[Block]:
         for place in range(first, len(blocks)):
             if place == until:
                 raise KilledError
             seen.append(place)
             yield blocks[place]
 
-    return found
+    return lambda: Content(about, None, found)
 
 
 def test_a_killed_preparation_goes_on_after_the_last_whole_block(tmp_path: Path) -> None:
-    blocks, seen, fitted = made_up_blocks(ROWS), list[int](), list[int]()
-
-    def about() -> About:
-        fitted.append(1)
-        return ABOUT
-
+    blocks, seen = made_up_blocks(ROWS), list[int]()
     with pytest.raises(KilledError):
-        write_prepared(tmp_path / "out", {"seed": 1}, about, from_block(blocks, seen, until=2))
+        write_prepared(tmp_path / "out", {"seed": 1}, noted(blocks, seen, until=2))
     with pytest.raises(DataError, match=r"found an unfinished preparation in .*: prepare it again"):
         from_prepared(tmp_path / "out")
     (tmp_path / "out/train/.part-00002.parquet.5f.tmp").write_bytes(b"half a part")
     (tmp_path / "out/train/part-00002.parquet").write_bytes(b"a part that was not noted")
     with (tmp_path / "out/journal.jsonl").open("a") as file:
         file.write('[{"split": "tra')  # cut off in the middle of a line
-    manifest = write_prepared(tmp_path / "out", {"seed": 1}, about, from_block(blocks, seen))
+    manifest = write_prepared(tmp_path / "out", {"seed": 1}, noted(blocks, seen))
     assert seen == [0, 1, 2, 3]
-    assert fitted == [1]
     whole = read_manifest(prepare_made_up(tmp_path / "whole", ROWS))
     assert manifest.parts == whole.parts
     assert from_prepared(tmp_path / "out").fingerprint() == from_prepared(tmp_path / "whole").fingerprint()
@@ -61,7 +55,7 @@ def test_a_killed_preparation_goes_on_after_the_last_whole_block(tmp_path: Path)
 def test_a_part_that_is_not_whole_is_written_again_with_those_after_it(tmp_path: Path, harm: str) -> None:
     blocks, seen = made_up_blocks(ROWS), list[int]()
     with pytest.raises(KilledError):
-        write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, seen, until=3))
+        write_prepared(tmp_path / "out", {}, noted(blocks, seen, until=3))
     part = tmp_path / "out/test/part-00001.parquet"
     content = part.read_bytes()
     if harm == "missing":
@@ -69,7 +63,7 @@ def test_a_part_that_is_not_whole_is_written_again_with_those_after_it(tmp_path:
     else:
         part.write_bytes(content[:-9] if harm == "cut off" else bytes([content[0] ^ 1]) + content[1:])
     seen.clear()
-    write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, seen))
+    write_prepared(tmp_path / "out", {}, noted(blocks, seen))
     assert seen == [1, 2, 3]
     assert part.read_bytes() == content
 
@@ -77,21 +71,30 @@ def test_a_part_that_is_not_whole_is_written_again_with_those_after_it(tmp_path:
 def test_a_finished_folder_is_not_written_again(tmp_path: Path) -> None:
     seen: list[int] = []
     for _ in range(2):
-        write_prepared(tmp_path / "out", {"seed": 1}, lambda: ABOUT, from_block(made_up_blocks(ROWS), seen))
+        write_prepared(tmp_path / "out", {"seed": 1}, noted(made_up_blocks(ROWS), seen))
     assert seen == [0, 1, 2, 3]
+
+
+def test_other_facts_about_the_same_files_are_refused(tmp_path: Path) -> None:
+    blocks = made_up_blocks(ROWS)
+    with pytest.raises(KilledError):
+        write_prepared(tmp_path / "out", {}, noted(blocks, [], until=2))
+    other = ABOUT.model_copy(update={"epochs": 3})
+    with pytest.raises(DataError, match="found other facts about the same files: they were changed"):
+        write_prepared(tmp_path / "out", {}, noted(blocks, [], about=other))
 
 
 @pytest.mark.parametrize("until", [2, 99])
 def test_other_files_or_settings_are_refused(tmp_path: Path, until: int) -> None:
     made_from = {"files": {"a.csv": {"size": 5}}, "settings": {"split": {"seed": 0}}}
-    blocks = from_block(made_up_blocks(ROWS), [], until=until)
+    blocks = noted(made_up_blocks(ROWS), [], until=until)
     try:
-        write_prepared(tmp_path / "out", made_from, lambda: ABOUT, blocks)
+        write_prepared(tmp_path / "out", made_from, blocks)
     except KilledError:
         assert until == 2
     made_from["settings"]["split"]["seed"] = 1
     with pytest.raises(DataError, match=r"other files or settings:\n  settings.split.seed: 0 there, 1 now\nName"):
-        write_prepared(tmp_path / "out", made_from, lambda: ABOUT, blocks)
+        write_prepared(tmp_path / "out", made_from, blocks)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -109,15 +112,15 @@ def test_a_lack_of_space_names_the_folder_and_keeps_whole_parts(
 
     blocks, seen = made_up_blocks(ROWS), list[int]()
     with pytest.raises(KilledError):
-        write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, seen, until=1))
+        write_prepared(tmp_path / "out", {}, noted(blocks, seen, until=1))
     with monkeypatch.context() as patched:
         patched.setattr(pq.ParquetWriter, "write_table", full)
         with pytest.raises(OSError, match=r"No space is left in .*out") as caught:
-            write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, seen))
+            write_prepared(tmp_path / "out", {}, noted(blocks, seen))
     assert caught.value.errno == errno.ENOSPC
     assert not list((tmp_path / "out").rglob("*.tmp"))
     seen.clear()
-    write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, seen))
+    write_prepared(tmp_path / "out", {}, noted(blocks, seen))
     assert seen == [1, 2, 3]
 
 
@@ -125,14 +128,14 @@ def test_values_that_the_schema_does_not_allow_are_refused_before_they_are_writt
     blocks = made_up_blocks(ROWS)
     blocks[1]["test"].categorical[2, 0] = 50
     with pytest.raises(DataError, match=r"made up, test split, block 1: .*'user' should hold ids from 0 to 49"):
-        write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, []))
+        write_prepared(tmp_path / "out", {}, noted(blocks, []))
     assert not (tmp_path / "out/train/part-00001.parquet").exists()
 
 
 def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
     blocks = [{"train": block["train"], "test": block["test"]} for block in made_up_blocks(ROWS)]
     with pytest.raises(DataError, match="made up, validation split: expected at least one row, found none"):
-        write_prepared(tmp_path / "out", {}, lambda: ABOUT, from_block(blocks, []))
+        write_prepared(tmp_path / "out", {}, noted(blocks, []))
 
 
 def test_any_reader_of_parquet_finds_the_columns_by_name(prepared: Path) -> None:

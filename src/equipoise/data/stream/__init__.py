@@ -4,11 +4,12 @@ from equipoise.data.stream.batches import StreamedBatches
 from equipoise.data.stream.manifest import About, Manifest, Part, is_prepared, read_manifest
 from equipoise.data.stream.reading import from_prepared
 from equipoise.data.stream.split import StreamedSplit
-from equipoise.data.stream.writing import Block, write_prepared
+from equipoise.data.stream.writing import Block, Content, write_prepared
 
 __all__ = [
     "About",
     "Block",
+    "Content",
     "Manifest",
     "Part",
     "StreamedBatches",

@@ -24,7 +24,7 @@ class Journal:
     """The blocks of a prepared folder that are whole, in order.
 
     Attributes:
-        about: the facts about the data set, kept from the first call, so that its encoding is fitted once.
+        about: the facts about the data set that the first call has found.
         blocks: the parts of each block.
     """
 

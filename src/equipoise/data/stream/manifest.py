@@ -10,13 +10,25 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from equipoise.data.encoding import Encoding
 from equipoise.errors import DataError
 from equipoise.schema import Schema
 
-__all__ = ["JOURNAL", "MANIFEST", "SPLITS", "About", "Manifest", "Part", "SplitName", "is_prepared", "read_manifest"]
+__all__ = [
+    "ENCODING",
+    "JOURNAL",
+    "MANIFEST",
+    "SPLITS",
+    "About",
+    "File",
+    "Manifest",
+    "Part",
+    "SplitName",
+    "is_prepared",
+    "read_manifest",
+]
 
 MANIFEST: Final = "manifest.json"
+ENCODING: Final = "encoding.json"
 JOURNAL: Final = "journal.jsonl"
 """The file that says which blocks are whole before there is a manifest."""
 
@@ -32,7 +44,7 @@ class _Stated(BaseModel):
 
 
 class About(_Stated):
-    """The facts about a data set besides its rows, as :class:`equipoise.data.Dataset` holds them.
+    """The facts about a data set besides rows and encoding, as :class:`equipoise.data.Dataset` holds them.
 
     Attributes:
         columns: the schema.
@@ -42,7 +54,6 @@ class About(_Stated):
 
     name: str
     columns: Schema
-    encoding: Encoding | None = None
     keys: tuple[str, ...] = ()
     importance: bool = False
     notes: tuple[str, ...] = ()
@@ -56,21 +67,29 @@ class About(_Stated):
     slices: tuple[str, ...] = ()
 
 
-class Part(_Stated):
-    """One Parquet file of a split.
+class File(_Stated):
+    """One file of the folder.
 
     Attributes:
         file: its path within the folder.
+        size: its bytes.
+        crc32: the checksum of its content.
+    """
+
+    file: str
+    size: int
+    crc32: int
+
+
+class Part(File):
+    """One Parquet file of a split.
+
+    Attributes:
         groups: rows of each of its row groups.
-        size: bytes of the file.
-        crc32: of the whole file.
     """
 
     split: SplitName
-    file: str
     groups: tuple[int, ...]
-    size: int
-    crc32: int
 
 
 class Manifest(_Stated):
@@ -78,12 +97,14 @@ class Manifest(_Stated):
 
     Attributes:
         made_from: the files and settings behind the rows, by name.
+        encoding: the file with what turned raw rows into these; None if they did not come as a table.
     """
 
     kind: Literal["equipoise prepared data"] = "equipoise prepared data"
     version: Literal[1] = VERSION
     about: About
     made_from: dict[str, Any]
+    encoding: File | None
     parts: tuple[Part, ...]
 
     def of_split(self, split: str, /) -> Sequence[Part]:
@@ -126,23 +147,18 @@ def read_manifest(folder: Path, /) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{folder / MANIFEST} is damaged ({where}: {first['msg']}): {_AGAIN}.") from error
-    for part in manifest.parts:
-        check_size(folder, part)
+    for file in [*manifest.parts, *([] if manifest.encoding is None else [manifest.encoding])]:
+        _check_size(folder, file)
     return manifest
 
 
-def check_size(folder: Path, part: Part) -> None:
-    """Check that a part is there with its size.
-
-    Raises:
-        DataError: it is not.
-    """
-    path = folder / part.file
+def _check_size(folder: Path, file: File) -> None:
+    path = folder / file.file
     if not path.is_file():
         raise DataError(f"A part of the prepared data is missing: {path}. Put it back, or {_AGAIN}.")
-    if (size := path.stat().st_size) != part.size:
+    if (size := path.stat().st_size) != file.size:
         raise DataError(
-            f"Expected {part.size:,} bytes in {path}, found {size:,}: the file was cut off or changed. Put it back, or "
+            f"Expected {file.size:,} bytes in {path}, found {size:,}: the file was cut off or changed. Put it back, or "
             f"remove the folder and {_AGAIN}."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from equipoise.data.dataset import Dataset
+from equipoise.data.encoding import Encoding
 from equipoise.data.stream.manifest import SPLITS, read_manifest
 from equipoise.data.stream.split import StreamedSplit
 
@@ -21,9 +22,10 @@ def from_prepared(folder: Path | str, /) -> Dataset:
     folder = Path(folder).absolute()
     manifest = read_manifest(folder)
     about = manifest.about
+    encoding = None if manifest.encoding is None else Encoding.from_json((folder / manifest.encoding.file).read_text())
     train, validation, test = (StreamedSplit(folder, manifest, name) for name in SPLITS)
     return Dataset(
         about.name, about.columns, train, validation, test,
         about.notes, about.best_ne, about.epochs, about.batch_size, about.licence, about.source,
-        group=about.group, values=about.values, slices=about.slices, encoding=about.encoding,
+        group=about.group, values=about.values, slices=about.slices, encoding=encoding,
     )  # fmt: skip

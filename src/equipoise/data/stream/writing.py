@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pyarrow.parquet as pq
 
 from equipoise.data.cache import replace_file
 from equipoise.data.dataset import Split
+from equipoise.data.encoding import Encoding
 from equipoise.data.stream.journal import Journal, crc32_of, refuse_others
 from equipoise.data.stream.layout import Layout, rows_per_group
 from equipoise.data.stream.manifest import (
+    ENCODING,
     MANIFEST,
     SPLITS,
     About,
+    File,
     Manifest,
     Part,
     SplitName,
@@ -27,17 +31,31 @@ from equipoise.data.stream.manifest import (
 )
 from equipoise.errors import DataError
 
-__all__ = ["Block", "write_prepared"]
+__all__ = ["Block", "Content", "write_prepared"]
 
 Block = Mapping[str, Split]
 """Encoded rows of one stretch of the source, by the name of their split; a split without rows there may be missing."""
 
 
+@dataclass(frozen=True)
+class Content:
+    """The content of a folder that is to be prepared.
+
+    Attributes:
+        about: the facts about the data set.
+        encoding: what turns raw rows into these; None if they do not come as a table.
+        blocks: yields the blocks from the given one on, always the same ones.
+    """
+
+    about: About
+    encoding: Encoding | None
+    blocks: Callable[[int], Iterator[Block]]
+
+
 def write_prepared(
     folder: Path,
     made_from: Mapping[str, Any],
-    about: Callable[[], About],
-    blocks: Callable[[About, int], Iterator[Block]],
+    content: Callable[[], Content],
     *,
     on_rows: Callable[[int], None] | None = None,
 ) -> Manifest:
@@ -47,8 +65,7 @@ def write_prepared(
         folder: the folder; created if it does not exist.
         made_from: the files and settings behind the rows, by name, as JSON holds them. A folder made from others is
             refused.
-        about: returns the facts about the data set; not called where an earlier call has kept them.
-        blocks: yields the blocks of that data set from the given one on, always the same ones.
+        content: returns what to write; not called where the folder is whole.
         on_rows: called after each block with the number of rows written so far, those of an earlier call included.
 
     Raises:
@@ -62,8 +79,9 @@ def write_prepared(
         >>> about = About(name="tiny", columns=Schema([Categorical("user", 9)], [], [Task("click")]))
         >>> rows = Split(torch.ones(4, 1, dtype=torch.int32), torch.empty(4, 0), torch.ones(4, 1), torch.ones(4))
         >>> block = {"train": rows, "validation": rows.take(slice(2)), "test": rows.take(slice(1))}
+        >>> content = Content(about, None, lambda first: iter([block][first:]))
         >>> with TemporaryDirectory() as folder:
-        ...     write_prepared(Path(folder), {}, lambda: about, lambda _, first: iter([block][first:])).rows()
+        ...     write_prepared(Path(folder), {}, lambda: content).rows()
         {'train': 4, 'validation': 2, 'test': 1}
     """
     made_from = dict(json.loads(json.dumps(made_from)))  # as it will be read again
@@ -72,14 +90,23 @@ def write_prepared(
         refuse_others(folder, manifest.made_from, made_from)
         return manifest
     with _named_when_full(folder):
-        journal = Journal.open(folder, made_from) or Journal.begin(folder, made_from, about())
-        layout = Layout(journal.about)
-        for place, block in enumerate(blocks(journal.about, len(journal.blocks)), start=len(journal.blocks)):
+        journal = Journal.open(folder, made_from)
+        found = content()
+        about, layout = found.about, Layout(found.about)
+        if journal is None:
+            journal = Journal.begin(folder, made_from, about)
+        elif journal.about.model_dump_json() != about.model_dump_json():
+            raise DataError(
+                f"The earlier preparation in {folder} found other facts about the same files: they were changed. "
+                "Remove the folder and prepare it again."
+            )
+        encoding = None if found.encoding is None else _write_encoding(folder, found.encoding)
+        for place, block in enumerate(found.blocks(len(journal.blocks)), start=len(journal.blocks)):
             for name, rows in block.items():
                 try:
-                    rows.check(journal.about.columns)
+                    rows.check(about.columns)
                 except ValueError as error:
-                    raise DataError(f"{journal.about.name}, {name} split, block {place}: {error}") from None
+                    raise DataError(f"{about.name}, {name} split, block {place}: {error}") from None
             journal.add([
                 _write_part(folder, name, place, layout, block[name])
                 for name in SPLITS
@@ -87,13 +114,19 @@ def write_prepared(
             ])  # fmt: skip
             if on_rows is not None:
                 on_rows(journal.rows)
-        manifest = Manifest(about=journal.about, made_from=made_from, parts=journal.parts)
+        manifest = Manifest(about=about, made_from=made_from, encoding=encoding, parts=journal.parts)
         if empty := [name for name, rows in manifest.rows().items() if not rows]:
-            raise DataError(f"{journal.about.name}, {empty[0]} split: expected at least one row, found none.")
+            raise DataError(f"{about.name}, {empty[0]} split: expected at least one row, found none.")
         with replace_file(folder / MANIFEST) as temporary:
             temporary.write_text(manifest.model_dump_json(indent=1))
         journal.remove()
     return manifest
+
+
+def _write_encoding(folder: Path, encoding: Encoding) -> File:
+    with replace_file(folder / ENCODING) as temporary:
+        temporary.write_text(encoding.to_json())
+        return File(file=ENCODING, size=temporary.stat().st_size, crc32=crc32_of(temporary))
 
 
 def _write_part(folder: Path, split: SplitName, place: int, layout: Layout, rows: Split) -> Part:
