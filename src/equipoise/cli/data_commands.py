@@ -14,7 +14,7 @@ from equipoise.cli.progress_bars import DataBar
 from equipoise.cli.tables import feature_table, label_table
 from equipoise.settings import Settings
 
-__all__ = ["build", "check", "describe", "fetch", "init", "show"]
+__all__ = ["build", "check", "describe", "fetch", "init", "prepare", "show"]
 
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
@@ -74,6 +74,22 @@ def describe(
     with plainly():
         page = write_data_page(_load(source), out)
     say(f"Page: {page}")
+
+
+@data_app.command()
+def prepare(
+    file: Annotated[Path, typer.Argument(help="A YAML file whose `data` section describes own tables.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The folder to write; train on it with --data.")],
+) -> None:
+    """Write own tables, encoded, for training beyond memory: equipoise train FILE --data OUT.
+
+    Run it again after an interruption: whole parts are kept.
+    """
+    with plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
+        manifest = data.prepare(file, out, on_stage=bar.advance)
+        announced = ", ".join(f"{rows:,} {name}" for name, rows in manifest.rows().items())
+    say(f"{manifest.about.name}: {announced} rows in {out}")
 
 
 @data_app.command()

@@ -15,7 +15,7 @@ from equipoise.registry import Registry
 
 if TYPE_CHECKING:
     from equipoise.data.encoding import Encoding
-    from equipoise.data.stream import StreamedBatches, StreamedSplit, from_prepared
+    from equipoise.data.stream import StreamedBatches, StreamedSplit, from_prepared, prepare
     from equipoise.data.tables import TableConfig, from_files, from_frame
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "from_frame",
     "from_prepared",
     "load",
+    "prepare",
     "register",
 ]
 
@@ -69,6 +70,7 @@ _LATER: Final = {
     "from_files": "equipoise.data.tables",
     "from_frame": "equipoise.data.tables",
     "from_prepared": "equipoise.data.stream",
+    "prepare": "equipoise.data.stream",
 }
 
 

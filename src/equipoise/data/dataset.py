@@ -80,6 +80,19 @@ class Split:
                     f"({rows[0]}, {device}), found {tensor.shape[0]} on {tensor.device}."
                 )
 
+    @staticmethod
+    def joined(parts: Sequence[Split], /) -> Split:
+        """Return the rows of several splits with the same columns, one after the other."""
+        importance = [part.importance for part in parts if part.importance is not None]
+        return Split(
+            torch.cat([part.categorical for part in parts]),
+            torch.cat([part.numeric for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.weight for part in parts]),
+            torch.cat(importance) if importance else None,
+            {name: torch.cat([part.keys[name] for part in parts]) for name in parts[0].keys},
+        )
+
     def __len__(self) -> int:
         return self.labels.shape[0]
 

@@ -104,7 +104,7 @@ class StreamedSplit:
         for group, index in enumerate(torch.split(wanted, counts)):
             if len(index):
                 parts.append(self._group(group).take(index - (int(ends[group]) - self.group_rows[group])))
-        return _joined(parts).take(order.argsort())
+        return Split.joined(parts).take(order.argsort())
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None, skip: int = 0) -> Iterator[Batch]:
         """Yield batches of ``batch_size`` rows; a generator shuffles the rows, and a short last batch is then left out.
@@ -178,18 +178,6 @@ class StreamedSplit:
 
     def _extent(self, piece: Piece) -> Extent:
         return Extent(*self._groups[piece.group], piece.start, piece.stop)
-
-
-def _joined(parts: Sequence[Split]) -> Split:
-    importance = [part.importance for part in parts if part.importance is not None]
-    return Split(
-        torch.cat([part.categorical for part in parts]),
-        torch.cat([part.numeric for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat([part.weight for part in parts]),
-        torch.cat(importance) if importance else None,
-        {name: torch.cat([part.keys[name] for part in parts]) for name in parts[0].keys},
-    )
 
 
 def _joined_batch(parts: Sequence[Batch]) -> Batch:

@@ -18,7 +18,7 @@ from equipoise.data.tables.split import SPLITS
 from equipoise.errors import DataError
 from equipoise.settings_file import read_settings
 
-__all__ = ["from_files", "from_frame"]
+__all__ = ["described", "from_files", "from_frame"]
 
 
 def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
@@ -31,7 +31,7 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
         DataError: the description, a file or a value cannot be used; the message says which, and what to do.
         SettingError: the YAML file cannot be read.
     """
-    config = _described(config)
+    config = described(config)
     source = open_files(
         config.files, file_format=config.format, separator=config.separator, null_values=config.null_values
     )
@@ -56,10 +56,16 @@ def from_frame(table: Any, config: Path | str | Mapping[str, Any] | TableConfig,
         >>> dataset.schema.categorical_columns, dataset.schema.numeric_columns, dataset.schema.task_names
         (('zip',), ('age',), ('visit',))
     """
-    return _dataset(prepare(open_frame(table), _described(config)), "")
+    return _dataset(prepare(open_frame(table), described(config)), "")
 
 
-def _described(config: Path | str | Mapping[str, Any] | TableConfig) -> TableConfig:
+def described(config: Path | str | Mapping[str, Any] | TableConfig, /) -> TableConfig:
+    """Return the description of own tables that a YAML file, its keys as a mapping, or an object holds.
+
+    Raises:
+        DataError: it cannot be used; the message says why.
+        SettingError: the YAML file cannot be read.
+    """
     if isinstance(config, TableConfig):
         return config
     if isinstance(config, Path | str):
