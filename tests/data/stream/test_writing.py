@@ -80,8 +80,21 @@ def test_other_facts_about_the_same_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         write_prepared(tmp_path / "out", {}, noted(blocks, [], until=2))
     other = ABOUT.model_copy(update={"epochs": 3})
-    with pytest.raises(DataError, match="found other facts about the same files: they were changed"):
+    with pytest.raises(DataError, match="An earlier call found other facts about the same files"):
         write_prepared(tmp_path / "out", {}, noted(blocks, [], about=other))
+
+
+def test_two_processes_cannot_prepare_one_folder(tmp_path: Path) -> None:
+    blocks, seen = made_up_blocks(ROWS), list[int]()
+
+    def meanwhile(first: int) -> Iterator[Block]:
+        with pytest.raises(DataError, match=r"Another process prepares .*out: wait until it is done"):
+            write_prepared(tmp_path / "out", {}, noted(blocks, seen))
+        yield from blocks[first:]
+
+    write_prepared(tmp_path / "out", {}, lambda: Content(ABOUT, None, meanwhile))
+    assert not seen
+    assert read_manifest(tmp_path / "out").rows()["train"] == sum(ROWS)
 
 
 @pytest.mark.parametrize("until", [2, 99])
@@ -99,9 +112,11 @@ def test_other_files_or_settings_are_refused(tmp_path: Path, until: int) -> None
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="Expected an empty folder or none yet, found other files"):
+    with pytest.raises(DataError, match="Expected an empty folder or none yet, found something else"):
         prepare_made_up(tmp_path, ROWS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(DataError, match=r"something else at .*thesis\.tex"):
+        prepare_made_up(tmp_path / "thesis.tex", ROWS)
 
 
 def test_a_lack_of_space_names_the_folder_and_keeps_whole_parts(

@@ -2,78 +2,91 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TextIO
 
 from pydantic import TypeAdapter
 
-from equipoise.data.stream.manifest import JOURNAL, SPLITS, About, Part
+from equipoise.data.stream.manifest import JOURNAL, SPLITS, About, File, Part
 from equipoise.errors import DataError
 
 __all__ = ["Journal", "crc32_of", "refuse_others"]
 
 _CHUNK: Final = 2**22
+_NO_LOCKS: Final = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _PARTS: Final = TypeAdapter(list[Part])
 
 
 class Journal:
-    """The blocks of a prepared folder that are whole, in order.
+    """The blocks of a prepared folder that are whole, in order, as its file holds them, a line each.
 
     Attributes:
-        about: the facts about the data set that the first call has found.
         blocks: the parts of each block.
     """
 
-    def __init__(self, folder: Path, about: About, blocks: Sequence[Sequence[Part]]) -> None:
-        self.about = about
+    def __init__(self, file: TextIO, about: str, blocks: Sequence[Sequence[Part]]) -> None:
         self.blocks = [list(parts) for parts in blocks]
-        self._file = folder / JOURNAL
+        self._file, self._about = file, about
 
     @classmethod
-    def begin(cls, folder: Path, made_from: Mapping[str, Any], about: About, /) -> Self:
-        """Begin a folder that holds nothing yet.
+    @contextmanager
+    def held(cls, folder: Path, made_from: Mapping[str, Any], /) -> Iterator[Self]:
+        """Begin the journal of a folder, or go on with that of an earlier call, up to the first block not whole.
+
+        No other process can hold it within the block; afterwards it stays for the next call, unless it was removed.
 
         Raises:
-            DataError: it holds something.
+            DataError: the folder holds something else, its journal was made from other files or settings, or another
+                process prepares it.
         """
-        if folder.is_dir() and any(folder.iterdir()):
-            raise DataError(f"Expected an empty folder or none yet, found other files in {folder}: name another one.")
+        path = folder / JOURNAL
+        if not path.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"Expected an empty folder or none yet, found something else at {folder}: name another.")
         folder.mkdir(parents=True, exist_ok=True)
-        found = cls(folder, about, [])
-        found._append(json.dumps({"made_from": made_from, "about": about.model_dump(mode="json")}))
-        return found
+        with path.open("a+") as file:
+            _lock(file, folder)
+            file.seek(0)
+            head, about, *lines = [*file.read().split("\n")[:-1], "", ""]  # without a line that was cut off
+            if head:
+                refuse_others(folder, json.loads(head), made_from)
+            else:
+                head = json.dumps(made_from)
+                file.write(head + "\n")
+            found = cls(file, about, [])
+            for line in filter(None, lines):
+                parts = _PARTS.validate_json(line)
+                if not all(_is_whole(folder, part) for part in parts):
+                    break
+                found.blocks.append(parts)
+            kept = [line for line in (head, about, *lines[: len(found.blocks)]) if line]
+            file.truncate(sum(len(line.encode()) + 1 for line in kept))
+            for split in SPLITS:
+                for left in (folder / split).glob(".*.tmp"):
+                    left.unlink()
+            yield found
 
-    @classmethod
-    def open(cls, folder: Path, made_from: Mapping[str, Any], /) -> Self | None:
-        """Return the journal that an earlier call has left, up to the first block that is not whole; None if none.
+    def describe(self, about: About, encoding: File | None, /) -> None:
+        """Note the facts about the data set and its encoding, or check that an earlier call has found the same.
 
         Raises:
-            DataError: it was made from other files or settings.
+            DataError: it has found others.
         """
-        file = folder / JOURNAL
-        if not file.is_file():
-            return None
-        head, *lines = file.read_text().split("\n")[:-1] or [""]  # without a line that was cut off
-        if not head:
-            file.unlink()
-            return None
-        begun = json.loads(head)
-        refuse_others(folder, begun["made_from"], made_from)
-        found = cls(folder, About.model_validate(begun["about"]), [])
-        for line in lines:
-            parts = _PARTS.validate_json(line)
-            if not all(_is_whole(folder, part) for part in parts):
-                break
-            found.blocks.append(parts)
-        file.write_text("\n".join([head, *lines[: len(found.blocks)], ""]))
-        for split in SPLITS:
-            for left in (folder / split).glob(".*.tmp"):
-                left.unlink()
-        return found
+        text = json.dumps([about.model_dump(mode="json"), encoding and encoding.model_dump()])
+        if not self._about:
+            self._about = text
+            self._append(text)
+        elif self._about != text:
+            raise DataError(
+                "An earlier call found other facts about the same files and settings, in "
+                f"{Path(self._file.name).parent}: remove the folder and prepare it again."
+            )
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -92,13 +105,23 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the file: the manifest has taken its place."""
-        self._file.unlink()
+        Path(self._file.name).unlink()
 
     def _append(self, line: str) -> None:
-        with self._file.open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(line + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Hold the file until it is closed, or its process ends; nothing where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"Another process prepares {folder}: wait until it is done, or name another folder.") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def refuse_others(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], /) -> None:

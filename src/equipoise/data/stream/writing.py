@@ -89,18 +89,11 @@ def write_prepared(
         manifest = read_manifest(folder)
         refuse_others(folder, manifest.made_from, made_from)
         return manifest
-    with _named_when_full(folder):
-        journal = Journal.open(folder, made_from)
+    with _named_when_full(folder), Journal.held(folder, made_from) as journal:
         found = content()
         about, layout = found.about, Layout(found.about)
-        if journal is None:
-            journal = Journal.begin(folder, made_from, about)
-        elif journal.about.model_dump_json() != about.model_dump_json():
-            raise DataError(
-                f"The earlier preparation in {folder} found other facts about the same files: they were changed. "
-                "Remove the folder and prepare it again."
-            )
         encoding = None if found.encoding is None else _write_encoding(folder, found.encoding)
+        journal.describe(about, encoding)
         for place, block in enumerate(found.blocks(len(journal.blocks)), start=len(journal.blocks)):
             for name, rows in block.items():
                 try:
