@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ __all__ = ["StreamedSplit"]
 class StreamedSplit:
     """N examples in the parts of a prepared folder, with what training and evaluation use of a :class:`Split`.
 
-    Memory: two windows of 16 row groups, at most 512 MiB, while batches are read; labels, weights and keys are read
-    whole and kept when first asked for. A pickled one holds the manifest alone.
+    Memory while batches are read: a window of 16 row groups, and the next one in two orders; a row group takes at most
+    16 MiB, so that is 768 MiB at most. Labels, weights and keys are read whole and kept when they are first asked for.
+    A pickled one holds the manifest alone.
 
     Args:
         folder: the prepared folder.
@@ -41,11 +42,8 @@ class StreamedSplit:
         ]
         self.group_rows = [rows for part in manifest.of_split(name) for rows in part.groups]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest, "name": self.name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Manifest, str]]:
+        return type(self), (self.folder, self.manifest, self.name)
 
     def __len__(self) -> int:
         return sum(self.group_rows)
@@ -159,7 +157,7 @@ class StreamedSplit:
                 if i + 1 < len(windows):
                     ahead = pool.submit(self._rows, windows[i + 1])
                 yield window, rows
-                del rows  # so that no more than two windows are in memory
+                del rows  # else this window stays while the one after the next is read
 
     def _rows(self, window: Window) -> Rows:
         rows = self._layout.rows([self._extent(piece) for piece in window.pieces])
