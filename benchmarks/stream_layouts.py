@@ -3,7 +3,7 @@
     python benchmarks/stream_layouts.py --out benchmarks/results/stream-layouts.md
 
 A million rows of 26 ids, 13 numbers and 2 labels, in row groups of 65,536. Layouts: a column per feature; a fixed-size
-list of all ids and one of all numbers; the same as opaque bytes, which other readers cannot interpret. The best of a few
+list of all ids and one of all numbers; the same as opaque bytes, which others cannot interpret. The best of a few
 readings from the page cache is quoted: what is compared is the work of decoding.
 """
 
