@@ -17,7 +17,7 @@ CONFIG = {
     "features": {"zip": {"kind": "category", "min_count": 1}, "age": "number", "recency": "number"},
     "tasks": {
         "visit": "visit",
-        "conversion": {"label": "conversion", "after": "visit"},
+        "conversion": {"label": "conversion", "after": "visit", "over": "all"},
     },
     "split": {"by": "random"},
 }
@@ -64,3 +64,9 @@ def folder(ranker: Ranker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranker")
     ranker.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(ranker: Ranker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the export of that ranker, also as ONNX."""
+    return ranker.export(tmp_path_factory.mktemp("exports") / "export", onnx=True)

@@ -19,19 +19,14 @@ import equipoise
 from equipoise.data import load
 from equipoise.errors import SettingError
 from equipoise.forks import Fork
-from equipoise.ranking.models import MODELS, build_model
+from equipoise.ranking.models import build_model
 from equipoise.schema import Categorical, Categories, Numeric, Sampled, Schema, Task, Vector
 from equipoise.serving import Ranker
 from equipoise.serving.export import Scorer, difference, export_ranker, random_inputs
+from tests.ranking.models.samples import EVERY_KIND, every_model, make
 from tests.serving.conftest import logs
 
 ABOUT = {"data": "logs", "model": "shared-bottom", "method": "equal", "trained_with": {}}
-
-
-@pytest.fixture(scope="module")
-def exported(ranker: Ranker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the export of a ranker, also as ONNX."""
-    return ranker.export(tmp_path_factory.mktemp("exports") / "export", onnx=True)
 
 
 def test_the_folder_says_what_it_holds(exported: Path) -> None:
@@ -44,7 +39,7 @@ def test_the_folder_says_what_it_holds(exported: Path) -> None:
     assert manifest["inputs"]["categorical"] == {"dtype": "int64", "columns": ["zip"]}
     assert [(task["name"], task["meaning"]) for task in manifest["outputs"]] == [
         ("visit", "probability, at the natural rate"),
-        ("conversion", "probability given visit, at the natural rate"),
+        ("conversion", "probability, at the natural rate"),
     ]
     assert manifest["programs"]["model.pt2"]["largest_difference"] <= 1e-5
 
@@ -71,7 +66,7 @@ SCHEMAS = {
         [Numeric("age")],
         [
             Task("click", positive_weight=3.0),
-            Task("buy", after="click"),
+            Task("buy", after="click", over="all"),
             Task("spend", kind="regression", mean=3.0, scale=2.0, loss="log", after="buy"),
             Task("watch", kind="regression", mean=30.0, scale=20.0),
         ],
@@ -90,11 +85,9 @@ def test_programs_of_every_schema_agree_with_the_model(kind: str, tmp_path: Path
     assert all(program["largest_difference"] <= 1e-5 for program in found.values())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_every_model_is_exported(name: str, tmp_path: Path) -> None:
-    schema = SCHEMAS["tasks of all kinds, sampled"]
-    torch.manual_seed(0)
-    export_ranker(build_model(name, schema), schema, None, tmp_path / "out", about=ABOUT)
+    export_ranker(make(name, EVERY_KIND, forked=True), EVERY_KIND, None, tmp_path / "out", about=ABOUT)
     assert (tmp_path / "out" / "model.pt2").is_file()
 
 

@@ -14,13 +14,14 @@ import equipoise
 from equipoise.comparison.runner import train_into
 from equipoise.data import load
 from equipoise.errors import DataError, SettingError
-from equipoise.forks import Fork, MultiBalance
+from equipoise.forks import Fork
 from equipoise.ranking.models import MODELS, register
 from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
 from equipoise.serving import Ranker
 from equipoise.settings import Settings
 from equipoise.training import StoppedError
+from tests.ranking.models.samples import OWN
 from tests.serving.conftest import logs
 
 SOURCE = Path(equipoise.__file__).parents[1]
@@ -32,12 +33,13 @@ def assert_same(found: pl.DataFrame, expected: pl.DataFrame) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "model"), [("single-task", "shared-bottom"), *(("multibalance", model) for model in MODELS)]
+    ("method", "model"), [("single-task", "shared-bottom"), *(("multibalance", model) for model in OWN)]
 )
 def test_a_loaded_ranker_predicts_the_same(
     method: str, model: str, train_on_logs: Callable[..., Ranker], tmp_path: Path
 ) -> None:
-    ranker = train_on_logs(method, model=model)
+    options = {"scenario": "zip"} if model == "star" else {}
+    ranker = train_on_logs(method, model=model, model_options=options)
     ranker.save(tmp_path)
     loaded = Ranker.load(tmp_path)
     assert_same(loaded.predict(logs(seed=1)), ranker.predict(logs(seed=1)))
@@ -92,8 +94,10 @@ def test_tables_of_every_kind_give_the_same_predictions(kind: str, ranker: Ranke
 
 
 def test_something_that_is_no_table_is_refused(ranker: Ranker) -> None:
-    with pytest.raises(DataError, match=r"Expected a table of polars, pandas or pyarrow.*found a int"):
+    with pytest.raises(DataError, match=r"found a int. Expected a table of polars, pandas or pyarrow"):
         ranker.predict(3)
+    with pytest.raises(DataError, match=r"a list of rows as mappings.*found another list"):
+        ranker.predict([3])
 
 
 def test_a_table_without_rows_gives_columns_without_rows(ranker: Ranker) -> None:
@@ -110,12 +114,12 @@ def test_the_state_of_forks_is_not_kept(ranker: Ranker, folder: Path) -> None:
 
 
 class OwnRanker(nn.Module):
-    """A model of one's own with a fork of its own, whose state is not kept."""
+    """A model of one's own."""
 
-    def __init__(self, schema: Schema, fork: object = None) -> None:
+    def __init__(self, schema: Schema, fork: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.bottom = nn.Linear(len(schema.numeric_columns), 8)
-        self.own_fork = MultiBalance(schema.task_names)
+        self.own_fork = fork()
         self.towers = nn.ModuleList(nn.Linear(8, 1) for _ in schema.tasks)
 
     def forward(self, _: Tensor, numeric: Tensor) -> list[Tensor]:
@@ -124,7 +128,7 @@ class OwnRanker(nn.Module):
 
 
 def test_an_own_model_is_built_from_its_import_path(train_on_logs: Callable[..., Ranker], tmp_path: Path) -> None:
-    ranker = train_on_logs("equal", model=f"{__name__}:OwnRanker")
+    ranker = train_on_logs("multibalance", model=f"{__name__}:OwnRanker")
     ranker.save(tmp_path)
     assert_same(Ranker.load(tmp_path).predict(logs()), ranker.predict(logs()))
 
@@ -135,7 +139,7 @@ def test_a_model_that_was_registered_is_found_where_it_is_not(
     before = MODELS.registered()
     register("own", OwnRanker)
     try:
-        ranker = train_on_logs("equal", model="own")
+        ranker = train_on_logs("multibalance", model="own")
         ranker.save(tmp_path)
     finally:
         MODELS.restore(before)

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -19,6 +20,7 @@ from equipoise.data.encoding import Encoding
 from equipoise.errors import DataError
 from equipoise.serving.standalone import encoder as standalone
 from equipoise.serving.standalone.encoder import Encoder, EncodingError
+from tests.data.encoding.golden import ENCODED, REFUSED, rows_of
 
 NAN = st.just(math.nan)
 WORDS = st.text("ab7|é \x1f", max_size=4)
@@ -267,6 +269,20 @@ def test_it_needs_the_standard_library_alone() -> None:
     path = str(Path(standalone.__file__))
     done = subprocess.run([sys.executable, "-I", "-c", code, path], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("case", ENCODED, ids=lambda case: case["name"])
+def test_the_golden_cases_are_encoded(case: dict[str, Any]) -> None:
+    ids, numbers = Encoder(case["encoding"]).encode(rows_of(case))
+    assert ids == case["ids"]
+    np.testing.assert_allclose(np.float32(numbers), np.float32(case["values"]), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["name"])
+def test_the_golden_cases_are_refused(case: dict[str, Any]) -> None:
+    (column,) = case["columns"]
+    with pytest.raises(EncodingError, match=f"column '{column}'"):
+        Encoder(case["encoding"]).encode(rows_of(case))
 
 
 def test_decimals_read_as_they_are_written() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import polars as pl
 import typer
 
 from equipoise.cli.app import app
-from equipoise.cli.messages import plainly, say
+from equipoise.cli.messages import errors, plainly, say
 from equipoise.serving import Ranker
 
 __all__ = ["export", "predict"]
@@ -18,16 +17,34 @@ __all__ = ["export", "predict"]
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `equipoise train` wrote.")],
-    files: Annotated[list[str], typer.Argument(help="Parquet or CSV files with raw rows.")],
+    files: Annotated[list[str], typer.Argument(help="Raw rows: Parquet, CSV, TSV; files, globs, folders or URLs.")],
     *,
     out: Annotated[Path, typer.Option(help="The Parquet file for the predictions.")],
+    ids: Annotated[str, typer.Option(metavar="COLUMN,...", help="Raw columns to copy beside the predictions.")] = "",
+    separator: Annotated[str, typer.Option(help="Between the fields of text files; by their ending if empty.")] = "",
+    null_values: Annotated[
+        str, typer.Option(metavar="TEXT,...", help="Texts that stand for a missing value in text files.")
+    ] = ",NA,NULL",
 ) -> None:
-    """Predict raw rows with a trained ranker; write one column per task."""
+    """Predict raw rows with a trained ranker; write one Parquet file.
+
+    It has the columns of --ids, then one per task: probabilities at the
+    natural rate, or numbers in the unit of the labels. Labels are not needed.
+    Rows are read, predicted and written in blocks; a file that cannot be
+    written whole is not written.
+    """
     with plainly():
-        ranker = Ranker.load(folder)
-        frame = pl.concat([(pl.read_parquet if file.endswith(".parquet") else pl.read_csv)(file) for file in files])
-        ranker.predict(frame).write_parquet(out)
-    say(f"Predictions: {out}")
+        found = Ranker.load(folder).predict_files(
+            files,
+            out,
+            ids=[name for name in ids.split(",") if name],
+            separator=separator,
+            null_values=null_values.split(","),
+        )
+    if found.unseen:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found.unseen.items())
+        errors.print(f"Values that the training has not seen: {shares}.", markup=False, highlight=False, soft_wrap=True)
+    say(f"Predictions: {out} ({found.rows:,} rows)")
 
 
 @app.command()

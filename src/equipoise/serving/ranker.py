@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import polars as pl
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from equipoise.data.dataset import Dataset
 from equipoise.data.encoding import Encoding
+from equipoise.data.tables.files import open_files
+from equipoise.data.tables.frames import open_frame
 from equipoise.errors import DataError, SettingError
 from equipoise.forks import Fork
 from equipoise.methods import Method
@@ -22,13 +24,12 @@ from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
 from equipoise.serving.export import export_ranker
 from equipoise.serving.folder import RankerFiles, read_ranker, versions, write_ranker
+from equipoise.serving.predicting import ROWS, PredictedFile, RowPredictor
 from equipoise.settings import TrainingSettings
 from equipoise.training.models import ModelsByTask
 from equipoise.training.run import Run
 
 __all__ = ["Ranker"]
-
-_BLOCK: Final = 65_536  # rows that are encoded and predicted at once
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,53 @@ class Ranker:
         """Return the predictions for raw rows, one column per task, named after it.
 
         A binary task's column holds probabilities at the natural rate, a regression's numbers in the target's unit; see
-        :func:`equipoise.ranking.predictions.predictions`. Labels are not needed.
+        :func:`equipoise.ranking.predictions.predictions`. Labels are not needed, and rows keep their order.
 
         Args:
-            table: a table of polars (also lazy), pandas or pyarrow, or a mapping of columns, with the raw columns of
-                the features.
+            table: a table of polars (also lazy), pandas or pyarrow, a mapping of columns, or a list of rows as
+                mappings, with the raw columns of the features.
 
         Raises:
             SettingError: the data set did not come as a table, so that there is no encoding.
             DataError: a column is missing or of another type.
         """
-        encoding = self._encoding()
-        frame = _as_frame(table)
-        found = [self.predict_encoded(*encoding.encode(block)) for block in frame.iter_slices(_BLOCK)]
-        names = self.schema.task_names
-        columns = zip(*found, strict=True) if found else [[torch.empty(0)]] * len(names)
-        return pl.DataFrame({name: torch.cat(list(parts)).numpy() for name, parts in zip(names, columns, strict=True)})
+        return pl.concat(self._of_rows().blocks(open_frame(_as_table(table))), rechunk=True)
+
+    def predict_files(
+        self,
+        files: str | Path | Sequence[str | Path],
+        out: Path | str,
+        /,
+        *,
+        ids: Sequence[str] = (),
+        rows: int = ROWS,
+        separator: str = "",
+        null_values: Sequence[str] = ("", "NA", "NULL"),
+    ) -> PredictedFile:
+        """Write the predictions for raw rows of files as one Parquet file, block by block, whole or not at all.
+
+        The file has the columns of ``ids``, then one per task as of :meth:`predict`, and the rows in the order of the
+        files; labels are not needed.
+
+        Args:
+            files: Parquet, CSV or TSV (also .gz and .zst): files, globs, folders or URLs.
+            ids: raw columns to copy beside the predictions.
+            rows: rows that are read and written at once.
+            separator: between the fields of text files; a comma, or a tab for TSV, if empty.
+            null_values: texts that stand for a missing value in text files.
+
+        Returns:
+            The number of rows, and the shares of unseen values.
+
+        Raises:
+            SettingError: there is no encoding, an id is named like a task, or ``out`` is one of the files.
+            DataError: a file or column is missing, or a value cannot be encoded; the message names file and row.
+            OSError: the file cannot be written.
+        """
+        of_rows = self._of_rows()
+        named = [files] if isinstance(files, str | Path) else files
+        source = open_files([str(name) for name in named], separator=separator, null_values=null_values)
+        return of_rows.write(source, Path(out), ids=ids, rows=rows)
 
     @torch.no_grad()
     def predict_encoded(self, categorical: Tensor, numeric: Tensor, /) -> list[Tensor]:
@@ -185,29 +217,23 @@ class Ranker:
         stated = settings.suited_to(dataset).model_dump(mode="json", include=set(TrainingSettings.model_fields))
         return cls(model, dataset.schema, dataset.encoding, run, stated, groups, dataset.name)
 
-    def _encoding(self) -> Encoding:
+    def _of_rows(self) -> RowPredictor:
         if self.encoding is None:
             raise SettingError(
                 f"This ranker was trained on {self.data or 'a data set'} that did not come as a table, so it cannot "
                 "read raw rows: encode them yourself and call ranker.predict_encoded(categorical, numeric), or train "
                 "on a table (equipoise.data.from_files, from_frame)."
             )
-        return self.encoding
+        return RowPredictor(self.encoding, self.predict_encoded, self.schema.task_names)
 
 
-def _as_frame(table: Any) -> pl.DataFrame:
-    """Return a table of any supported kind as a frame of polars."""
-    if isinstance(table, pl.DataFrame):
+def _as_table(table: Any) -> Any:
+    """Return a list of rows as a table, and any other table as it is."""
+    if not isinstance(table, list):
         return table
-    if isinstance(table, pl.LazyFrame):
-        return table.collect()
-    try:
-        return pl.DataFrame(table)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(
-            f"Expected a table of polars, pandas or pyarrow, or a mapping of columns; found a {type(table).__name__} "
-            f"({error})."
-        ) from error
+    if not all(isinstance(row, Mapping) for row in table):
+        raise DataError("Expected a table, or a list of rows as mappings from columns to values; found another list.")
+    return pl.DataFrame(table, infer_schema_length=None)
 
 
 def _fork_prefixes(model: nn.Module) -> tuple[str, ...]:

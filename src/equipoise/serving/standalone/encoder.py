@@ -340,11 +340,12 @@ def _seconds(value: Any, unit: int, form: str | None) -> int | None:
     """Return a time as whole seconds since 1970-01-01 UTC, rounded down; None if it is missing."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, str):
-        seconds = _seconds_of_text(value, form)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, str) or (whole and form is not None):
+        seconds = _seconds_of_text(str(value), form)
     elif isinstance(value, datetime.date):
         seconds = _seconds_since_epoch(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif whole or isinstance(value, float):
         if isinstance(value, float) and math.isinf(value):
             raise _expected("a time in the years 1 to 9999", value)
         seconds = value // unit if isinstance(value, int) else math.floor(value / unit)
