@@ -166,7 +166,7 @@ class Learner:
                 leave_out_non_finite(member.own_parameters)
             if self.non_finite == "skip-step" and not all_finite(member.parameters, own, self.world):
                 member.optimizer.zero_grad()
-                self._restore_forks(member.model)
+                self._restore_buffers(member.model)
                 if member.weighting is not None:
                     member.weighting.load_state_dict(self._kept_weightings[place])
                 self.skipped_steps += 1
@@ -210,6 +210,7 @@ class Learner:
         columns: list[Tensor] = [torch.empty(0)] * len(self.schema.tasks)
         with torch.no_grad():  # not inference mode, in which sharded tables cannot be looked up
             for member in self._members:
+                self._share_running_statistics(member.model)
                 member.module.eval()
                 predicted = member.module(batch.categorical, batch.numeric)
                 member.module.train()
@@ -323,13 +324,13 @@ class Learner:
             self._kept_random = random_states(self.device)
             self._stage = "begun"
 
-    def _restore_forks(self, model: nn.Module) -> None:
-        """Undo what a skipped step did to the forks, but for a matrix that is still on its way between ranks."""
+    def _restore_buffers(self, model: nn.Module) -> None:
+        """Undo what a skipped step did to buffers, but for a matrix that is still on its way between ranks."""
         known = {id(buffer): kept for buffer, kept in zip(self._buffers, self._kept, strict=True)}
-        for fork in (part for part in model.modules() if isinstance(part, Fork)):
-            for buffer in fork.buffers():
-                if buffer is not fork.arriving:
-                    buffer.copy_(known[id(buffer)])
+        arriving = {id(part.arriving) for part in model.modules() if isinstance(part, Fork)}
+        for buffer in model.buffers():
+            if id(buffer) not in arriving:
+                buffer.copy_(known[id(buffer)])
 
     def _share(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """Return this rank's rows, and its divisors for the sums of the tasks' losses."""
@@ -359,6 +360,15 @@ class Learner:
             auxiliary=further,
         )
         return logits, own
+
+    def _share_running_statistics(self, model: nn.Module) -> None:
+        """Give all ranks the first one's statistics of normalisations: those that a checkpoint holds."""
+        if self.world.size == 1:
+            return
+        for part in model.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                if name in {"running_mean", "running_var"}:
+                    dist.broadcast(buffer, 0)
 
     def _of_whole_batch(self, member: Member, losses: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the global batch's losses, without gradients, and a mask of the member's tasks with a label there."""

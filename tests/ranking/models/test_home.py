@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.methods import METHODS
 from equipoise.ranking.models import HoME, build_model
 from equipoise.schema import Categorical, Schema, Task
+from equipoise.settings import TrainingSettings
+from equipoise.training.learner import Learner
 from tests.ranking.models.cuts import assert_cut_is_right, assert_partition_is_true, make_batch
 from tests.ranking.models.samples import CHAIN, SCHEMA, make
 
@@ -80,6 +85,17 @@ def test_a_batch_of_one_row_trains() -> None:
     model = make("home")
     for logit in model(BATCH.categorical[:1], BATCH.numeric[:1]):
         assert logit.isfinite().all()
+
+
+def test_a_skipped_step_leaves_the_running_statistics() -> None:
+    settings = TrainingSettings.of(model="home", lr=0.01, seed=0, non_finite="skip-step")
+    learner = Learner(SCHEMA, METHODS["multibalance"], settings)
+    learner.step(BATCH)
+    (member,) = learner._members
+    before = {name: value.clone() for name, value in member.model.named_buffers()}
+    learner.step(replace(BATCH, numeric=torch.full_like(BATCH.numeric, torch.nan)))
+    assert learner.skipped_steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in member.model.named_buffers())
 
 
 @pytest.mark.parametrize(
