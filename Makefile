@@ -70,7 +70,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 
 test-distributed: .venv-distributed/.installed
-	OMP_NUM_THREADS=1 $(DISTRIBUTED)/python $(PYTEST) tests/distributed tests/ranking/test_metrics.py $(ARGS)
+	OMP_NUM_THREADS=1 $(DISTRIBUTED)/python $(PYTEST) tests/distributed tests/ranking/metrics $(ARGS)
 
 test-floor: $(FLOOR)/.installed
 	OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST) $(ARGS)

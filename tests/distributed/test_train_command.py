@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+from equipoise.serving import Ranker
 
 SETTINGS = "data: funnel\ndata_options: {rows: 4000}\nbatch_size: 256\nepochs: 1\n"
 ALONE = [sys.executable, "-W", "ignore", "-m"]
@@ -48,6 +51,7 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
         folder = tmp_path_factory.mktemp("trained")
         done = run(folder, "--method", method, sharding=sharding, ranks=ranks)
         assert done.returncode == 0, done.stderr
+        (folder / "said").write_text(" ".join(done.stdout.split()))
         return folder
 
     return train
@@ -59,6 +63,20 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
 def test_two_ranks_give_the_result_of_one_process(trained, sharding, method):
     found, expected = (numbers(record(trained(method, how))) for how in (sharding, None))
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_the_first_rank_leaves_the_ranker_that_one_process_would(trained, sharding):
+    found, expected = (Ranker.load(trained("multibalance", how)) for how in (sharding, None))
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert found.settings["sharding"] == sharding
+
+
+def test_sharded_tables_leave_no_ranker_and_say_so(trained):
+    folder = trained("multibalance", "row-wise", 2)
+    assert not (folder / "ranker.json").exists()
+    assert "No ranker.json is written: sharding row-wise" in (folder / "said").read_text()
 
 
 def test_sharded_tables_give_on_two_ranks_the_result_of_one(trained):
