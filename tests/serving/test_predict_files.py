@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+import equipoise
 from equipoise.cli import app
+from equipoise.data import from_files
 from equipoise.data.encoding import Encoding
 from equipoise.errors import DataError, SettingError
 from equipoise.serving import Ranker
 from equipoise.serving.unseen import UnseenValues
-from tests.serving.conftest import logs
+from tests.serving.conftest import CONFIG, logs
 
 ROWS = logs(250, seed=7)
 
@@ -174,6 +176,21 @@ def test_the_command_reads_text_files_as_it_is_told(ranker: Ranker, folder: Path
     code, _, noted = run(*words)
     assert (code, noted) == (0, "")
     assert pl.read_parquet(tmp_path / "out.parquet").equals(ranker.predict(ROWS))
+
+
+def test_files_are_read_as_the_training_read_its_own(tmp_path: Path) -> None:
+    rows = logs(300).fill_nan(None)
+    text = rows.write_csv(separator="\t", null_value="none")
+    (tmp_path / "logs.csv.gz").write_bytes(gzip.compress(text.encode()))
+    config = {key: CONFIG[key] for key in ("features", "tasks", "split")}
+    reading = {"files": str(tmp_path / "logs.csv.gz"), "format": "tsv", "null_values": ["none"]}
+    equipoise.train(from_files(config | reading), "equal", epochs=1, batch_size=64, out=tmp_path / "run")
+    ranker = Ranker.load(tmp_path / "run")
+    ranker.predict_files(tmp_path / "logs.csv.gz", tmp_path / "text.parquet")
+    rows.write_parquet(tmp_path / "rows.parquet")
+    ranker.predict_files(tmp_path / "rows.parquet", tmp_path / "out.parquet")
+    for name in ("text", "out"):
+        assert pl.read_parquet(tmp_path / f"{name}.parquet").equals(ranker.predict(rows))
 
 
 def test_the_command_says_in_one_line_what_is_wrong(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,10 +21,13 @@ def predict(
     *,
     out: Annotated[Path, typer.Option(help="The Parquet file for the predictions.")],
     ids: Annotated[str, typer.Option(metavar="COLUMN,...", help="Raw columns to copy beside the predictions.")] = "",
-    separator: Annotated[str, typer.Option(help="Between the fields of text files; by their ending if empty.")] = "",
+    file_format: Annotated[
+        Literal["parquet", "csv", "tsv"] | None, typer.Option("--format", help="Default: by the ending.")
+    ] = None,
+    separator: Annotated[str | None, typer.Option(help="Between fields of text files. Default: as trained.")] = None,
     null_values: Annotated[
-        str, typer.Option(metavar="TEXT,...", help="Texts that stand for a missing value in text files.")
-    ] = ",NA,NULL",
+        str | None, typer.Option(metavar="TEXT,...", help="Missing values in text files. Default: as trained.")
+    ] = None,
 ) -> None:
     """Predict raw rows with a trained ranker; write one Parquet file.
 
@@ -38,8 +41,9 @@ def predict(
             files,
             out,
             ids=[name for name in ids.split(",") if name],
+            file_format=file_format,
             separator=separator,
-            null_values=null_values.split(","),
+            null_values=None if null_values is None else null_values.split(","),
         )
     if found.unseen:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in found.unseen.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -237,6 +237,8 @@ class Dataset:
         slices: the keys and categorical features by whose values metrics are reported.
         encoding: what turned the rows of files or tables into these columns, for prediction and export; None where
             the data did not come as a table.
+        reading: how files were read (``format``, ``separator``, ``null_values``), so that prediction reads others
+            alike; empty where there were none.
 
     Raises:
         DataError: a split is empty or does not fit the schema, an id lies outside its feature's range, a
@@ -260,6 +262,7 @@ class Dataset:
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
     slices: tuple[str, ...] = ()
     encoding: Encoding | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for setting in ("epochs", "batch_size"):

@@ -45,6 +45,7 @@ class RankerFiles:
         settings: the settings of the training, by name.
         groups: the tasks that each model learns.
         encoding: None if the data set did not come as a table.
+        reading: how the training read its files; empty if it read none.
         run: the record of the training.
         weights: the SHA-256 of ``weights.pt``.
     """
@@ -58,6 +59,7 @@ class RankerFiles:
     groups: list[list[str]]
     schema: Schema
     encoding: Encoding | None
+    reading: dict[str, Any]
     run: dict[str, Any]
     weights: str = ""
     format: Literal["equipoise ranker"] = _FORMAT

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from equipoise.data.dataset import Dataset
 from equipoise.data.encoding import Encoding
+from equipoise.data.tables.config import FileFormat
 from equipoise.data.tables.files import open_files
 from equipoise.data.tables.frames import open_frame
 from equipoise.errors import DataError, SettingError
@@ -44,6 +45,7 @@ class Ranker:
         settings: the settings of the training, by name; ``model`` and ``model_options`` build the model again.
         groups: the tasks that each model learns: all in one, or one each for single-task training.
         data: the name of the data set.
+        reading: how the training read its files (``format``, ``separator``, ``null_values``); empty if it read none.
         versions: of equipoise, torch and Python at the time of the training.
 
     Example:
@@ -68,6 +70,7 @@ class Ranker:
     settings: Mapping[str, Any]
     groups: Sequence[Sequence[str]]
     data: str = ""
+    reading: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def predict(self, table: Any, /) -> pl.DataFrame:
@@ -94,8 +97,9 @@ class Ranker:
         *,
         ids: Sequence[str] = (),
         rows: int = ROWS,
-        separator: str = "",
-        null_values: Sequence[str] = ("", "NA", "NULL"),
+        file_format: FileFormat | None = None,
+        separator: str | None = None,
+        null_values: Sequence[str] | None = None,
     ) -> PredictedFile:
         """Write the predictions for raw rows of files as one Parquet file, block by block, whole or not at all.
 
@@ -106,8 +110,9 @@ class Ranker:
             files: Parquet, CSV or TSV (also .gz and .zst): files, globs, folders or URLs.
             ids: raw columns to copy beside the predictions.
             rows: rows that are read and written at once.
-            separator: between the fields of text files; a comma, or a tab for TSV, if empty.
-            null_values: texts that stand for a missing value in text files.
+            file_format: of all files; None: by their ending, or as in the training where that is text.
+            separator: between the fields of text files; None: as in the training.
+            null_values: texts that stand for a missing value in text files; None: as in the training.
 
         Returns:
             The number of rows, and the shares of unseen values.
@@ -119,7 +124,15 @@ class Ranker:
         """
         of_rows = self._of_rows()
         named = [files] if isinstance(files, str | Path) else files
-        source = open_files([str(name) for name in named], separator=separator, null_values=null_values)
+        paths = [str(name) for name in named]
+        if file_format is None and not any(path.endswith((".parquet", ".pq")) for path in paths):
+            file_format = self.reading.get("format")
+        source = open_files(
+            paths,
+            file_format=file_format,
+            separator=self.reading.get("separator", "") if separator is None else separator,
+            null_values=self.reading.get("null_values", ("", "NA", "NULL")) if null_values is None else null_values,
+        )
         return of_rows.write(source, Path(out), ids=ids, rows=rows)
 
     @torch.no_grad()
@@ -155,6 +168,7 @@ class Ranker:
             groups=[list(group) for group in self.groups],
             schema=self.schema,
             encoding=self.encoding,
+            reading=dict(self.reading),
             run=json.loads(self.run.to_json()),
         )
         write_ranker(Path(folder), files, state)
@@ -201,7 +215,7 @@ class Ranker:
         _load_weights(model, state, f"The weights in {folder} (equipoise {files.versions.get('equipoise')})")
         return cls(
             model.eval(), files.schema, files.encoding, Run.from_json(json.dumps(files.run)), files.settings,
-            files.groups, files.data, files.versions,
+            files.groups, files.data, files.reading, files.versions,
         )  # fmt: skip
 
     @classmethod
@@ -215,7 +229,7 @@ class Ranker:
         """
         groups = method.groups(dataset.schema.task_names)
         stated = settings.suited_to(dataset).model_dump(mode="json", include=set(TrainingSettings.model_fields))
-        return cls(model, dataset.schema, dataset.encoding, run, stated, groups, dataset.name)
+        return cls(model, dataset.schema, dataset.encoding, run, stated, groups, dataset.name, dataset.reading)
 
     def _of_rows(self) -> RowPredictor:
         if self.encoding is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
     source = open_files(
         config.files, file_format=config.format, separator=config.separator, null_values=config.null_values
     )
-    return _dataset(prepare(source, config), ", ".join(config.files))
+    reading = {"format": config.format, "separator": config.separator, "null_values": list(config.null_values)}
+    return replace(_dataset(prepare(source, config), ", ".join(config.files)), reading=reading)
 
 
 def from_frame(table: Any, config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
