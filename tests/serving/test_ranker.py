@@ -19,6 +19,7 @@ from equipoise.ranking.models import MODELS, register
 from equipoise.ranking.predictions import predictions
 from equipoise.schema import Schema
 from equipoise.serving import Ranker
+from equipoise.serving.export import Scorer, difference, random_inputs
 from equipoise.settings import Settings
 from equipoise.training import StoppedError
 from tests.ranking.models.samples import OWN
@@ -121,16 +122,28 @@ class OwnRanker(nn.Module):
         self.bottom = nn.Linear(len(schema.numeric_columns), 8)
         self.own_fork = fork()
         self.towers = nn.ModuleList(nn.Linear(8, 1) for _ in schema.tasks)
+        self.shift = 1.0
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"shift": self.shift}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.shift = state["shift"]
 
     def forward(self, _: Tensor, numeric: Tensor) -> list[Tensor]:
         branches = self.own_fork(self.bottom(numeric).relu())
-        return [tower(branch)[:, 0] for tower, branch in zip(self.towers, branches, strict=True)]
+        return [tower(branch)[:, 0] + self.shift for tower, branch in zip(self.towers, branches, strict=True)]
 
 
 def test_an_own_model_is_built_from_its_import_path(train_on_logs: Callable[..., Ranker], tmp_path: Path) -> None:
     ranker = train_on_logs("multibalance", model=f"{__name__}:OwnRanker")
+    ranker.model.models[0].shift = 0.5  # state that is no tensor
     ranker.save(tmp_path)
-    assert_same(Ranker.load(tmp_path).predict(logs()), ranker.predict(logs()))
+    loaded = Ranker.load(tmp_path)
+    assert_same(loaded.predict(logs()), ranker.predict(logs()))
+    program = torch.export.load(loaded.export(tmp_path / "export") / "model.pt2").module()
+    inputs = random_inputs(ranker.schema, 9)
+    assert difference(program(*inputs), Scorer(ranker.model, ranker.schema)(*inputs)) <= 1e-6
 
 
 def test_a_model_that_was_registered_is_found_where_it_is_not(

@@ -10,6 +10,7 @@ import typer
 from equipoise.cli.app import app
 from equipoise.cli.messages import errors, plainly, say
 from equipoise.serving import Ranker
+from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["export", "predict"]
 
@@ -36,7 +37,7 @@ def predict(
     Rows are read, predicted and written in blocks; a file that cannot be
     written whole is not written.
     """
-    with plainly():
+    with plainly(), interrupted_by_sigterm():
         found = Ranker.load(folder).predict_files(
             files,
             out,
@@ -64,6 +65,6 @@ def export(
     The folder serves without equipoise; its README.md shows the use. Every
     program is compared with the model before the folder appears.
     """
-    with plainly():
+    with plainly(), interrupted_by_sigterm():
         Ranker.load(folder).export(out, onnx=onnx, aoti=aoti)
     say(f"Export: {out} (README.md there shows its use)")

@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
     return {"equipoise": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def write_ranker(folder: Path, files: RankerFiles, state: Mapping[str, Tensor], /) -> None:
+def write_ranker(folder: Path, files: RankerFiles, state: Mapping[str, Any], /) -> None:
     """Write both files, each whole or not at all; ``ranker.json`` comes last and names the weights by their hash."""
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / _WEIGHTS) as temporary:
@@ -90,7 +90,7 @@ def write_ranker(folder: Path, files: RankerFiles, state: Mapping[str, Tensor], 
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_ranker(folder: Path, /) -> tuple[RankerFiles, dict[str, Tensor]]:
+def read_ranker(folder: Path, /) -> tuple[RankerFiles, dict[str, Any]]:
     """Return the description and the weights that :func:`write_ranker` wrote.
 
     Raises:
@@ -115,7 +115,7 @@ def read_ranker(folder: Path, /) -> tuple[RankerFiles, dict[str, Tensor]]:
         state = torch.load(weights, weights_only=True, map_location="cpu")
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise DataError(f"Expected tensors by name in {weights}, found something else: {_first_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"Expected tensors by name in {weights}, found something else.")
     return files, state
 

@@ -154,7 +154,7 @@ class Ranker:
         """
         forks = _fork_prefixes(self.model)
         state = {
-            name: value.detach().cpu().contiguous()
+            name: value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
             for name, value in self.model.state_dict().items()
             if not name.startswith(forks)
         }
@@ -261,15 +261,15 @@ def _import_path(name: str) -> str:
     return f"{module}:{attribute}" if module not in {"", "__main__"} and attribute and "<" not in attribute else ""
 
 
-def _load_weights(model: nn.Module, state: Mapping[str, Tensor], whose: str) -> None:
+def _load_weights(model: nn.Module, state: Mapping[str, Any], whose: str) -> None:
     expected = model.state_dict()
     forks = _fork_prefixes(model)
     missing = [name for name in expected if name not in state and not name.startswith(forks)]
     unexpected = [name for name in state if name not in expected]
     resized = [
-        f"{name} of {list(state[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
+        f"{name} of {list(value.shape)} instead of {list(expected[name].shape)}"
+        for name, value in state.items()
+        if isinstance(value, Tensor) and name in expected and value.shape != expected[name].shape
     ]
     if missing or unexpected or resized:
         faults = {"missing": missing, "not expected": unexpected, "of another size": resized}

@@ -295,7 +295,7 @@ class Learner:
                 f"Sharding {self._settings.sharding!r} spreads the tables over the ranks, so none can hold the whole "
                 "model: train with ddp or fsdp to get one."
             )
-        state = model_state(member.module) | {name: value.full_tensor() for name, value in sharded.items()}
+        state = model_state(member.module) | {name: value.full_tensor().cpu() for name, value in sharded.items()}
         settings, tasks = self._settings, [self.schema.task_names[task] for task in member.tasks]
         with torch.random.fork_rng(devices=[]):
             whole = build_model(
