@@ -24,9 +24,11 @@ __all__ = [
     "About",
     "Command",
     "NonFinite",
+    "OptimizerName",
     "Schedule",
     "Settings",
     "Sharding",
+    "TableOptimizer",
     "TrainingSettings",
     "about",
     "command_words",
@@ -58,8 +60,14 @@ OptionValue = Annotated[Any, AfterValidator(_option_value)]
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-Schedule = Literal["linear", "constant"]
-"""linear: the learning rate falls to 0 over the training; constant: it stays."""
+Schedule = Literal["linear", "constant", "cosine"]
+"""linear: the learning rate falls to 0 over the training; constant: it stays; cosine: it falls along half a cosine."""
+
+OptimizerName = Literal["adam", "adamw", "sgd", "adagrad", "rmsprop"]
+"""An optimizer of torch.optim."""
+
+TableOptimizer = Literal["same", "rowwise-adagrad"]
+"""same: the optimizer steps the embedding tables too; rowwise-adagrad: Adagrad with one number of state per row."""
 
 NonFinite = Literal["raise", "skip-task", "skip-step"]
 """raise: end with an error; skip-task: leave the task out of that step; skip-step: leave the step out."""
@@ -126,14 +134,35 @@ class TrainingSettings(BaseModel):
         default_factory=dict, description="An option of the model."
     )
     lr: Annotated[Positive, _TRAIN] = Field(
-        3e-3, description="Learning rate of Adam. The commands default to the rate tuned for data, model and method."
+        3e-3, description="Learning rate. The commands default to the rate tuned for data, model and method."
     )
     table_decay: Annotated[NotNegative, _TRAIN] = Field(
         0.0,
         description="Decoupled weight decay of the embedding tables. The commands default to the tuned one.",
     )
+    optimizer: Annotated[OptimizerName, About()] = Field("adam", description="Optimizer of all parameters.")
+    optimizer_options: Annotated[dict[str, OptionValue], About(option="--optimizer-option", metavar="KEY=VALUE")] = (
+        Field(default_factory=dict, description="An option of the optimizer, such as momentum, beta2 or eps.")
+    )
+    weight_decay: Annotated[NotNegative, About()] = Field(
+        0.0,
+        description="Weight decay of all but the embedding tables: decoupled with adamw, else added to the gradient.",
+    )
+    table_optimizer: Annotated[TableOptimizer, About()] = Field(
+        "same", description="Optimizer of the embedding tables: the same, or Adagrad with one number of state per row."
+    )
+    table_lr: Annotated[Positive | None, About()] = Field(
+        None, description="Learning rate of the embedding tables. Default: lr; 0.1 with rowwise-adagrad."
+    )
     schedule: Annotated[Schedule, About()] = Field(
-        "linear", description="Learning rate schedule: falls linearly to 0 over the training, or stays constant."
+        "linear",
+        description="Learning rate schedule: falls to 0 over the training, linearly or along half a cosine, or stays.",
+    )
+    warmup: Annotated[Annotated[float, Field(ge=0, lt=1)], About()] = Field(
+        0.0, description="Share of the training's steps over which the learning rates rise linearly from 0."
+    )
+    clip_norm: Annotated[Positive | None, About()] = Field(
+        None, description="Norm to which a longer gradient of all but the embedding tables is shortened. Default: none."
     )
     epochs: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
         None, description="Passes over the training rows. Default: as the data set states."

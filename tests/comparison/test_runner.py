@@ -285,7 +285,13 @@ def test_a_refused_training_does_not_say_that_it_starts_over(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("stated", "notes"),
     [
-        ({}, ["Learning rate 0.003, which may not suit: never tuned on this data set and model. To choose one: --lr."]),
+        (
+            {},
+            [
+                "Learning rate 0.003, which may not suit: never tuned on this data set, model and optimizer. "
+                "To choose one: --lr."
+            ],
+        ),
         ({"lr": 0.01}, []),
         ({"rates": {"equal": 0.01}}, []),
     ],

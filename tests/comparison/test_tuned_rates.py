@@ -65,7 +65,7 @@ def test_the_nearest_recipe_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("change", [{"data": "own"}, {"model": "ple"}])
 def test_a_method_that_was_never_tuned_takes_the_default_with_a_word(change: dict) -> None:
-    assert chosen_rate(JOURNEY | change, "equal") == (DEFAULT_RATE, "never tuned on this data set and model")
+    assert chosen_rate(JOURNEY | change, "equal") == (DEFAULT_RATE, "never tuned on this data set, model and optimizer")
     assert chosen_rate(JOURNEY, "no-such-method").doubt
 
 
@@ -81,7 +81,7 @@ def test_a_choice_comes_back_from_its_file() -> None:
     settings = JOURNEY | {"grid": [0.1], "decay_grid": [0.0, 1.0]}
     found = Choice.of(settings, {"equal": Rate(0.1, 1.0)}, seeds=[1000], command="equipoise compare --tune")
     assert Choice.model_validate_json(found.model_dump_json()) == found
-    assert found.recipe == JOURNEY
+    assert found.recipe == found.recipe | JOURNEY
 
 
 def test_the_commit_is_that_of_the_checkout() -> None:

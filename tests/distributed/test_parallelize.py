@@ -162,7 +162,7 @@ def rates(rank: int) -> dict[str, Any]:
         schema,
         METHODS["equal"],
         TrainingSettings.of(lr=0.1, seed=0, sharding="table-wise"),
-        decay_steps=4,
+        total_steps=4,
         world=World(rank, dist.get_world_size()),
     )
     (member,) = learner._members

@@ -231,7 +231,7 @@ def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
 def test_metrics_are_those_of_the_whole_split_and_weighted_back_to_the_natural_rate(tiny: Dataset, tmp_path) -> None:
     file = tmp_path / "checkpoint"
     run = train(tiny, METHODS["equal"], **SETTINGS, checkpoint=file)
-    learner = Learner(tiny.schema, METHODS["equal"], TrainingSettings.of(lr=1e-2, seed=9), decay_steps=30)
+    learner = Learner(tiny.schema, METHODS["equal"], TrainingSettings.of(lr=1e-2, seed=9), total_steps=30)
     learner.load_state_dict(saved_learner(file))
     logits = learner.logits(next(tiny.test.batches(len(tiny.test))))[:, 0]
     labels, weight = tiny.test.labels[:, 0], tiny.test.weight
@@ -284,6 +284,34 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
     expected, found = (saved_learner(folder) for folder in (whole, parts))
     assert tree_structure(found) == tree_structure(expected)
     for value, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
+RECIPES = {
+    "momentum": {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}, "weight_decay": 1e-3, "clip_norm": 0.5},
+    "row-wise": {"table_optimizer": "rowwise-adagrad", "table_decay": 0.1, "warmup": 0.2, "schedule": "cosine"},
+    "row-wise-sparse": {"table_optimizer": "rowwise-adagrad", "model_options": {"sparse": True}, "clip_norm": 0.5},
+    "decays": {"optimizer": "adamw", "weight_decay": 0.1, "table_decay": 0.3, "table_lr": 0.03, "warmup": 0.5},
+}
+
+
+@pytest.mark.parametrize("method", ["single-task", "uw"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_resumed_run_of_any_recipe_is_the_uninterrupted_one_to_the_bit(
+    tiny: Dataset, tmp_path: Path, method: str, recipe: str
+) -> None:
+    def interrupt(done: int, _: int) -> None:
+        if done == 17:
+            raise _InterruptedError
+
+    settings, folder = SETTINGS | RECIPES[recipe], tmp_path / "parts"
+    uninterrupted = train(tiny, METHODS[method], **settings, checkpoint=tmp_path / "whole")
+    with pytest.raises(_InterruptedError):
+        train(tiny, METHODS[method], **settings, checkpoint=folder, on_step=interrupt)
+    resumed = train(tiny, METHODS[method], **settings, checkpoint=folder, resume=True)
+    assert comparable(resumed) == comparable(uninterrupted)
+    expected, found = (tree_leaves(saved_learner(part)) for part in (tmp_path / "whole", folder))
+    for value, other in zip(found, expected, strict=True):
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 

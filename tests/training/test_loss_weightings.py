@@ -67,7 +67,7 @@ def test_a_training_is_that_of_a_plain_loop(tiny: Dataset, name: str, scale: flo
 
 def test_learned_weights_have_the_models_rate_and_no_decay_of_the_tables(tiny: Dataset) -> None:
     trained = Learner(
-        tiny.schema, METHODS["uw"], TrainingSettings.of(lr=0.02, table_decay=0.5), decay_steps=10, epoch_steps=5
+        tiny.schema, METHODS["uw"], TrainingSettings.of(lr=0.02, table_decay=0.5), total_steps=10, epoch_steps=5
     )
     (member,) = trained._members
     (parameter,) = member.weighting.learned_parameters()

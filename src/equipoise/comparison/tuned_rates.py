@@ -15,14 +15,19 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from equipoise.settings import Settings
 from equipoise.training import Run
 
 __all__ = ["DEFAULT_RATE", "Choice", "ChosenRate", "Rate", "chosen_rate", "rate_of", "source_commit", "tuned_choices"]
 
 _RECIPE: Final = (
-    "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale",
+    "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "optimizer",
+    "optimizer_options", "weight_decay", "table_optimizer", "table_lr", "warmup", "clip_norm",
 )  # fmt: skip
-"""The settings that a tuned rate belongs to."""
+"""The settings that a tuned rate belongs to; those that a file does not name had their defaults."""
+
+_MUST_AGREE: Final = ("data", "model", "optimizer", "table_optimizer")
+"""The settings without which a tuned rate says nothing."""
 
 
 class Rate(NamedTuple):
@@ -41,7 +46,7 @@ def rate_of(run: Run, /) -> Rate:
 
 
 DEFAULT_RATE: Final = Rate(3e-3)
-"""The rate of a method that was never tuned on that data set and model."""
+"""The rate of a method that was never tuned on that data set, model and optimizer."""
 
 
 class ChosenRate(NamedTuple):
@@ -89,27 +94,26 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
     """Return the rate that tuning chose for a method, and a sentence where it was chosen under another recipe.
 
     A method with options takes the rate of the method without them unless it was tuned itself. A method that was never
-    tuned on this data set and model takes :data:`DEFAULT_RATE`.
+    tuned on this data set and model with this optimizer takes :data:`DEFAULT_RATE`.
 
     Args:
-        settings: those of the comparison, by name: data, data_options, model, model_options, schedule, epochs,
-            batch_size and loss_scale.
+        settings: those of the comparison, by name; those that are missing have their defaults.
 
     Example:
         >>> chosen_rate({"data": "my-data", "model": "shared-bottom"}, "equal")
-        ChosenRate(rate=Rate(lr=0.003, table_decay=0.0), doubt='never tuned on this data set and model')
+        ChosenRate(rate=Rate(lr=0.003, table_decay=0.0), doubt='never tuned on this data set, model and optimizer')
     """
     recipe = _recipe(settings)
     for name in dict.fromkeys([method, method.partition(":")[0]]):
         known = [
             choice
             for choice in tuned_choices()
-            if name in choice.chosen and all(choice.recipe[key] == recipe[key] for key in ("data", "model"))
+            if name in choice.chosen and all(_recipe(choice.recipe)[key] == recipe[key] for key in _MUST_AGREE)
         ]
         if known:
             nearest = min(known, key=lambda choice: (len(_differing(choice, recipe)), len(choice.decay_grid) == 1))
             return ChosenRate(nearest.chosen[name], _doubt(nearest, recipe))
-    return ChosenRate(DEFAULT_RATE, "never tuned on this data set and model")
+    return ChosenRate(DEFAULT_RATE, "never tuned on this data set, model and optimizer")
 
 
 @cache
@@ -132,13 +136,13 @@ def source_commit() -> str:
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings.get(name) for name in _RECIPE}
+    defaults = Settings.of().model_dump(mode="json")
+    return {name: settings.get(name, defaults[name]) for name in _RECIPE}
 
 
 def _differing(choice: Choice, recipe: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} {choice.recipe[name]} (here {recipe[name]})" for name in _RECIPE if choice.recipe[name] != recipe[name]
-    ]
+    there = _recipe(choice.recipe)
+    return [f"{name} {there[name]} (here {recipe[name]})" for name in _RECIPE if there[name] != recipe[name]]
 
 
 def _doubt(choice: Choice, recipe: Mapping[str, Any]) -> str:

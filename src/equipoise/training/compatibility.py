@@ -109,10 +109,13 @@ def _averaged_tables(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _sparse_tables(given: Combination) -> Iterator[str]:
-    if given.settings.model_options.get("sparse") and (not given.with_torchrec or given.sharding == "data-parallel"):
+    row_wise = given.settings.table_optimizer == "rowwise-adagrad" and given.sharding == "ddp"
+    in_torchrec = given.with_torchrec and given.sharding != "data-parallel"
+    if given.settings.model_options.get("sparse") and not (row_wise or in_torchrec):
         yield (
-            "The model option sparse gives the table sparse gradients, which Adam does not take: leave it out, or let "
-            "TorchRec shard the tables (table-wise, row-wise, …), where they never are gradients of the whole table."
+            "The model option sparse gives the table sparse gradients, which only row-wise Adagrad takes: set "
+            "table_optimizer to rowwise-adagrad under sharding ddp, leave the option out, or let TorchRec shard the "
+            "tables (table-wise, row-wise, …), where they never are gradients of the whole table."
         )
 
 
@@ -131,6 +134,41 @@ def _decayed_tables(given: Combination) -> Iterator[str]:
         yield (
             f"table_decay decays the tables in Adam's step, but under sharding {given.sharding!r} TorchRec steps them "
             "itself: set table_decay to 0, or use sharding ddp or fsdp."
+        )
+
+
+@CHECKS.append
+def _decay_in_the_step(given: Combination) -> Iterator[str]:
+    settings = given.settings
+    if settings.table_decay and settings.table_optimizer == "same" and settings.optimizer not in {"adam", "adamw"}:
+        yield (
+            f"table_decay is a decoupled decay, which {settings.optimizer} does not have: use the optimizer adam or "
+            "adamw, or table_optimizer rowwise-adagrad, or set table_decay to 0."
+        )
+
+
+@CHECKS.append
+def _row_wise_tables(given: Combination) -> Iterator[str]:
+    if given.settings.table_optimizer == "same":
+        return
+    if given.method.optimizer is not None or given.method.jacobian is not None:
+        yield (
+            f"Method {given.method.name!r} steps the tables together with the other shared parameters, which row-wise "
+            "Adagrad does not do: set table_optimizer to same, or balance at a fork (multibalance)."
+        )
+    if given.sharding in {"fsdp", "data-parallel"}:
+        yield (
+            f"Row-wise Adagrad needs whole rows of a table, which sharding {given.sharding!r} does not give it: use "
+            "ddp, or let TorchRec step the tables (table-wise, table-wise+fsdp, …)."
+        )
+
+
+@CHECKS.append
+def _clipping(given: Combination) -> Iterator[str]:
+    if given.settings.clip_norm is not None and "per-task backward" in given.method.needs:
+        yield (
+            f"Method {given.method.name!r} steps with the tasks' gradients one by one, so there is no gradient to clip "
+            "before its step: leave clip_norm out, or use a method at a fork (multibalance) or clippy."
         )
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR
 
 from equipoise.errors import SettingError
 from equipoise.forks.fork import Fork
@@ -32,6 +31,13 @@ from equipoise.training.faults.non_finite import (
 )
 from equipoise.training.member import MEMBER_PARTS, Member, model_state, sharded_model_state
 from equipoise.training.models import ModelsByTask
+from equipoise.training.optimizers import (
+    build_optimizer,
+    build_schedule,
+    embedding_tables,
+    fused_table_optimizer,
+    table_rate,
+)
 from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
@@ -50,8 +56,8 @@ class Learner:
         method: the method to train with.
         settings: model, learning rate, seed and all else; ``non_finite="raise"`` is the caller's to act on, and
             ``"skip-step"`` waits for the device in every step. Tables that TorchRec shards are stepped by Adagrad,
-            fused into the backward pass, at the same learning rate.
-        decay_steps: the steps over which the rate falls linearly to 0; None: it stays.
+            or row-wise Adagrad, fused into the backward pass.
+        total_steps: the steps of the whole training, over which the rates rise and fall; None: they stay.
         epoch_steps: the steps of one epoch, for methods that learn at its end; None: no epoch ends.
         world: the processes that train together; models and batches live on its device.
 
@@ -71,11 +77,11 @@ class Learner:
         settings: TrainingSettings,
         /,
         *,
-        decay_steps: int | None = None,
+        total_steps: int | None = None,
         epoch_steps: int | None = None,
         world: World | None = None,
     ) -> None:
-        lr, sharding, non_finite = settings.lr, settings.sharding, settings.non_finite
+        sharding, non_finite = settings.sharding, settings.non_finite
         self.schema = schema
         self.method = method
         self._settings = settings
@@ -101,11 +107,12 @@ class Learner:
             spread = self.world.size > 1 or sharding != "ddp"
             if spread:
                 module = parallelize(
-                    built, sharding, device=self.device, table_optimizer=(torch.optim.Adagrad, {"lr": lr, "eps": 1e-10})
+                    built, sharding, device=self.device, table_optimizer=fused_table_optimizer(settings)
                 )
             weighting = method.build_loss_weighting(group)
             dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
-            base = _adam(module, list(dense.values()), lr=lr, table_decay=settings.table_decay)
+            base = build_optimizer(module, list(dense.values()), settings)
+            tables = {id(table) for table in embedding_tables(module)}
             if weighting is not None and (learned := weighting.to(self.device).learned_parameters()):
                 base.add_param_group({"params": learned, "weight_decay": 0.0})
             optimizer = method.build_optimizer(
@@ -117,8 +124,9 @@ class Learner:
             self._members.append(
                 Member(
                     built, module, [partition.task_parameters(built, task) for task in group],
-                    optimizer, fused_optimizer(module),
-                    None if decay_steps is None else LinearLR(optimizer, 1.0, 0.0, decay_steps),
+                    [p for p in dense.values() if id(p) not in tables],
+                    optimizer, fused_optimizer(module), table_rate(settings) / settings.lr,
+                    build_schedule(optimizer, settings, total_steps),
                     tasks,
                     _monitor(built, optimizer, weighting),
                     weighting,
@@ -171,6 +179,7 @@ class Learner:
                     member.weighting.load_state_dict(self._kept_weightings[place])
                 self.skipped_steps += 1
             else:
+                member.clip_gradients(self._settings.clip_norm)
                 member.optimizer.step()
                 if member.weighting is not None and member.weighting.learns_after_step:
                     self._learn_after_step(member, batch, share, labelled)
@@ -411,21 +420,6 @@ def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int], parti
     own = {id(p) for task in tasks for p in partition.task_parameters(model, schema.task_names[task])}
     for parameter, gradient in zip(parameters, found, strict=True):
         parameter.requires_grad_(gradient is not None or id(parameter) in own)
-
-
-def _adam(
-    module: nn.Module, parameters: Sequence[nn.Parameter], *, lr: float, table_decay: float
-) -> torch.optim.Optimizer:
-    """Build Adam, with decoupled weight decay on the embedding tables alone."""
-    if not table_decay:
-        return torch.optim.Adam(parameters, lr=lr)
-    kinds = (nn.Embedding, nn.EmbeddingBag)
-    tables = {id(part.weight) for part in module.modules() if isinstance(part, kinds)}
-    groups = [
-        {"params": [p for p in parameters if id(p) not in tables], "weight_decay": 0.0},
-        {"params": [p for p in parameters if id(p) in tables], "weight_decay": table_decay},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

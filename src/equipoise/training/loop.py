@@ -43,7 +43,7 @@ def train(
     on_trained: Callable[[nn.Module], None] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train one method on one data set with Adam, and measure it.
+    """Train one method on one data set, and measure it.
 
     The seed decides the initial weights and the order of the batches, which are the same for every method. A second run
     gives the same numbers, unless the record says why not (``Run.irreproducible``).
@@ -88,8 +88,7 @@ def train(
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
     _check(batch_size, world, resume=resume, checkpoint=checkpoint)
     schema = dataset.schema
-    decay_steps = total if chosen.schedule == "linear" else None
-    learner = Learner(schema, method, chosen, decay_steps=decay_steps, epoch_steps=total // epochs, world=world)
+    learner = Learner(schema, method, chosen, total_steps=total, epoch_steps=total // epochs, world=world)
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
     run = Run(

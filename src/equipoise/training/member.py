@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from equipoise.loss_weighting import LossWeighting
 from equipoise.monitor import Monitor
 from equipoise.optim.rules import rule_of
+from equipoise.training.optimizers import WithRowWiseTables
 from equipoise.training.ranks.parallel import is_sharded
+from equipoise.training.row_wise_adagrad import RowWiseAdagrad
 from equipoise.training.state_checks import (
     UnexpectedStateError,
     expect_count,
@@ -43,16 +45,20 @@ class Member:
     Attributes:
         module: the model as several ranks train it; the model itself in a single process.
         task_parameters: for each of ``tasks``, the parameters that its loss alone reaches.
+        dense_parameters: all but the embedding tables and what a loss weighting learns, for clipping.
         optimizer: steps the parameters, but for tables whose optimizer is fused into the backward pass.
         fused: passes the learning rate on to these tables; None if there are none.
+        fused_share: their learning rate over that of the other parameters.
         tasks: the places of the tasks in the schema.
     """
 
     model: nn.Module
     module: nn.Module
     task_parameters: list[list[nn.Parameter]]
+    dense_parameters: list[nn.Parameter]
     optimizer: Optimizer
     fused: Optimizer | None
+    fused_share: float
     scheduler: LRScheduler | None
     tasks: list[int]
     monitor: Monitor | None
@@ -69,11 +75,16 @@ class Member:
         balanced = {id(p) for p in getattr(self.optimizer, "balanced", ())}
         return [p for p in self.parameters if id(p) not in balanced]
 
+    def clip_gradients(self, norm: float | None) -> None:
+        """Shorten the gradient of the dense parameters to a norm, if there is one and the gradient is longer."""
+        if norm is not None:
+            nn.utils.clip_grad_norm_(self.dense_parameters, norm)
+
     def pass_rate_on(self) -> None:
         """Give the fused optimizer the learning rate of the other one."""
         if self.fused is not None:
             for group in self.fused.param_groups:
-                group["lr"] = self.optimizer.param_groups[0]["lr"]
+                group["lr"] = self.optimizer.param_groups[0]["lr"] * self.fused_share
             self.fused.step()
 
     def weighting_state(self) -> dict[str, Any]:
@@ -182,6 +193,7 @@ def _check_optimizer(found: Any, optimizer: Optimizer, tasks: int, place: str) -
     parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     shared = {id(p) for p in getattr(optimizer, "shared", ())}
     rule = rule_of(getattr(optimizer, "torch_optimizer", optimizer))
+    row_wise = optimizer.row_wise.state if isinstance(optimizer, WithRowWiseTables) else {}
     if not isinstance(found["state"], Mapping):
         raise UnexpectedStateError(f"{place}/state", "a dict", found["state"])
     for index, entries in found["state"].items():
@@ -189,7 +201,8 @@ def _check_optimizer(found: Any, optimizer: Optimizer, tasks: int, place: str) -
         if type(index) is not int or not 0 <= index < len(parameters):
             raise UnexpectedStateError(where, f"the place of one of {len(parameters)} parameters", index)
         p, group = parameters[index]
-        initial = rule.initial(torch.empty(p.shape, dtype=p.dtype, device="meta"), group)
+        alike = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        initial = RowWiseAdagrad.initial(alike) if p in row_wise else rule.initial(alike, group)
         for name, value in expect_keys(entries, initial.keys(), where).items():
             like = initial[name]
             if id(p) in shared and isinstance(value, Tensor) and value.dim() > like.dim():  # AdaTask's, one per task

@@ -75,7 +75,7 @@ class Resumed:
         tasks = dataset.schema.task_names
         settings = TrainingSettings.of(**SETTINGS)
         self.dataset, self.identity = dataset, identity
-        self.learner = Learner(dataset.schema, METHODS[name], settings, decay_steps=STEPS)
+        self.learner = Learner(dataset.schema, METHODS[name], settings, total_steps=STEPS)
         self.record = TrainingRecord(
             Run(METHODS[name].name, settings.seed, settings.lr), NonFiniteLosses(World(), tasks),
             Window(World(), len(tasks)), "raise",
