@@ -164,6 +164,19 @@ class TrainingSettings(BaseModel):
     clip_norm: Annotated[Positive | None, About()] = Field(
         None, description="Norm to which a longer gradient of all but the embedding tables is shortened. Default: none."
     )
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, About()] = Field(
+        None,
+        description="Decay of a moving average of the weights, such as 0.999, which is then evaluated and exported. "
+        "Default: none.",
+    )
+    stop_on: Annotated[str | None, About(metavar="METRIC")] = Field(
+        None,
+        description="Metric of the learning curve, as ne, auc, gauc, log_loss, rmse (mean over tasks), or TASK:METRIC: "
+        "keep the weights of its best point, and stop early. Default: none.",
+    )
+    patience: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
+        3, description="Points of the learning curve without a better one after which stop_on ends the training."
+    )
     epochs: Annotated[Annotated[int, Field(ge=1)] | None, About()] = Field(
         None, description="Passes over the training rows. Default: as the data set states."
     )
@@ -230,6 +243,11 @@ class TrainingSettings(BaseModel):
         if self.epochs is None or self.batch_size is None:
             raise SettingError("Expected epochs and batch_size, found none: state them, or name a data set.")
         return self.epochs, self.batch_size
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that change a training's results, by name, as JSON holds them."""
+        found = self.model_dump(mode="json")
+        return {name: found[name] for name in TrainingSettings.model_fields if about(name).decides_numbers}
 
     def identity(self) -> dict[str, str]:
         """Return the settings that change a training's results, by name, as a checkpoint keeps them."""

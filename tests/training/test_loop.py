@@ -54,6 +54,17 @@ def test_every_method_learns(tiny: Dataset, name: str) -> None:
     assert last < first
 
 
+def test_the_record_says_the_settings_that_decide_the_results(tiny: Dataset) -> None:
+    stated = SETTINGS | {"clip_norm": 5.0, "model_options": {"bottom": [8, 4]}, "loss_scale": {"like": 2.0}}
+    run = train(tiny, METHODS["equal"], **stated)
+    assert stated.items() <= run.settings.items()
+    assert run.settings["table_lr"] is None
+    assert "device" not in run.settings
+    again = train(tiny, METHODS["equal"], **run.settings)
+    assert comparable(again) == comparable(run)
+    assert Run.from_json(run.to_json()).settings == run.settings
+
+
 def test_the_record_of_a_run_is_complete(tiny: Dataset) -> None:
     run = train(tiny, METHODS["multibalance"], **SETTINGS, monitor_reads=10)
     assert (run.method, run.seed, run.lr, run.steps) == ("multibalance", 0, 1e-2, 3 * (700 // 64))
@@ -292,6 +303,7 @@ RECIPES = {
     "row-wise": {"table_optimizer": "rowwise-adagrad", "table_decay": 0.1, "warmup": 0.2, "schedule": "cosine"},
     "row-wise-sparse": {"table_optimizer": "rowwise-adagrad", "model_options": {"sparse": True}, "clip_norm": 0.5},
     "decays": {"optimizer": "adamw", "weight_decay": 0.1, "table_decay": 0.3, "table_lr": 0.03, "warmup": 0.5},
+    "averaged": {"ema": 0.9, "stop_on": "ne", "lr": 0.05, "evaluations": 10, "patience": 10},
 }
 
 

@@ -57,6 +57,8 @@ def run_table(run: Run) -> Table:
         notes.append(
             f"Steps with a loss or gradient that was not finite: {counts}; {run.skipped_steps} left out whole."
         )
+    if run.best_step:
+        notes.append(f"Weights of step {run.best_step}, the best evaluation; {run.steps} steps were made.")
     if run.irreproducible:
         notes.append(f"A second run may differ in the last digits: {run.irreproducible}.")
     table.caption = Text("\n".join(notes)) if notes else None

@@ -300,6 +300,8 @@ def train_into(
             if writes:
                 write_json(folder / "run.json", json.loads(error.run.to_json()))
             raise
+        stated = settings.model_dump(mode="json")
+        run.settings |= {name: stated[name] for name in ("data", "data_options")}
         if writes:
             write_json(folder / "run.json", json.loads(run.to_json()))
             if trained:

@@ -22,7 +22,7 @@ __all__ = ["DEFAULT_RATE", "Choice", "ChosenRate", "Rate", "chosen_rate", "rate_
 
 _RECIPE: Final = (
     "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "optimizer",
-    "optimizer_options", "weight_decay", "table_optimizer", "table_lr", "warmup", "clip_norm",
+    "optimizer_options", "weight_decay", "table_optimizer", "table_lr", "warmup", "clip_norm", "ema", "stop_on",
 )  # fmt: skip
 """The settings that a tuned rate belongs to; those that a file does not name had their defaults."""
 

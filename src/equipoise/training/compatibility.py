@@ -173,6 +173,16 @@ def _clipping(given: Combination) -> Iterator[str]:
 
 
 @CHECKS.append
+def _whole_weights(given: Combination) -> Iterator[str]:
+    for name in ("ema", "stop_on"):
+        if getattr(given.settings, name) is not None and given.sharding != "ddp":
+            yield (
+                f"{name} keeps a second set of weights whole on each rank, but sharding {given.sharding!r} spreads "
+                f"them over the ranks: use sharding ddp, or leave {name} out."
+            )
+
+
+@CHECKS.append
 def _fused_steps(given: Combination) -> Iterator[str]:
     if given.with_torchrec and given.sharding != "data-parallel" and given.settings.non_finite == "skip-step":
         yield (

@@ -68,6 +68,7 @@ def evaluate(record: TrainingRecord, learner: Learner, split: AnySplit, batch_si
     record.run.curve.append(_point(schema, step, batch_size, losses, metrics))
     if outputs is None:
         raise _diverged(record.run)
+    record.note_evaluation(metrics, learner)
 
 
 def measure(

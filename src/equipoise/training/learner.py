@@ -9,17 +9,16 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from equipoise.errors import SettingError
 from equipoise.forks.fork import Fork
-from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import Method
-from equipoise.monitor import Monitor, Reading
+from equipoise.monitor import Reading
 from equipoise.ranking.losses import labelled_rows, task_losses
-from equipoise.ranking.models import Partition, build_model, partition_of, trial_outputs
+from equipoise.ranking.models import build_model
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
+from equipoise.training.building import build_members
 from equipoise.training.compatibility import Combination, check_compatible
 from equipoise.training.faults.misplaced_forks import warn_of_misplaced_forks
 from equipoise.training.faults.non_finite import (
@@ -29,16 +28,8 @@ from equipoise.training.faults.non_finite import (
     mark_non_finite_gradient,
     mark_non_finite_own_gradients,
 )
-from equipoise.training.member import MEMBER_PARTS, Member, model_state, sharded_model_state
+from equipoise.training.member import MEMBER_PARTS, Member, check_module, model_state, sharded_model_state
 from equipoise.training.models import ModelsByTask
-from equipoise.training.optimizers import (
-    build_optimizer,
-    build_schedule,
-    embedding_tables,
-    fused_table_optimizer,
-    table_rate,
-)
-from equipoise.training.ranks.parallel import dense_parameters, fused_optimizer, parallelize
 from equipoise.training.ranks.world import World, usable_device
 from equipoise.training.reproducibility import random_states, restore_random_states
 from equipoise.training.state_checks import UnexpectedStateError, expect_count, expect_keys, expect_list
@@ -93,45 +84,7 @@ class Learner:
         self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
         check_compatible(Combination(method, settings, self.world))
         self._scale = _factors(schema.task_names, settings.loss_scale)
-        self._members: list[Member] = []
-        for group in method.groups(schema.task_names):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(settings.seed)
-                built = build_model(settings.model, schema, fork=method.fork_factory(group), **settings.model_options)
-            partition = partition_of(built, schema)
-            tasks = [schema.task_names.index(task) for task in group]
-            if len(tasks) < len(schema.tasks):
-                _freeze_unused(built, schema, tasks, partition)
-            built.to(self.device)
-            module: nn.Module = built
-            spread = self.world.size > 1 or sharding != "ddp"
-            if spread:
-                module = parallelize(
-                    built, sharding, device=self.device, table_optimizer=fused_table_optimizer(settings)
-                )
-            weighting = method.build_loss_weighting(group)
-            dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
-            base = build_optimizer(module, list(dense.values()), settings)
-            tables = {id(table) for table in embedding_tables(module)}
-            if weighting is not None and (learned := weighting.to(self.device).learned_parameters()):
-                base.add_param_group({"params": learned, "weight_decay": 0.0})
-            optimizer = method.build_optimizer(
-                base,
-                shared=[p for p in dense.values() if id(p) in shared],
-                tasks=group,
-                data_parallel=module if spread else None,
-            )
-            self._members.append(
-                Member(
-                    built, module, [partition.task_parameters(built, task) for task in group],
-                    [p for p in dense.values() if id(p) not in tables],
-                    optimizer, fused_optimizer(module), table_rate(settings) / settings.lr,
-                    build_schedule(optimizer, settings, total_steps),
-                    tasks,
-                    _monitor(built, optimizer, weighting),
-                    weighting,
-                )
-            )  # fmt: skip
+        self._members = build_members(schema, method, settings, self.world, total_steps=total_steps)
         self._unchecked = self.world.rank == 0
         self._stage: Literal["whole", "begun", "moving"] = "whole"
         # State that a step changes beside parameters, kept to undo or skip a step.
@@ -183,9 +136,7 @@ class Learner:
                 member.optimizer.step()
                 if member.weighting is not None and member.weighting.learns_after_step:
                     self._learn_after_step(member, batch, share, labelled)
-            if member.scheduler is not None:
-                member.scheduler.step()
-                member.pass_rate_on()
+            member.end_step(self.steps + 1)
             for task, loss, good in zip(member.tasks, own, finite, strict=True):
                 losses[task] = torch.where(good, loss.detach(), torch.nan)
         self._unchecked = False
@@ -221,7 +172,7 @@ class Learner:
             for member in self._members:
                 self._share_running_statistics(member.model)
                 member.module.eval()
-                predicted = member.module(batch.categorical, batch.numeric)
+                predicted = member.predict(batch.categorical, batch.numeric)
                 member.module.train()
                 for task in member.tasks:
                     columns[task] = predicted[task]
@@ -238,6 +189,31 @@ class Learner:
         tasks = self.schema.task_names
         groups = [[tasks[task] for task in member.tasks] for member in self._members]
         return ModelsByTask([self._whole(member) for member in self._members], groups, tasks)
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """Return a copy of the weights with which each model predicts: the averaged ones, if there are any."""
+        return [member.weights() for member in self._members]
+
+    def set_weights(self, weights: Sequence[Mapping[str, Tensor]], /) -> None:
+        """Give each model weights that :meth:`weights` has returned, to predict with; training cannot go on."""
+        for member, found in zip(self._members, weights, strict=True):
+            member.set_weights(found)
+
+    def use_averages(self) -> None:
+        """Put the averaged weights, if there are any, into the models; training cannot go on."""
+        for member in self._members:
+            if member.averaged is not None:
+                member.set_weights(member.weights())
+
+    def check_weights(self, found: object, place: str) -> None:
+        """Check loaded weights for :meth:`set_weights`.
+
+        Raises:
+            UnexpectedStateError: they are of another kind.
+        """
+        of_models = expect_list(found, place, length=len(self._members))
+        for number, (member, weights) in enumerate(zip(self._members, of_models, strict=True)):
+            check_module(weights, member.weights(), f"{place}/{number}")
 
     def read(self) -> list[Reading]:
         """Return the monitors' readings of the last step, on the device; none for methods without a monitor."""
@@ -292,7 +268,7 @@ class Learner:
                 member.load_stepping_state(found, place)
             raise
         for place, (member, found) in enumerate(zip(self._members, states, strict=True)):
-            member.load_model_state(found["models"], place)
+            member.load_model_state(found, place)
         self.steps, self.skipped_steps = steps, skipped_steps
 
     def _whole(self, member: Member) -> nn.Module:
@@ -402,24 +378,6 @@ class Learner:
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
-
-
-def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | None) -> Monitor | None:
-    """Return a monitor of forks, a balancing optimizer and a loss weighting; None if there are none of these."""
-    forked = any(isinstance(part, Fork) for part in model.modules())
-    balances = hasattr(optimizer, "last_gram")
-    return Monitor(model, optimizer, weighting) if forked or balances or weighting is not None else None
-
-
-def _freeze_unused(model: nn.Module, schema: Schema, tasks: Sequence[int], partition: Partition) -> None:
-    """Freeze parameters that no task reaches: DDP would wait for their gradients."""
-    logits = trial_outputs(model, schema)
-    parameters = list(model.parameters())
-    found = torch.autograd.grad([logits[task].sum() for task in tasks], parameters, allow_unused=True)
-    # Auxiliary losses may reach parameters that no logit reads.
-    own = {id(p) for task in tasks for p in partition.task_parameters(model, schema.task_names[task])}
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.requires_grad_(gradient is not None or id(parameter) in own)
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

@@ -16,6 +16,7 @@ from equipoise.methods import Method, parse_method
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training.checkpoint.saving import Checkpoints
+from equipoise.training.early_stopping import EarlyStopping
 from equipoise.training.evaluation import evaluate, finish, random_rows
 from equipoise.training.faults.interruptions import StoppedError, StopPoll
 from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
@@ -89,18 +90,11 @@ def train(
     _check(batch_size, world, resume=resume, checkpoint=checkpoint)
     schema = dataset.schema
     learner = Learner(schema, method, chosen, total_steps=total, epoch_steps=total // epochs, world=world)
-    if learner.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(learner.device)
-    run = Run(
-        method.name, chosen.seed, chosen.lr, chosen.table_decay, irreproducible=why_irreproducible(learner.device)
-    )
     identity = chosen.identity() | {
         "dataset": dataset.name, "tasks": ", ".join(schema.task_names), "training_rows": str(len(dataset.train)),
         "data": dataset.fingerprint() if checkpoint else "", "method": method.settings(schema.task_names),
     }  # fmt: skip
-    record = TrainingRecord(
-        run, NonFiniteLosses(world, schema.task_names), Window(world, len(schema.tasks)), chosen.non_finite
-    )
+    record = _new_record(chosen, method, dataset, learner)
     checkpoints = Checkpoints(checkpoint, identity, learner)
     with checkpoints.owned_folder():
         checkpoints.begin(record, resume=resume)
@@ -114,7 +108,9 @@ def train(
             if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
                 evaluate(record, learner, subset, batch_size, group=dataset.group)
             rows = _on_device(dataset.train, learner.device, _free_bytes(learner.device))
-            for step, batch in _stream(rows, batch_size, chosen.seed, epochs, done=record.steps):
+            for step, batch in (
+                () if record.is_over else _stream(rows, batch_size, chosen.seed, epochs, done=record.steps)
+            ):
                 record.add(step, learner.step(_upload(batch, learner.device)))
                 if step % read_every == 0:
                     record.window.readings += [(step, reading) for reading in learner.read()]
@@ -128,6 +124,9 @@ def train(
                     checkpoints.save(record)
                 if poll.should_stop(step):
                     raise StoppedError(step, saved=checkpoints.save(record))
+                if record.is_over:
+                    break
+            record.settle(learner)
             finish(record.run, learner, dataset, batch_size)
         except (NonFiniteError, StoppedError):
             raise
@@ -137,6 +136,19 @@ def train(
         if on_trained is not None:
             on_trained(learner.model().eval())
         return record.run
+
+
+def _new_record(chosen: TrainingSettings, method: Method, dataset: Dataset, learner: Learner) -> TrainingRecord:
+    """Return the record of a training that begins; the most memory that it takes is counted from here."""
+    world, tasks = learner.world, dataset.schema.task_names
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(world.device)
+    run = Run(
+        method.name, chosen.seed, chosen.lr, chosen.table_decay, irreproducible=why_irreproducible(world.device),
+        settings=chosen.deciding(),
+    )  # fmt: skip
+    stopping = EarlyStopping.of(chosen, dataset.schema, group=dataset.group)
+    return TrainingRecord(run, NonFiniteLosses(world, tasks), Window(world, len(tasks)), chosen.non_finite, stopping)
 
 
 def count_steps(dataset: Dataset, /, *, epochs: int, batch_size: int) -> int:

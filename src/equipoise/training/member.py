@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from equipoise.loss_weighting import LossWeighting
 from equipoise.monitor import Monitor
 from equipoise.optim.rules import rule_of
+from equipoise.training.averaging import AveragedWeights
 from equipoise.training.optimizers import WithRowWiseTables
 from equipoise.training.ranks.parallel import is_sharded
 from equipoise.training.row_wise_adagrad import RowWiseAdagrad
@@ -30,9 +32,9 @@ from equipoise.training.state_checks import (
     expect_tensor,
 )
 
-__all__ = ["MEMBER_PARTS", "Member", "model_state", "sharded_model_state"]
+__all__ = ["MEMBER_PARTS", "Member", "check_module", "model_state", "sharded_model_state"]
 
-MEMBER_PARTS: Final = ("models", "optimizers", "weightings", "schedulers")
+MEMBER_PARTS: Final = ("models", "averages", "optimizers", "weightings", "schedulers")
 """The parts of a member's state; a learner's state holds a list of each."""
 
 _MOVES_WITH_STEPS = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}
@@ -50,6 +52,7 @@ class Member:
         fused: passes the learning rate on to these tables; None if there are none.
         fused_share: their learning rate over that of the other parameters.
         tasks: the places of the tasks in the schema.
+        averaged: the moving average of the model's weights; None without one.
     """
 
     model: nn.Module
@@ -63,6 +66,7 @@ class Member:
     tasks: list[int]
     monitor: Monitor | None
     weighting: LossWeighting | None
+    averaged: AveragedWeights | None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -75,10 +79,39 @@ class Member:
         balanced = {id(p) for p in getattr(self.optimizer, "balanced", ())}
         return [p for p in self.parameters if id(p) not in balanced]
 
+    def predict(self, categorical: Tensor, numeric: Tensor) -> Sequence[Tensor]:
+        """Return the outputs of all tasks, by the averaged weights if there are any."""
+        if self.averaged is None:
+            return self.module(categorical, numeric)  # type: ignore[no-any-return]
+        return functional_call(self.model, self.averaged.averages, (categorical, numeric))  # type: ignore[no-any-return]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the model's state with which :meth:`predict` predicts."""
+        state = model_state(self.module) | ({} if self.averaged is None else self.averaged.averages)
+        return copy.deepcopy(state)
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the model, and the average, weights that :meth:`weights` has returned."""
+        self.model.load_state_dict(weights)
+        if self.averaged is not None:
+            self.averaged.load(weights)
+
+    def averages(self) -> dict[str, Tensor]:
+        """Return the averaged weights, empty without them."""
+        return {} if self.averaged is None else self.averaged.averages
+
     def clip_gradients(self, norm: float | None) -> None:
         """Shorten the gradient of the dense parameters to a norm, if there is one and the gradient is longer."""
         if norm is not None:
             nn.utils.clip_grad_norm_(self.dense_parameters, norm)
+
+    def end_step(self, step: int) -> None:
+        """Move schedule and average on after a step, counted from one."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+            self.pass_rate_on()
+        if self.averaged is not None:
+            self.averaged.update(step)
 
     def pass_rate_on(self) -> None:
         """Give the fused optimizer the learning rate of the other one."""
@@ -101,7 +134,7 @@ class Member:
 
     def state(self) -> dict[str, Any]:
         """Return the whole state, but for what is sharded."""
-        return {"models": model_state(self.module), **self.stepping_state()}
+        return {"models": model_state(self.module), "averages": self.averages(), **self.stepping_state()}
 
     def check_state(self, found: Mapping[str, Any], steps: int, place: int) -> None:
         """Check a state after ``steps`` steps of the member at ``place``; changes nothing.
@@ -111,9 +144,10 @@ class Member:
         """
         paths = {part: f"learner/{part}/{place}" for part in MEMBER_PARTS}
         optimizer = found["optimizers"]
-        _check_module(found["models"], model_state(self.module), paths["models"])
+        check_module(found["models"], model_state(self.module), paths["models"])
+        check_module(found["averages"], self.averages(), paths["averages"])
         _check_optimizer(optimizer, self.optimizer, len(self.tasks), paths["optimizers"])
-        _check_module(found["weightings"], self.weighting_state(), paths["weightings"])
+        check_module(found["weightings"], self.weighting_state(), paths["weightings"])
         if self.weighting is not None:
             _rehearse(self.weighting, found["weightings"], paths["weightings"])
         rates = [group["lr"] for group in optimizer["param_groups"]]
@@ -134,9 +168,11 @@ class Member:
         self.pass_rate_on()
 
     def load_model_state(self, found: Mapping[str, Any], place: int) -> None:
-        """Load a checked state of the model; what is sharded stays as it is."""
-        whole = {**found, **sharded_model_state(self.module)}
+        """Load a checked state of the model and its averages; what is sharded stays as it is."""
+        whole = {**found["models"], **sharded_model_state(self.module)}
         _load(_unwrapped(self.module).load_state_dict, whole, f"learner/models/{place}")
+        if self.averaged is not None:
+            self.averaged.load(found["averages"])
 
 
 def model_state(module: nn.Module, /) -> dict[str, Any]:
@@ -149,7 +185,7 @@ def sharded_model_state(module: nn.Module, /) -> dict[str, Any]:
     return {name: value for name, value in _unwrapped(module).state_dict().items() if is_sharded(value)}
 
 
-def _check_module(found: Any, own: Mapping[str, Any], place: str) -> None:
+def check_module(found: Any, own: Mapping[str, Any], place: str) -> None:
     """Check that ``found`` has the names, shapes and dtypes of a module's own state."""
     for name, value in expect_keys(found, own.keys(), place).items():
         if isinstance(own[name], Tensor):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equipoise.monitor import Reading
 from equipoise.settings import NonFinite
+from equipoise.training.early_stopping import EarlyStopping
 from equipoise.training.faults.non_finite import NonFiniteError, NonFiniteLosses
 from equipoise.training.learner import Learner
 from equipoise.training.ranks.world import World
@@ -94,12 +95,14 @@ class TrainingRecord:
 
     Attributes:
         policy: what to do about a loss that is not finite.
+        stopping: follows the metric that ends the training early; None without one.
     """
 
     run: Run
     non_finite: NonFiniteLosses
     window: Window
     policy: NonFinite
+    stopping: EarlyStopping | None = None
 
     @property
     def steps(self) -> int:
@@ -110,6 +113,24 @@ class TrainingRecord:
         """Add the losses of a step, which is counted from one."""
         self.non_finite.add(losses, step)
         self.window.add(losses)
+
+    @property
+    def is_over(self) -> bool:
+        """True if the training should end early."""
+        return self.stopping is not None and self.stopping.over
+
+    def note_evaluation(self, metrics: Mapping[str, Mapping[str, float]], learner: Learner) -> None:
+        """Keep the weights if this evaluation, after the last step, is the best so far."""
+        if self.stopping is not None and self.stopping.is_better(self.steps, metrics):
+            self.stopping.weights = learner.weights()
+            self.run.best_step = self.steps
+
+    def settle(self, learner: Learner) -> None:
+        """Give the learner the weights to measure and to keep: those of the best evaluation, or the averaged ones."""
+        if self.stopping is not None:
+            learner.set_weights(self.stopping.weights)
+        else:
+            learner.use_averages()
 
     def close_window(self, learner: Learner) -> list[float]:
         """Move what happened since the last evaluation into the run, and return the mean losses."""

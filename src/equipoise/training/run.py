@@ -42,6 +42,8 @@ class Run:
 
     Attributes:
         status: "diverged" if a loss or a prediction was not finite, which ended the run.
+        settings: those that decide the results, by name, as JSON holds them; `equipoise train` adds those of the data.
+            Empty in records of earlier versions.
         steps: the number of batches. Single-task training makes one step per task for each of them.
         seconds: the time of the training steps, without evaluation and set-up.
         examples_per_second: examples seen, once per batch, over ``seconds``.
@@ -60,6 +62,7 @@ class Run:
             before) and ``validation`` (task -> ``auc`` and ``ne``, ``gauc`` with a group, of a regression ``rmse`` and
             ``ne``; on at most ``evaluation_rows`` rows).
         non_finite: task -> the number of steps in which its loss or its gradient was not finite, if there are any.
+        best_step: the step of the evaluation whose weights were kept and measured; 0 without ``stop_on``.
         skipped_steps: the number of steps left out because a loss or a gradient was not finite.
         irreproducible: why a second run with the same seed may give other last digits; "" if it gives the same.
         monitor: about fifty points with ``step`` and the readings of the monitor.
@@ -83,8 +86,10 @@ class Run:
     curve: list[CurvePoint] = field(default_factory=list)
     monitor: list[dict[str, int | float]] = field(default_factory=list)
     non_finite: dict[str, NonNegativeInt] = field(default_factory=dict)
+    best_step: NonNegativeInt = 0
     skipped_steps: NonNegativeInt = 0
     irreproducible: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mean_validation_ne(self) -> float:
@@ -128,8 +133,8 @@ class Run:
         if not isinstance(record, dict):
             raise ValueError(f"expected names and values, found {type(record).__name__}")
         known = {entry.name for entry in fields(cls)} & record.keys()
-        memory = record.get("peak_memory_bytes")
-        values = _with_nan({key: record[key] for key in known}) | {"peak_memory_bytes": memory}
+        with_none = {"peak_memory_bytes", "settings"} & known  # in the others null stands for NaN
+        values = _with_nan({key: record[key] for key in known - with_none}) | {key: record[key] for key in with_none}
         run = RUN.validate_json(json.dumps(values), strict=True)
         if not all("step" in reading for reading in run.monitor):
             raise ValueError("expected every reading of the monitor to say its step")

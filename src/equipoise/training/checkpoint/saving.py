@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
@@ -27,6 +28,7 @@ from equipoise.training.reproducibility import check_random_state, random_states
 from equipoise.training.run import RUN, Run
 from equipoise.training.state_checks import (
     UnexpectedStateError,
+    expect_count,
     expect_equal,
     expect_keys,
     expect_list,
@@ -82,6 +84,7 @@ class Checkpoints:
             content = {
                 "learner": self.learner.state_dict(), "run": asdict(record.run),
                 "non_finite": record.non_finite.state_dict(), "window": record.window.state_dict(),
+                "stopping": {} if record.stopping is None else record.stopping.state_dict(),
                 "rng": [self.learner.world.gather(state) for state in random_states(self.learner.device)],
             }  # fmt: skip
             save_checkpoint(self.folder, record.steps, self.identity, content, self.learner.sharded_state())
@@ -113,7 +116,7 @@ class Checkpoints:
 
     def _check(self, folder: Path, record: TrainingRecord, state: Mapping[str, Any]) -> Run:
         """Check every part but the learner's, and return the run."""
-        expect_keys(state, {"learner", "run", "non_finite", "window", "rng"}, "its state")
+        expect_keys(state, {"learner", "run", "non_finite", "window", "stopping", "rng"}, "its state")
         expect_keys(state["run"], {entry.name for entry in fields(Run)}, "run")
         run = expect_valid(RUN, state["run"], "run")
         for name in ("method", "seed", "lr"):
@@ -131,6 +134,7 @@ class Checkpoints:
             expect_keys(state["learner"], self.learner.state_dict(), "learner")["steps"], steps, "learner/steps"
         )
 
+        self._check_stopping(record, state["stopping"])
         non_finite = record.non_finite.state_dict()
         for name, found in expect_keys(state["non_finite"], non_finite.keys(), "non_finite").items():
             expect_tensor(found, non_finite[name], f"non_finite/{name}")
@@ -149,11 +153,26 @@ class Checkpoints:
                     raise UnexpectedStateError(f"rng/{place}/{rank}", "the state of a generator", found) from error
         return run
 
+    def _check_stopping(self, record: TrainingRecord, found: object) -> None:
+        own = {} if record.stopping is None else record.stopping.state_dict()
+        stopping = expect_keys(found, own.keys(), "stopping")
+        if not own:
+            return
+        if type(stopping["best"]) is not float or not math.isfinite(stopping["best"]):
+            raise UnexpectedStateError("stopping/best", "a finite number", stopping["best"])
+        expect_count(stopping["since"], "stopping/since")
+        if expect_count(stopping["best_step"], "stopping/best_step"):
+            self.learner.check_weights(stopping["weights"], "stopping/weights")
+        else:
+            expect_equal(stopping["weights"], [], "stopping/weights")
+
     def _restore(self, record: TrainingRecord, run: Run, state: Mapping[str, Any]) -> None:
         world, device = self.learner.world, self.learner.device
         record.run = run
         record.non_finite.load_state_dict(state["non_finite"])
         record.window.load_state_dict(state["window"])
+        if record.stopping is not None:
+            record.stopping.load_state_dict(state["stopping"])
         if all(world.rank < len(of_ranks) for of_ranks in state["rng"]):  # else it keeps the random state that it has
             restore_random_states([of_ranks[world.rank] for of_ranks in state["rng"]], device)
 
