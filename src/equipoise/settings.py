@@ -293,6 +293,11 @@ class Settings(TrainingSettings):
     tune_seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
         1, description="Seeds per method and grid point when tuning, different from those of the comparison."
     )
+    tune_trials: Annotated[Annotated[int, Field(ge=1)] | None, _COMPARE] = Field(
+        None,
+        description="Rates and decays per method that tuning tries, chosen by optuna's TPE between the ends of the "
+        "grids. Default: every point of the grids.",
+    )
     grid: Annotated[Annotated[list[Positive], Field(min_length=1)], _COMPARE] = Field(
         [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,7 +25,7 @@ from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
 from equipoise.comparison.time_left import TimeLeft
 from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
-from equipoise.comparison.tuning import choose_rates
+from equipoise.comparison.tuning import choose_rates, scores_of
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
 from equipoise.serving import Ranker
@@ -45,6 +45,9 @@ from equipoise.training import (
     train,
 )
 from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
+
+if TYPE_CHECKING:
+    from equipoise.comparison.rate_search import RateSearch
 
 __all__ = ["load_data", "run_comparison", "train_into"]
 
@@ -120,13 +123,13 @@ class _Comparison:
         rates = {method.name: starting_rate(self.settings, method.name) for method in self.methods}
         doubts = {name: found.doubt for name, found in rates.items() if found.doubt}
         chosen = {name: found.rate for name, found in rates.items()}
-        tuning = self._tuning_jobs()
-        runs = Counter(job.method for job in tuning) + Counter(dict.fromkeys(chosen, self.settings.seeds))
+        searches = self._searches()
+        tuning = {name: search.trials * self.settings.tune_seeds for name, search in searches.items()}
+        runs = Counter(tuning) + Counter(dict.fromkeys(chosen, self.settings.seeds))
         time_left = TimeLeft(runs, workers=self.workers)
         self.folder.write_plan(description | _as_planned(chosen, {} if self.settings.tune else doubts))
         if self.settings.tune:
-            finished = self.folder.tuning_runs()
-            chosen = choose_rates(self._do("Tuning", tuning, finished, self.folder.add_tuning_run, time_left))
+            chosen = choose_rates(self._tune(searches, time_left))
             self.folder.write_plan(description | _as_planned(chosen, {}))
             self.folder.write_tuned(self._choice(chosen))
         todo = [Job(name, seed, *rate) for seed in range(self.settings.seeds) for name, rate in chosen.items()]
@@ -142,17 +145,28 @@ class _Comparison:
     def _tuning_seeds(self) -> range:
         return range(_TUNING_SEED, _TUNING_SEED + self.settings.tune_seeds)
 
-    def _tuning_jobs(self) -> list[Job]:
-        """Return jobs for each method at all rates and table decays of the grids, with the tuning seeds."""
+    def _searches(self) -> dict[str, RateSearch]:
+        """Return the search for the rate of each method; none without tuning."""
         if not self.settings.tune:
-            return []
-        return [
-            Job(method.name, seed, lr, table_decay)
-            for seed in self._tuning_seeds
-            for method in self.methods
-            for lr in self.settings.grid
-            for table_decay in self.settings.decay_grid
-        ]
+            return {}
+        from equipoise.comparison.rate_search import RateSearch  # noqa: PLC0415 - optuna is slow to import
+
+        return {method.name: RateSearch(self.settings) for method in self.methods}
+
+    def _tune(self, searches: Mapping[str, RateSearch], time_left: TimeLeft) -> list[Run]:
+        """Make the runs of tuning, round by round, and return all of them."""
+        finished, runs = self.folder.tuning_runs(), list[Run]()
+        rounds = max(search.rounds for search in searches.values())
+        for number in range(1, rounds + 1):
+            asked = {name: search.ask() for name, search in searches.items()}
+            jobs = [
+                Job(name, seed, *rate) for seed in self._tuning_seeds for name, rates in asked.items() for rate in rates
+            ]
+            title = "Tuning" if rounds == 1 else f"Tuning, round {number} of {rounds}"
+            runs += self._do(title, jobs, finished, self.folder.add_tuning_run, time_left)
+            for name, search in searches.items():
+                search.tell(scores_of(runs, name))
+        return runs
 
     def _choice(self, chosen: Mapping[str, Rate]) -> Choice:
         settings = self.settings.model_dump(mode="json")
@@ -171,7 +185,7 @@ class _Comparison:
         """Return the run of each job: from ``finished`` if it is there, else trained now and added."""
         known = {Job.of(run): run for run in finished}
         done = {job: known[job] for job in todo if job in known}
-        left = [job for job in todo if job not in done]
+        left = [job for job in dict.fromkeys(todo) if job not in done]
         for job in done:
             time_left.leave_out(job)
         self.listener.phase_started(title, len(todo), len(done))

@@ -63,6 +63,7 @@ class Choice(BaseModel):
         recipe: the settings that the rates were chosen under.
         grid: the learning rates that were tried.
         decay_grid: the table decays that were tried with each.
+        trials: how many pairs between the ends of the grids were tried in their place; None: every point of them.
         seeds: the seeds that each was tried with.
         chosen: method to its rate.
         command: the command that chose them.
@@ -77,6 +78,7 @@ class Choice(BaseModel):
     seeds: list[int]
     chosen: dict[str, Rate]
     command: str
+    trials: int | None = None
     commit: str = ""
 
     @classmethod
@@ -86,7 +88,7 @@ class Choice(BaseModel):
         """Return the choice of a tuning under these settings."""
         return cls(
             recipe=_recipe(settings), grid=settings["grid"], decay_grid=settings["decay_grid"], seeds=list(seeds),
-            chosen=dict(chosen), command=command, commit=source_commit(),
+            chosen=dict(chosen), command=command, commit=source_commit(), trials=settings.get("tune_trials"),
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
-__all__ = ["choose_rates", "mean_ne", "tasks_with_ne"]
+__all__ = ["choose_rates", "mean_ne", "scores_of", "tasks_with_ne"]
 
 
 def tasks_with_ne(runs: Iterable[Run], /) -> tuple[str, ...]:
@@ -44,6 +44,22 @@ def mean_ne(runs: Sequence[Run], tasks: Sequence[str], /) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
+def scores_of(runs: Sequence[Run], method: str, /) -> dict[Rate, float | None]:
+    """Return the mean validation NE of a method at each rate, over the tasks that have one in all ``runs``.
+
+    Example:
+        >>> runs = [Run("equal", 1, 1e-3, validation={"click": {"ne": 0.75}}), Run("equal", 1, 1.0, status="diverged")]
+        >>> scores_of(runs, "equal")
+        {Rate(lr=0.001, table_decay=0.0): 0.75, Rate(lr=1.0, table_decay=0.0): inf}
+    """
+    tasks = tasks_with_ne(runs)
+    tried: dict[Rate, list[Run]] = {}
+    for run in runs:
+        if run.method == method:
+            tried.setdefault(rate_of(run), []).append(run)
+    return {rate: mean_ne(of_rate, tasks) for rate, of_rate in sorted(tried.items())}
+
+
 def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
     """Return each method's rate: that with the lowest mean validation NE, the lowest rate where all diverged.
 
@@ -64,10 +80,6 @@ def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
         )
     chosen = {}
     for method in dict.fromkeys(run.method for run in runs):
-        tried: dict[Rate, list[Run]] = {}
-        for run in runs:
-            if run.method == method:
-                tried.setdefault(rate_of(run), []).append(run)
-        scores = {rate: mean_ne(of_rate, tasks) for rate, of_rate in sorted(tried.items())}
+        scores = scores_of(runs, method)
         chosen[method] = min(scores, key=lambda rate: math.inf if (score := scores[rate]) is None else score)
     return chosen

@@ -240,9 +240,15 @@ def _how_rates_were_chosen(results: Results) -> str:
     tried = f"rates {', '.join(f'{lr:g}' for lr in rates)}"
     if len(decays) > 1:
         tried += f", each with decays of the embedding tables of {', '.join(f'{decay:g}' for decay in decays)}"
+    trials = plan.options.get("tune_trials")
+    if trials is not None:
+        tried = (
+            f"{counted(trials, 'pair')} of a rate from {rates[0]:g} to {rates[-1]:g} and a decay of the embedding "
+            f"tables from {decays[0]:g} to {decays[-1]:g}, by optuna's TPE sampler"
+        )
     return (
-        f"each method's own, out of the same grid for all ({tried}), by the lowest mean validation NE over {seeds} "
-        "that the comparison does not use"
+        f"each method's own, out of the same {'grid' if trials is None else 'search space'} for all ({tried}), by the "
+        f"lowest mean validation NE over {seeds} that the comparison does not use"
     )
 
 

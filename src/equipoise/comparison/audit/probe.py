@@ -57,8 +57,7 @@ def probe(
     settings = settings.suited_to(dataset)
     epochs, batch_size = settings.steps_per
     total = count_steps(dataset, epochs=epochs, batch_size=batch_size)
-    decay_steps = total if settings.schedule == "linear" else None
-    learner = Learner(dataset.schema, METHODS["equal"], settings, total_steps=decay_steps)
+    learner = Learner(dataset.schema, METHODS["equal"], settings, total_steps=total)
     model = learner.model().models[0]
     shared = [p for p in partition_of(model, dataset.schema).shared_parameters(model) if p.requires_grad]
     sample = random_rows(dataset.train, _ROWS)
