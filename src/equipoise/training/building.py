@@ -72,7 +72,7 @@ def _build_member(
         tasks=group,
         data_parallel=module if spread else None,
     )
-    return Member(
+    member = Member(
         built, module, [partition.task_parameters(built, task) for task in group],
         [p for p in dense.values() if id(p) not in tables],
         optimizer, fused_optimizer(module), table_rate(settings) / settings.lr,
@@ -82,6 +82,8 @@ def _build_member(
         weighting,
         None if settings.ema is None else AveragedWeights(built, settings.ema),
     )  # fmt: skip
+    member.pass_rate_on()  # a schedule that warms up has changed it already
+    return member
 
 
 def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | None) -> Monitor | None:

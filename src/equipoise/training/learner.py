@@ -338,9 +338,9 @@ class Learner:
         further = None if auxiliary is None else auxiliary(share.labels)
         own = task_losses(
             [logits[task] for task in member.tasks],
-            share.labels[:, member.tasks],
+            _of_tasks(share.labels, member.tasks),
             [self.schema.tasks[task] for task in member.tasks],
-            labelled=None if labelled is None else labelled[member.tasks],
+            labelled=None if labelled is None else _of_tasks(labelled, member.tasks),
             importance=share.importance,
             auxiliary=further,
         )
@@ -361,7 +361,7 @@ class Learner:
         if self.world.size > 1:
             dist.all_reduce(values)
             values /= self.world.size
-        return values, batch.labels[:, member.tasks].isnan().logical_not().any(0)
+        return values, _of_tasks(batch.labels, member.tasks).isnan().logical_not().any(0)
 
     def _end_epoch(self) -> None:
         for member in self._members:
@@ -378,6 +378,13 @@ class Learner:
 
     def _scaled(self, loss: Tensor, task: int) -> Tensor:
         return loss if self._scale[task] == 1 else loss * self._scale[task]
+
+
+def _of_tasks(values: Tensor, tasks: Sequence[int]) -> Tensor:
+    """Return some columns; an index of whole numbers would be copied to the device, which waits for it."""
+    if list(tasks) == list(range(values.shape[-1])):
+        return values
+    return torch.stack([values[..., task] for task in tasks], dim=-1)
 
 
 def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:

@@ -177,7 +177,7 @@ def table_rate(settings: TrainingSettings, /) -> float:
 
 def fused_table_optimizer(settings: TrainingSettings, /) -> tuple[type[Optimizer], dict[str, float]]:
     """Return class and options of the optimizer that TorchRec fuses into the backward pass of its tables."""
-    if settings.table_optimizer == "same":
+    if settings.table_optimizer == "same" or settings.sharding in {"ddp", "fsdp"}:  # which fuse nothing
         return Adagrad, {"lr": table_rate(settings), "eps": 1e-10}
     from torchrec.optim import RowWiseAdagrad as Fused  # noqa: PLC0415 - an optional dependency
 
