@@ -108,9 +108,8 @@ def train(
             if record.steps in points and record.window.steps:  # it ended before it had been evaluated there
                 evaluate(record, learner, subset, batch_size, group=dataset.group)
             rows = _on_device(dataset.train, learner.device, _free_bytes(learner.device))
-            for step, batch in (
-                () if record.is_over else _stream(rows, batch_size, chosen.seed, epochs, done=record.steps)
-            ):
+            left = 0 if record.is_over else epochs  # a training that was resumed may have ended early
+            for step, batch in _stream(rows, batch_size, chosen.seed, left, done=record.steps):
                 record.add(step, learner.step(_upload(batch, learner.device)))
                 if step % read_every == 0:
                     record.window.readings += [(step, reading) for reading in learner.read()]

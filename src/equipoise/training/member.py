@@ -253,14 +253,18 @@ def _rehearse(weighting: LossWeighting, found: Mapping[str, Any], place: str) ->
     copied = copy.deepcopy(weighting)
     losses = torch.ones_like(copied.last_losses)
 
+    loaded: dict[str, Any] = {}
+
     def load_and_use(state: dict[str, Any]) -> None:
         copied.load_state_dict(copy.deepcopy(state))  # an optimizer keeps the very tensors that it is given
+        loaded.update(copy.deepcopy(copied.state_dict()))
         copied.weigh(losses, losses.bool())
         copied.after_step(losses, losses.bool())
         copied.after_epoch()
 
     with torch.random.fork_rng(devices=[losses.device] if losses.is_cuda else []):
         _load(load_and_use, found, place)
+    expect_kind_of(found, loaded, place)  # an optimizer fills in an option that is missing
 
 
 def _shard_optimizer_state(optimizer: Optimizer) -> None:

@@ -22,13 +22,19 @@ from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, CheckpointError, Learner, Run, World, train
 from equipoise.training.checkpoint import last_checkpoint, load_checkpoint
 from equipoise.training.checkpoint.saving import Checkpoints
+from equipoise.training.early_stopping import EarlyStopping
 from equipoise.training.faults.non_finite import NonFiniteLosses
 from equipoise.training.record import TrainingRecord, Window
 
 SETTINGS = {"epochs": 1, "batch_size": 64, "lr": 1e-2, "evaluations": 2, "monitor_reads": 3}
 STEPS = 10  # of 700 rows
 VALUES = ["a word", "", -1, 0, 7, 10**30, -0.5, 1e300, float("nan"), True, None, [], [1], {}, {"a": 1, "b": 2}]
-METHOD_NAMES = ["multibalance", "pub-adatask", "single-task", "famo"]
+RECIPES: dict[str, dict[str, Any]] = {
+    "multibalance": {"ema": 0.9, "stop_on": "ne", "table_optimizer": "rowwise-adagrad"},
+    "pub-adatask": {},
+    "single-task": {"stop_on": "auc", "warmup": 0.3, "optimizer": "sgd", "optimizer_options": {"momentum": 0.9}},
+    "famo": {},
+}
 
 
 def content_of(path: Path) -> dict[str, Any]:
@@ -73,17 +79,19 @@ class Resumed:
 
     def __init__(self, dataset: Dataset, name: str, identity: dict[str, str]) -> None:
         tasks = dataset.schema.task_names
-        settings = TrainingSettings.of(**SETTINGS)
+        settings = TrainingSettings.of(**SETTINGS | RECIPES[name])
         self.dataset, self.identity = dataset, identity
         self.learner = Learner(dataset.schema, METHODS[name], settings, total_steps=STEPS)
         self.record = TrainingRecord(
             Run(METHODS[name].name, settings.seed, settings.lr), NonFiniteLosses(World(), tasks),
-            Window(World(), len(tasks)), "raise",
+            Window(World(), len(tasks)), "raise", EarlyStopping.of(settings, dataset.schema),
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         window = self.record.window.state_dict() | {"seconds": 0.0}
+        stopping = self.record.stopping
         return {
+            "stopping": {} if stopping is None else stopping.state_dict(),
             "learner": self.learner.state_dict(), "run": asdict(self.record.run),
             "non_finite": self.record.non_finite.state_dict(), "window": window, "rng": [[torch.get_rng_state()]],
         }  # fmt: skip
@@ -104,11 +112,11 @@ def alike(found: Any, expected: Any) -> bool:
     return found == expected or repr(found) == repr(expected) == "nan"
 
 
-@pytest.fixture(scope="module", params=METHOD_NAMES)
+@pytest.fixture(scope="module", params=RECIPES)
 def saved(request: pytest.FixtureRequest, tiny: Dataset, tmp_path_factory) -> tuple[str, Path]:
     """The name of a method, and the folder of its last checkpoint but one, between two evaluations."""
     folder = tmp_path_factory.mktemp("saved")
-    train(tiny, METHODS[request.param], **SETTINGS, checkpoint=folder, checkpoint_every=7)
+    train(tiny, METHODS[request.param], **SETTINGS | RECIPES[request.param], checkpoint=folder, checkpoint_every=7)
     shutil.rmtree(folder / f"step-{STEPS}")
     return request.param, folder
 
