@@ -152,7 +152,7 @@ class TrainingSettings(BaseModel):
         "same", description="Optimizer of the embedding tables: the same, or Adagrad with one number of state per row."
     )
     table_lr: Annotated[Positive | None, About()] = Field(
-        None, description="Learning rate of the embedding tables. Default: lr; 0.1 with rowwise-adagrad."
+        None, description="Learning rate of the embedding tables. Default: lr; 0.3 with rowwise-adagrad."
     )
     schedule: Annotated[Schedule, About()] = Field(
         "linear",

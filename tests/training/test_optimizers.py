@@ -62,12 +62,12 @@ RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
         {"table_optimizer": "rowwise-adagrad", "table_decay": 0.3},
         lambda model: [
             torch.optim.Adam(apart(model)[0], lr=LR),
-            RowWiseAdagrad(apart(model)[1], 0.1, weight_decay=0.3),
+            RowWiseAdagrad(apart(model)[1], 0.3, weight_decay=0.3),
         ],
     ),
     "row-wise-sparse": (
-        {"table_optimizer": "rowwise-adagrad", "table_lr": 0.3, "model_options": {"sparse": True}},
-        lambda model: [torch.optim.Adam(apart(model)[0], lr=LR), RowWiseAdagrad(apart(model)[1], 0.3)],
+        {"table_optimizer": "rowwise-adagrad", "table_lr": 0.1, "model_options": {"sparse": True}},
+        lambda model: [torch.optim.Adam(apart(model)[0], lr=LR), RowWiseAdagrad(apart(model)[1], 0.1)],
     ),
 }
 
