@@ -53,6 +53,13 @@ _OWN: Final[dict[str, DataSource | str]] = {
     "census-income": "equipoise.data.sets.census_income:NOMINAL",
     "census-income-full": "equipoise.data.sets.census_income:FULL",
     "funnel": "equipoise.data.sets.funnel:SOURCE",
+    "aliexpress": "equipoise.data.sets.aliexpress:SOURCE",
+    "ali-ccp": "equipoise.data.sets.ali_ccp:SOURCE",
+    "kuairand": "equipoise.data.sets.kuairand:SOURCE",
+    "criteo-attribution": "equipoise.data.sets.criteo_attribution:SOURCE",
+    "tenrec": "equipoise.data.sets.tenrec:SOURCE",
+    "open-bandit": "equipoise.data.sets.open_bandit:SOURCE",
+    "nycflights13": "equipoise.data.sets.nycflights13:SOURCE",
 }
 
 DATASETS: Final = Registry[DataSource]("data set", "equipoise.datasets", own=_OWN, adapt=_data_source, error=DataError)
@@ -101,8 +108,7 @@ def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None
         ('click', 'like', 'long_view', 'conversion')
         >>> load("funnels")
         Traceback (most recent call last):
-        equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, \
-census-income-full, funnel; found 'funnels'.
+        equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, ...; found 'funnels'.
     """
     if not isinstance(name, str):
         from equipoise.data.tables import from_files

@@ -31,10 +31,13 @@ def test_a_proposal_is_a_settings_file(tmp_path: Path, ending: str) -> None:
     assert "# " in text
 
 
-def test_tabs_in_a_csv_file_are_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_other_separators_in_a_csv_file_are_noticed(tmp_path: Path, separator: str) -> None:
     file = tmp_path / "logs.csv"
-    logs().write_csv(file, separator="\t")
-    assert yaml.safe_load(propose_settings([str(file)]))["data"]["format"] == "tsv"
+    logs().write_csv(file, separator=separator)
+    found = yaml.safe_load(propose_settings([str(file)]))["data"]
+    assert found["separator"] == separator
+    assert "user_id" in found["features"]
 
 
 def test_the_paths_that_a_shell_has_made_of_a_glob_become_one_again(tmp_path: Path) -> None:

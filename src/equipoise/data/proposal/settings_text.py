@@ -11,10 +11,12 @@ import polars as pl
 import yaml
 
 from equipoise.data.proposal.roles import Proposal, Remarked, propose
+from equipoise.data.tables.files import open_files
 
 __all__ = ["propose_settings"]
 
 _SAMPLE_ROWS: Final = 200_000
+_SEPARATORS: Final = ("\t", ";", "|")  # tried where a comma leaves one column
 _WIDTH: Final = 60  # where remarks begin
 
 
@@ -87,18 +89,14 @@ def _as_glob(files: Sequence[str]) -> list[str]:
 
 
 def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
-    """Return the first rows of the files and the number of all; add the format to ``stated`` where it is not plain."""
+    """Return the first rows of the files and the number of all; add a separator that is no comma to ``stated``."""
     files = [stated["files"]] if isinstance(stated["files"], str) else stated["files"]
-    if ".csv" in Path(files[0]).suffixes and "\t" in _first_line(files[0]):
-        stated["format"] = "tsv"
-    separator = "\t" if stated.get("format") == "tsv" or ".tsv" in Path(files[0]).suffixes else ","
-    if files[0].endswith(".parquet"):
-        frame = pl.concat([pl.scan_parquet(file) for file in files])
-    else:
-        frame = pl.concat([pl.scan_csv(file, separator=separator, infer_schema_length=_SAMPLE_ROWS) for file in files])
-    return frame.head(_SAMPLE_ROWS).collect(), int(frame.select(pl.len()).collect().item())
-
-
-def _first_line(file: str) -> str:
-    """Return the first line of a text file, unpacked where it is packed."""
-    return str(pl.read_csv(file, separator="\x01", has_header=False, n_rows=1, quote_char=None).item())
+    source = open_files(files)
+    if len(source.types) == 1:
+        (name,) = source.types
+        found = max(_SEPARATORS, key=name.count)
+        if name.count(found):
+            stated["separator"] = found
+            source = open_files(files, separator=found)
+    table = source.table()
+    return table.frame.head(_SAMPLE_ROWS).collect(), table.rows
