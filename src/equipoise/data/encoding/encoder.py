@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,7 +72,7 @@ class ColumnEncoder(Encoder):
             DataError: a value is of another type or out of range.
         """
         found = self.encode_column(frame[self.column], self.place(self.column, first_row), tables)
-        return found if found.ndim == 2 else found[:, np.newaxis]
+        return found if found.ndim == 2 else found[:, None]
 
     @abstractmethod
     def encode_column(self, values: pl.Series, place: Place, tables: Mapping[str, IdTable]) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from equipoise.data.encoding.id_tables import IdTable
 from equipoise.data.encoding.ids import CategoriesEncoder, CategoryEncoder, CrossEncoder
 from equipoise.data.encoding.numbers import BinsEncoder, NumberEncoder, VectorEncoder
 from equipoise.data.encoding.places import check_columns
+from equipoise.data.encoding.threads import for_each
 from equipoise.data.encoding.times import TimeEncoder
 from equipoise.errors import DataError
 from equipoise.schema import Categorical, Categories, Sampled, Schema, Task
@@ -130,7 +131,7 @@ class Encoding(BaseModel):
                 feature, the column, the row and the value.
         """
         check_columns(self.columns, frame.columns)
-        blocks = [encoder.encode(frame, self.tables, first_row) for encoder in self.features]
+        blocks = for_each(lambda encoder: encoder.encode(frame, self.tables, first_row), self.features, frame.height)
         return _joined(blocks, np.int32, frame.height), _joined(blocks, np.float32, frame.height)
 
     def value_names(self, feature: str, /) -> list[str]:

@@ -24,6 +24,7 @@ from equipoise.data.encoding.numbers import (
 )
 from equipoise.data.encoding.places import Place, check_columns
 from equipoise.data.encoding.text import missing_count, normal_form
+from equipoise.data.encoding.threads import for_each
 from equipoise.data.encoding.times import TimeEncoder, check_format
 from equipoise.errors import DataError
 from equipoise.schema import Sampled, Task
@@ -66,23 +67,26 @@ def fit(
         >>> encoding.features[0].mean, encoding.features[0].deviation
         (30.0, 10.0)
     """
-    fitters = {name: _fitter(name, config, features) for name, config in features.items()}
+    candidates = {name: _fitter(name, config, features) for name, config in features.items()}
+    fitters = {name: fitter for name, fitter in candidates.items() if fitter is not None}
     columns = list(dict.fromkeys(column for config in features.values() for column in _columns(config)))
     check_columns(columns, train.collect_schema().names())
-    present = dict.fromkeys(columns, 0)
+    missing = dict.fromkeys(columns, 0)
     rows = 0
     for block in train.select(columns).collect_batches(chunk_size=_BLOCK_ROWS, maintain_order=True):
         for column in columns:
-            present[column] += block.height - missing_count(block[column])
-        for name, fitter in fitters.items():
-            if fitter is not None:
-                column = _columns(features[name])[0]
-                fitter.add(block[column], Place(name, column, rows))
+            missing[column] += missing_count(block[column])
+
+        def add(name: str, block: pl.DataFrame = block, first_row: int = rows) -> None:
+            (column,) = _columns(features[name])
+            fitters[name].add(block[column], Place(name, column, first_row))
+
+        for_each(add, fitters, block.height)
         rows += block.height
     if not rows:
         raise DataError("Expected train rows to fit an encoding to, found none.")
     for name, config in features.items():
-        if empty := [column for column in _columns(config) if not present[column]]:
+        if empty := [column for column in _columns(config) if missing[column] == rows]:
             raise DataError(
                 f"Feature {name!r}: column {empty[0]!r} is missing in all {rows} train rows: leave the feature out."
             )
@@ -91,7 +95,7 @@ def fit(
         for name, config in features.items()
         if config.kind in {"category", "categories"} and not config.table
     }
-    encoders = [_encoder(name, config, tables, fitters[name]) for name, config in features.items()]
+    encoders = [_encoder(name, config, tables, fitters.get(name)) for name, config in features.items()]
     return Encoding(tables=tables, features=tuple(encoders), tasks=tuple(tasks), sampled=sampled)
 
 
@@ -181,12 +185,14 @@ class _Moments(_Fitter):
             return
         if not self._count:
             self._origin = float(present[0])
-        relative = present - self._origin
-        mean = float(relative.mean())
-        # Chan, Golub and LeVeque, "Updating formulae" (1979), Eq. 2.1
+        with np.errstate(over="ignore", invalid="ignore"):  # refused once they are read
+            relative = present - self._origin
+            mean = float(relative.mean())
+            squares = float(((relative - mean) ** 2).sum())
+        # Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm" (1979), Eq. 2.1
         count = self._count + len(relative)
         difference = mean - self._mean
-        self._squares += float(((relative - mean) ** 2).sum()) + difference**2 * self._count * len(relative) / count
+        self._squares += squares + difference * difference * self._count * len(relative) / count
         self._mean += difference * len(relative) / count
         self._count = count
 
@@ -233,7 +239,7 @@ def _table(
     name: str,
     config: CategoryConfig | CategoriesConfig,
     features: Mapping[str, FeatureConfig],
-    fitters: Mapping[str, _Fitter | None],
+    fitters: Mapping[str, _Fitter],
 ) -> IdTable:
     if config.rows is not None:
         return Hashing(rows=config.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,8 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
+from equipoise.data.encoding.hashing import hashed
+from equipoise.data.encoding.index import Index
 from equipoise.data.encoding.places import Place
-from equipoise.data.encoding.text import hashed, text_of
+from equipoise.data.encoding.text import normal_form, text_of
 
 __all__ = ["Hashing", "IdTable", "Vocabulary"]
 
@@ -20,7 +23,7 @@ MISSING_OR_UNSEEN = "missing or unseen"
 def _as_texts(values: Any) -> pl.Series:
     if isinstance(values, list | tuple) and all(isinstance(value, str) for value in values):
         values = pl.Series(values, dtype=pl.String)
-    if not isinstance(values, pl.Series) or values.dtype != pl.String or values.n_unique() != len(values):
+    if not isinstance(values, pl.Series) or values.dtype != pl.String or not 0 < values.n_unique() == len(values):
         raise ValueError("expected a list of different texts")
     return values
 
@@ -38,7 +41,7 @@ class Vocabulary(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     kind: Literal["vocabulary"] = "vocabulary"
-    values: _Texts
+    values: _Texts = Field(repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.values.equals(other.values)
@@ -52,9 +55,39 @@ class Vocabulary(BaseModel):
 
     def ids(self, values: pl.Series, place: Place) -> NDArray[np.int32]:
         """Return the id of each value, shape [values]."""
-        ids = pl.int_range(1, self.cardinality, dtype=pl.Int32, eager=True)
-        found = text_of(values, place).replace_strict(self.values, ids, default=0)
-        return found.fill_null(0).to_numpy().astype(np.int32, copy=False)
+        values = normal_form(values, place)
+        if values.dtype == pl.Int64:
+            ids = self._number_index.find(values.fill_null(0).to_numpy().view(np.uint64))
+            ids = self._ids_of_numbers.take(ids)
+            wrong = values.is_null()
+        else:
+            seed, index = self._text_index
+            ids = index.find(values.hash(seed).to_numpy())
+            wrong = values.ne_missing(self.values.gather(np.maximum(ids - 1, 0)))  # missing, or with the same hash
+        if wrong.any():
+            ids[wrong.to_numpy()] = 0
+        return ids
+
+    @cached_property
+    def _text_index(self) -> tuple[int, Index]:
+        """A seed for the hash of polars that tells all texts apart, and the index of the hashes."""
+        for seed in range(100):  # about one in a million vocabularies of 10 million texts needs a second one
+            try:
+                return seed, Index(self.values.hash(seed).to_numpy())
+            except ValueError:
+                continue
+        raise AssertionError("no seed of a hundred tells the texts of the vocabulary apart")
+
+    @cached_property
+    def _ids_of_numbers(self) -> NDArray[np.int32]:
+        """The ids of those texts that whole numbers have, after 0: numbers then need no text to find theirs."""
+        is_number = self.values.cast(pl.Int64, strict=False).cast(pl.String).eq_missing(self.values)
+        return np.concatenate([[0], is_number.arg_true().to_numpy() + 1]).astype(np.int32)
+
+    @cached_property
+    def _number_index(self) -> Index:
+        numbers = self.values.gather(self._ids_of_numbers[1:] - 1).cast(pl.Int64)
+        return Index(numbers.to_numpy().view(np.uint64))
 
     def value_names(self) -> list[str]:
         """Return the name of each id."""

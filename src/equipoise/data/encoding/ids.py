@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from equipoise.data.encoding.encoder import ColumnEncoder, Encoder
+from equipoise.data.encoding.hashing import hashed
 from equipoise.data.encoding.id_tables import Hashing, IdTable
 from equipoise.data.encoding.places import Place
-from equipoise.data.encoding.text import JOINT, hashed, normal_form, text_of
+from equipoise.data.encoding.text import JOINT, normal_form, text_of
 from equipoise.schema import PADDING, Categorical, Categories, Pooling
 
 __all__ = ["CategoriesEncoder", "CategoryEncoder", "CrossEncoder", "last_items"]

@@ -43,7 +43,7 @@ def numbers_of(values: pl.Series, place: Place) -> NDArray[np.float64]:
         hint = "; for a list of numbers use the kind 'vector'" if dtype in (pl.List, pl.Array) else hint
         raise place.refuse("numbers", f"{dtype}{hint}")
     if (wrong := found.is_infinite().fill_null(False)).any():
-        raise place.refuse_value(wrong, values, "finite numbers, or null for missing ones")
+        raise place.refuse_value(wrong, values, "finite numbers, or null for missing")
     numbers: NDArray[np.float64] = found.fill_null(float("nan")).to_numpy()
     return numbers
 

@@ -1,17 +1,15 @@
-"""The text of values, the same for 3, 3.0 and "3", so that files and requests of different types agree; its hash."""
+"""The text of values, the same for 3, 3.0 and "3", so that files and requests of different types agree."""
 
 from __future__ import annotations
 
-import zlib
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from equipoise.data.encoding.places import Place
 
-__all__ = ["JOINT", "hashed", "missing_count", "missing_or_same", "normal_form", "text_of"]
+__all__ = ["JOINT", "missing_count", "missing_or_same", "normal_form", "text_of"]
 
 JOINT: Final = "\x1f"
 """The character between the texts of a cross, the unit separator of ASCII."""
@@ -50,10 +48,20 @@ def normal_form(values: pl.Series, place: Place) -> pl.Series:
     if dtype not in _WITH_TEXT and not dtype.is_integer() and not isinstance(dtype, pl.Decimal):
         hint = "; for a list of values use the kind 'categories'" if dtype in (pl.List, pl.Array) else ""
         raise place.refuse("text, numbers, booleans or dates", f"{dtype}{hint}")
-    texts = values.cast(pl.String, strict=False)
-    if (wrong := texts.is_null() & values.is_not_null()).any():
-        raise place.refuse_value(wrong, values, "text in UTF-8")
+    try:
+        texts = values.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        wrong = np.array([value is not None and not _is_utf8(value) for value in values.to_list()])
+        raise place.refuse_value(wrong, values, "text in UTF-8") from None
     return missing_or_same(texts)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def missing_or_same(texts: pl.Series) -> pl.Series:
@@ -91,14 +99,3 @@ def _normal_form_of_floats(values: pl.Series, place: Place) -> pl.Series:
 def text_of(values: pl.Series, place: Place) -> pl.Series:
     """Return the text of values, see :func:`normal_form`; null for what is missing."""
     return normal_form(values, place).cast(pl.String)
-
-
-def hashed(texts: pl.Series, rows: int) -> NDArray[np.int32]:
-    """Return ``1 + crc32(text in UTF-8) % (rows - 1)``, or 0 for null.
-
-    CRC-32 is the one of zlib, gzip and PNG (polynomial 0x04C11DB7, reflected), which every language has.
-    """
-    distinct = texts.unique()
-    ids = [0 if text is None else 1 + zlib.crc32(text.encode()) % (rows - 1) for text in distinct.to_list()]
-    found: NDArray[Any] = texts.replace_strict(distinct, pl.Series(ids, dtype=pl.Int32)).to_numpy()
-    return found.astype(np.int32, copy=False)
