@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
 from equipoise.data.encoding.id_tables import IdTable
@@ -30,6 +31,16 @@ FeatureEncoder = Annotated[
     Field(discriminator="kind"),
 ]
 """The encoder of one feature, told apart by ``kind``."""
+
+
+def _known_keys(value: Any, info: ValidationInfo) -> Any:
+    known = {field.name for field in fields(Sampled if info.field_name == "sampled" else Task)}
+    if isinstance(value, Mapping) and (unknown := sorted(value.keys() - known)):
+        raise ValueError(f"unknown key {unknown[0]!r}")  # older releases of pydantic ignore those of a dataclass
+    return value
+
+
+_Known = BeforeValidator(_known_keys)
 
 
 class Encoding(BaseModel):
@@ -66,8 +77,8 @@ class Encoding(BaseModel):
     version: Literal[1] = _VERSION
     tables: Mapping[str, IdTable]
     features: tuple[FeatureEncoder, ...]
-    tasks: tuple[Task, ...]
-    sampled: Sampled | None = None
+    tasks: tuple[Annotated[Task, _Known], ...]
+    sampled: Annotated[Sampled | None, _Known] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -156,4 +167,5 @@ def _message(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if place == "version":
         return f"Expected an encoding of version {_VERSION}, found version {first['input']!r}: update equipoise."
-    return f"The JSON of an encoding cannot be used: {place or 'it'}: {first['msg']}."
+    found = first["msg"].removeprefix("Value error, ")
+    return f"The JSON of an encoding cannot be used: {f'{place}: ' if place else ''}{found}."
