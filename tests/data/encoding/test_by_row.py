@@ -69,7 +69,7 @@ def cardinality(table: Mapping[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("dtype", VALUES, ids=str)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data(), hashed=st.booleans())
 def test_a_category(dtype: Any, data: st.DataObject, hashed: bool) -> None:
     column = pl.Series("v", data.draw(columns(VALUES[dtype])), dtype=dtype)
@@ -79,7 +79,7 @@ def test_a_category(dtype: Any, data: st.DataObject, hashed: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Int64, pl.Float64], ids=str)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data(), hashed=st.booleans(), length=st.integers(1, 4))
 def test_categories_in_lists(dtype: Any, data: st.DataObject, hashed: bool, length: int) -> None:
     lists = data.draw(columns(st.lists(st.none() | VALUES[dtype], max_size=6), size=8))
@@ -92,7 +92,7 @@ def test_categories_in_lists(dtype: Any, data: st.DataObject, hashed: bool, leng
     assert_same(encoding_of(feature, v=table), pl.DataFrame([column]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(columns(st.text("ab|, ", max_size=12)), st.sampled_from(["|", ", ", "||"]), st.integers(1, 4))
 def test_categories_in_separated_text(values: list[str | None], separator: str, length: int) -> None:
     feature = {
@@ -103,14 +103,14 @@ def test_categories_in_separated_text(values: list[str | None], separator: str, 
     assert_same(encoding, pl.DataFrame({"v": values}, schema={"v": pl.String}))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.none() | texts, st.none() | integers, st.none() | ids_in_floats), min_size=1, max_size=20))
 def test_a_cross(rows: list[tuple[Any, ...]]) -> None:
     frame = pl.DataFrame(rows, schema={"a": pl.String, "b": pl.Int64, "c": pl.Float64}, orient="row")
     assert_same(encoding_of({"kind": "cross", "name": "x", "of": ("a", "b", "c"), "rows": 1000}), frame)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     columns(numbers | st.just(math.nan)), st.sampled_from(["none", "log1p"]), st.floats(-1e9, 1e9), st.floats(1e-3, 1e9)
 )
@@ -124,14 +124,14 @@ def test_a_number(values: list[float | None], transform: str, mean: float, devia
     assert_same(encoding_of(feature), pl.DataFrame({"x": values}, schema={"x": pl.Float64}), tolerance)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(columns(numbers | st.integers(-5, 5).map(float)), st.sets(st.integers(-5, 5).map(float) | numbers, max_size=8))
 def test_bins(values: list[float | None], edges: set[float]) -> None:
     feature = {"kind": "bins", "name": "x", "column": "x", "edges": tuple(sorted(edges))}
     assert_same(encoding_of(feature), pl.DataFrame({"x": values}, schema={"x": pl.Float64}))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(columns(st.lists(numbers, min_size=3, max_size=3) | st.just([])))
 def test_a_vector(values: list[list[float] | None]) -> None:
     feature = {"kind": "vector", "name": "e", "column": "e", "width": 3, "separator": ","}
@@ -151,7 +151,7 @@ def parts_of(unit: str = "s", text_format: str | None = None) -> Encoding:
     return encoding_of(*parts)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(columns(times))
 def test_parts_of_a_time(values: list[datetime | None]) -> None:
     frame = pl.DataFrame({"t": values}, schema={"t": pl.Datetime("us")})
@@ -162,7 +162,7 @@ def test_parts_of_a_time(values: list[datetime | None]) -> None:
     assert_same(parts_of("ms"), frame.select(pl.col("t").dt.epoch("ms").cast(pl.Float64)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(columns(times.filter(lambda time: time.year >= 1970)), st.integers(-14 * 60, 14 * 60))
 def test_parts_of_a_time_with_an_offset(values: list[datetime | None], minutes: int) -> None:
     sign, (hours, rest) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
@@ -179,7 +179,7 @@ def test_parts_of_a_time_with_an_offset(values: list[datetime | None], minutes: 
     "text_format",
     ["%Y-%m-%d", "%d/%m/%y", "%Y%m%d%H", "%b %d, %Y %I:%M %p", "%B %d %Y", "%j-%Y %H:%M:%S", "%Y%m%d", "%y%m%d%H"],
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(columns(st.datetimes(datetime(1970, 1, 1), datetime(2068, 12, 31))))
 def test_parts_of_a_time_in_a_format(text_format: str, values: list[datetime | None]) -> None:
     written = [None if time is None else time.strftime(text_format) for time in values]

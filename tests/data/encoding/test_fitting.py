@@ -152,7 +152,7 @@ def moments_in_ten_digits(encoder: Encoder) -> dict[str, Any]:
     return {key: f"{value:.10g}" if key in {"mean", "deviation"} else value for key, value in content.items()}
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(["a", "b", "ab", "日本", "", None, "7"]), min_size=1), st.integers(1, 4))
 def test_a_vocabulary_is_ordered_by_falling_count_then_by_value(values: list[str | None], min_count: int) -> None:
     counts = Counter(value for value in values if value)
@@ -194,9 +194,9 @@ def test_a_shared_hash_has_one_size() -> None:
     assert [feature.cardinality for feature in encoding.schema_of_batches.categorical] == [77, 77]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
-    st.lists(st.floats(-1e6, 1e6) | st.none() | st.just(math.nan), min_size=1),
+    st.lists(st.floats(-1e6, 1e6).map(lambda value: round(value, 6)) | st.none() | st.just(math.nan), min_size=1),
     st.sampled_from(["standard", "log1p"]),
 )
 def test_the_moments_are_those_of_the_present_values(values: list[float | None], scale: Any) -> None:
@@ -230,7 +230,7 @@ def test_an_indicator_stands_where_train_rows_miss_values_or_as_asked() -> None:
     assert encoder_of(NumberConfig(column="v"), pl.Series([1.0, math.nan])).indicator
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(-20, 20) | st.floats(-30, 30), min_size=1), st.integers(2, 9))
 def test_the_edges_of_bins_are_quantiles_above_the_least_value(values: list[float], bins: int) -> None:
     ranked = sorted(map(float, values))

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.data.encoding.id_tables import Vocabulary
@@ -14,6 +14,7 @@ keys = st.integers(0, 2**64 - 1) | st.integers(0, 20)
 PLACE = Place("v", "v")
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.sets(keys), st.lists(keys))
 def test_keys_are_found_as_in_a_dict(known: set[int], asked: list[int]) -> None:
     places = {key: place for place, key in enumerate(known, start=1)}
@@ -27,6 +28,7 @@ def test_many_keys_are_found_beside_many_that_are_not_there() -> None:
     assert np.array_equal(index.find(known), np.r_[1:150_001, np.zeros(150_000, int)])
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(keys, min_size=1))
 def test_a_key_that_occurs_twice_is_refused(known: list[int]) -> None:
     with pytest.raises(ValueError, match="twice"):
