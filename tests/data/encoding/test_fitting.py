@@ -185,6 +185,16 @@ def test_a_shared_vocabulary_counts_all_features_that_read_it() -> None:
     assert encoding.encode(pl.DataFrame({"video": [4], "history": ["9|3"]}))[0].tolist() == [[4, 0, 3, -1]]
 
 
+def test_numbers_and_texts_of_one_value_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_BLOCK_ROWS", 2)
+    encoding = fitted(
+        {"video": [7.0, 8.0, 7.5, 7.0, 8.0, 8.0], "history": ["7.5", "7.5", "", "x", "x", "x"]},
+        video=CategoryConfig(column="video", min_count=2),
+        history=CategoriesConfig(column="history", length=3, table="video"),
+    )
+    assert vocabulary_of(encoding, "video") == ["7.5", "8", "x", "7"]
+
+
 def test_a_shared_hash_has_one_size() -> None:
     encoding = fitted(
         {"video": [1], "history": ["1"]},
@@ -272,6 +282,7 @@ def test_numbers_as_text_are_numbers() -> None:
 FAULTS: list[tuple[FeatureConfig, list[Any], str]] = [
     (CategoryConfig(column="v", min_count=3), ["a", "a", "b"],
      r"Feature 'v': expected values that occur at least 3 times in the train rows \(min_count\), found 2 at most"),
+    (CategoriesConfig(column="v"), [[], []], r"at least 5 times in the train rows \(min_count\), found 0 at most"),
     (CategoryConfig(column="v"), [None, None], "column 'v' is missing in all 2 train rows"),
     (CategoryConfig(column="v"), ["", ""], "column 'v' is missing in all 2 train rows"),
     (NumberConfig(column="v"), [math.nan], "column 'v' is missing in all 1 train rows"),
