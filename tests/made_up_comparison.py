@@ -55,6 +55,7 @@ class Comparison:
     speed: bool = True
     diverged: tuple[tuple[str, int], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
+    rich: bool = False  # with a regression, groups, slices and calibration curves
     plan: dict[str, Any] | None = None
     speeds: dict[str, tuple[float, float, float]] | None = None  # method -> ratio, low, high
 
@@ -67,6 +68,8 @@ class Comparison:
             for name in self.methods
             if (name, seed) not in self.left_out
         ]
+        if self.rich:
+            runs = [_enriched(run) for run in runs]
         _write_lines(folder / "runs.jsonl", [{"phase": "run", **run} for run in runs])
         if self.tuned:
             tuning = [
@@ -137,7 +140,84 @@ def _plan(made: Comparison) -> dict[str, Any]:
             "tune": made.tuned, "rates": {}, "loss_scale": {},
         },
     }  # fmt: skip
-    return plan | (made.plan or {})
+    return plan | (_RICH_PLAN if made.rich else {}) | (made.plan or {})
+
+
+STORES = {"Main Street": (40_000, 1.0), "Airport": (24_000, 1.4), "Harbour": (12_000, 1.0), "Mill Lane": (400, 1.0)}
+"""Stores by rows, and how much worse NE is there; the rest are 12 stores of 4,800 rows."""
+_RICH_PLAN: dict[str, Any] = {
+    "tasks": [*TASKS, "spend"],
+    "about_tasks": {task: {"description": f"what {task} means"} for task in TASKS}
+    | {
+        task: {"description": f"what {task} means", "after": "purchase", "over": "all"}
+        for task in ("multiple", "coupon", "repeat")
+    }
+    | {"spend": {"description": "money spent", "kind": "regression", "after": "purchase"}},
+    "natural_rate": {"task": "purchase", "rate": 0.0014, "biased": []},
+    "groups": {
+        "key": "household",
+        "counted": dict.fromkeys(TASKS, 1_800),
+        "left_out": dict.fromkeys(TASKS, 0) | {"coupon": 1_612},
+    },
+    "label_rates": {task: {"rate": 0.1, "labelled": 1.0} for task in TASKS}
+    | {"spend": {"rate": 4.37, "labelled": 0.5}},
+    "label_counts": {
+        split: {task: {"labelled": rows, "positives": rows // 10} for task in TASKS}
+        | {"spend": {"labelled": rows // 2, "positives": None}}
+        for split, rows in (("train", 455_120), ("validation", 62_310), ("test", 81_200))
+    },
+}  # fmt: skip
+
+
+def _enriched(run: dict[str, Any]) -> dict[str, Any]:
+    """Add a regression, grouped AUC, slices and calibration curves to a run that ended well."""
+    if run["status"] != "ok":
+        return run
+    spend = {"rmse": 6.2 * run["test"]["repeat"]["ne"], "mae": 2.9, "r2": 0.31, "ne": 0.69}
+    for name in ("test", "test_natural", "validation"):
+        for metrics in run[name].values():
+            metrics["gauc"] = metrics["auc"] - 0.08
+        if run[name]:
+            run[name]["spend"] = spend
+    for point in run["curve"]:
+        point["validation"]["spend"] = {"ne": 0.69 + 1e3 / point["examples"], "rmse": 4.0 + 1e4 / point["examples"]}
+        point["train_loss"]["spend"] = 0.5
+    rng = np.random.default_rng([run["seed"], len(run["method"])])
+    run["slices"] = {"store": [
+        _slice(run["test"], name, 1, rows, worse if run["method"] == "pub" else 1.0, rng)
+        for name, (rows, worse) in STORES.items()
+    ] + [_slice(run["test"], "", 12, 4_800, 1.0, rng)]}  # fmt: skip
+    for name, scale in (("calibration", 1.0), ("calibration_natural", 0.0014)):
+        run[name] = {task: _curve(scale, rng) for task in TASKS} | {
+            "spend": [{"prediction": 2.0 * at, "rate": 2.1 * at, "error": 0.1, "rows": 2_700} for at in range(1, 16)]
+        }
+    return run
+
+
+def _slice(
+    test: dict[str, dict[str, float]], value: str, values: int, rows: int, worse: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    lower_auc = 0.09 if value == "Harbour" else 0.0
+    off = 1.6 if value == "Airport" else 1.0
+    tasks = {
+        task: {
+            "rows": rows, "positives": rows // 10, "auc": test[task]["auc"] - lower_auc,
+            "ne": test[task]["ne"] * worse * float(np.exp(rng.normal(0, 0.002))), "log_loss": 0.3,
+            "calibration": test[task]["calibration"] * off,
+        }
+        for task in TASKS
+    }  # fmt: skip
+    tasks["spend"] = {"rows": rows // 2, **test["spend"]}
+    return {"value": value, "values": values, "rows": rows, "tasks": tasks}
+
+
+def _curve(scale: float, rng: np.random.Generator) -> list[dict[str, float]]:
+    predictions = scale * np.geomspace(0.004, 0.9, 15)
+    rates = predictions * np.exp(rng.normal(0.05, 0.05, 15))
+    return [
+        {"prediction": float(prediction), "rate": float(rate), "error": float(rate) / 20, "rows": 5_413}
+        for prediction, rate in zip(predictions, rates, strict=True)
+    ]
 
 
 def _run(name: str, seed: int, lr: float, *, diverged: bool, natural: bool, detail: bool = True) -> dict[str, Any]:

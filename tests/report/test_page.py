@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.report.analysis import analyse
 from equipoise.report.charts import curve_chart
+from equipoise.report.measures import MEASURES
 from equipoise.report.monitor_charts import monitor_chart
 from equipoise.report.page import result_rows, write_markdown, write_report
 from equipoise.report.tables import task_table, transfer_table
@@ -353,7 +354,8 @@ def test_a_task_with_few_positives_has_neither_mark_nor_colour(comparison):
     labels = {"test": {"coupon": {"labelled": 10_000, "positives": 20}}}
     folder = comparison(methods=SOME, plan={"label_counts": labels})
     analysis = analyse(ResultFolder(folder).results())
-    for table in (task_table(analysis, ResultFolder(folder).results(), "ne"), transfer_table(analysis, "ne")):
+    tasks = analysis.tasks
+    for table in (task_table(analysis, MEASURES["ne"], tasks), transfer_table(analysis, MEASURES["ne"], tasks)):
         at = [column.title for column in table.columns].index("coupon (too few)")
         cells = [row.cells[at] for row in table.rows]
         assert not any(cell.background or cell.tone for cell in cells)

@@ -231,7 +231,7 @@ def test_a_task_with_few_positives_ranks_nothing_and_is_named(comparison):
     assert "Tasks with few labels of one class among the test rows: coupon (20 positives of 10,000)." in warned
     assert "among the validation rows: coupon (20 positives of 10,000)." in warned
     plan = analyse(ResultFolder(folder).results())
-    without = [plan.method("pub").tasks[task].ne for task in plan.means_over]
+    without = [plan.method("pub").tasks[task].values["ne"] for task in plan.means_over]
     assert plan.method("pub").ne == pytest.approx(sum(without) / 4)
 
 

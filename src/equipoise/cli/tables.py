@@ -15,8 +15,8 @@ from equipoise.training import METHODS, Run
 __all__ = ["feature_table", "label_table", "method_table", "run_table", "summary_table"]
 
 _SHOWN = {
-    "Method": "method", "Mean AUC": "AUC", "Mean NE": "NE", "NE gain over equal weights": "NE gain",
-    "Speed": "speed",
+    "Method": "method", "Mean AUC": "AUC", "Mean R²": "R²", "Mean NE": "NE", "Mean NSE": "NSE",
+    "NE gain over equal weights": "NE gain", "NSE gain over equal weights": "NSE gain", "Speed": "speed",
 }  # fmt: skip
 _METRICS = {
     "auc": "AUC", "gauc": "GAUC", "ne": "NE", "log_loss": "log loss", "calibration": "calibration", "rmse": "RMSE",
@@ -95,11 +95,14 @@ def summary_table(folder: Path) -> Table:
         FolderError: the folder holds no comparison, or a file in it is damaged.
     """
     table = Table(title="Test split, mean over tasks and seeds", title_justify="left")
-    for title in _SHOWN.values():
+    rows = result_rows(folder)
+    shown = {column: title for column, title in _SHOWN.items() if column in rows[0]}
+    for title in shown.values():
         table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
-    for row in result_rows(folder):
-        cells = {title: row[column] for column, title in _SHOWN.items()}
-        cells["NE gain"] = cells["NE gain"].replace(" (", "\n(")
+    for row in rows:
+        cells = {title: row[column] for column, title in shown.items()}
+        for title in cells.keys() & {"NE gain", "NSE gain"}:
+            cells[title] = cells[title].replace(" (", "\n(")
         cells["speed"] = cells["speed"].partition(" (")[0]
         table.add_row(*map(Text, cells.values()))
     table.caption = Text(headline(folder))

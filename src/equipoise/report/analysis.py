@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, PlannedMethod, Results, Throughput
+from equipoise.comparison.results import (
+    EQUAL_WEIGHTS,
+    SINGLE_TASK,
+    PlannedMethod,
+    PlannedRuns,
+    PlannedTask,
+    Results,
+    Throughput,
+)
 from equipoise.comparison.tuned_rates import Rate, rate_of
+from equipoise.report.measures import MEASURES, Measure, error_name, measures_of
 from equipoise.report.statistics import (
     PairedComparison,
     delta_m,
@@ -93,25 +102,18 @@ class Gain:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One method on one task; gains are ``None`` where there is nothing to compare with.
+    """One method on one task; the keys are names of metrics.
 
     Attributes:
-        auc: mean over the seeds that ended well; ``None`` without one, or where the metric is not defined.
-        ne: normalized entropy, the same way.
-        calibration: mean prediction over mean label, the same way.
-        ne_gain: NE gain over equal weights in per cent.
-        auc_gain: AUC minus that of equal weights.
-        ne_transfer: NE gain over training alone in per cent: below zero is negative transfer.
-        auc_transfer: AUC minus that of training alone.
+        values: means over the seeds that ended well; ``None`` without one, or where the metric is not defined.
+        gains: over equal weights, + is better, in per cent or as a difference (:class:`Measure`); empty for equal
+            weights itself, or where there is none.
+        transfer: the same over training alone: below zero is negative transfer.
     """
 
-    auc: float | None
-    ne: float | None
-    calibration: float | None
-    ne_gain: Gain | None
-    auc_gain: Gain | None
-    ne_transfer: Gain | None
-    auc_transfer: Gain | None
+    values: Mapping[str, float | None]
+    gains: Mapping[str, Gain]
+    transfer: Mapping[str, Gain]
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,12 @@ class MethodResult:
         ok: seeds that ended well.
         diverged: seeds that did not.
         missing: seeds that have not run yet.
-        auc: mean over tasks, then over seeds.
-        ne: the same of NE.
-        ne_gain: gain in mean NE over equal weights in per cent; ``None`` for equal weights itself.
-        auc_gain: mean AUC minus that of equal weights.
-        delta_m: against single-task training in per cent.
+        auc: mean over the binary tasks in :attr:`Analysis.means_over`, then over seeds; ``None`` without one.
+        gauc: the same of grouped AUC.
+        r2: the same of R², over regressions with enough rows.
+        ne: mean normalized error over :attr:`Analysis.means_over`, then over seeds.
+        ne_gain: gain in it over equal weights in per cent; ``None`` for equal weights itself.
+        delta_m: against single-task training in per cent, over tasks of both kinds.
         tasks: per task that can be scored.
         speed: QPS ratio and, where measured, memory.
         speed_verdict: faster, slower or neither, by the interval of the ratio.
@@ -141,9 +144,10 @@ class MethodResult:
     diverged: int
     missing: int
     auc: float | None
+    gauc: float | None
+    r2: float | None
     ne: float | None
     ne_gain: Gain | None
-    auc_gain: Gain | None
     delta_m: PairedComparison | None
     tasks: Mapping[str, TaskResult]
     speed: Throughput | None
@@ -170,8 +174,12 @@ class Analysis:
         methods: in the order of the plan.
         tasks: the tasks that can be scored, in the order of the plan.
         unscored: tasks whose metrics are not defined on this test split (one class only): in no mean.
-        few: tasks that can be scored, but have few test rows of their rarer class: task to that number. They are in no
-            mean, unless every task is among them.
+        few: tasks that can be scored, but have few test rows of their rarer class (of a regression, few test rows):
+            task to that number. They are in no mean, unless every task is among them.
+        means_over: the tasks that the mean normalized error includes: the binary ones with enough rows; without one,
+            the regressions, whose error is another.
+        error: the name of that error: NE, or of regressions NSE.
+        regressions: the tasks to regress, out of ``tasks``.
         busy: whether the machine was too busy to measure speed.
     """
 
@@ -180,12 +188,10 @@ class Analysis:
     tasks: tuple[str, ...]
     unscored: tuple[str, ...]
     few: Mapping[str, int]
+    means_over: tuple[str, ...]
+    error: str
+    regressions: tuple[str, ...]
     busy: bool
-
-    @property
-    def means_over(self) -> tuple[str, ...]:
-        """The tasks that the means over tasks include."""
-        return _tasks_of_means(self.tasks, self.few)
 
     @property
     def ranks(self) -> bool:
@@ -214,33 +220,37 @@ def has_natural_view(results: Results) -> bool:
 
 def analyse(results: Results, view: View = "test") -> Analysis:
     """Return all numbers of the report's tables for one view, from the finished runs."""
-    ok = {method.name: _ok_runs(results, method.name) for method in results.plan.methods}
+    plan = results.plan
+    ok = {method.name: _ok_runs(results, method.name) for method in plan.methods}
     ended_well = [run for runs in ok.values() for run in runs]
     scored = tuple(
         task
-        for task in (results.plan.tasks if ended_well else ())
+        for task in (plan.tasks if ended_well else ())
         if all(math.isfinite(_value(run, view, task, "ne")) for run in ended_well)
     )
     counts = results.plan.label_counts.get("validation" if view == "validation" else "test", {})
     few = {task: counts[task].scarcest for task in scored if task in counts and counts[task].scarcest < FEW_POSITIVES}
-    means_over = _tasks_of_means(scored, few)
+    regressions = tuple(task for task in scored if plan.about(task).kind == "regression")
+    enough = [task for task in scored if task not in few] or list(scored)
+    classes = tuple(task for task in enough if task not in regressions)
+    numbers = tuple(task for task in enough if task in regressions)
+    means_over = classes or numbers
     equal, alone = ok.get(EQUAL_WEIGHTS, []), ok.get(SINGLE_TASK, [])
     control = results.throughput.get(EQUAL_WEIGHTS)
     methods = []
-    for method in results.plan.methods:
+    for method in plan.methods:
         ended = results.of(method.name)
         runs = ok[method.name]
-        against_equal = bool(equal) and method.name != EQUAL_WEIGHTS
-        against_alone = bool(alone) and method.name != SINGLE_TASK
+        against_equal = equal if method.name != EQUAL_WEIGHTS else []
+        against_alone = alone if method.name != SINGLE_TASK else []
         tasks = {
             task: TaskResult(
-                auc=_mean(_per_seed(runs, view, [task], "auc")),
-                ne=_mean(_per_seed(runs, view, [task], "ne")),
-                calibration=_mean(_per_seed(runs, view, [task], "calibration")),
-                ne_gain=_gain(runs, equal, view, [task], "ne") if against_equal else None,
-                auc_gain=_gain(runs, equal, view, [task], "auc") if against_equal else None,
-                ne_transfer=_gain(runs, alone, view, [task], "ne") if against_alone else None,
-                auc_transfer=_gain(runs, alone, view, [task], "auc") if against_alone else None,
+                values={
+                    name: _mean(_per_seed(runs, view, [task], name))
+                    for name in (*(measure.name for measure in measures_of(plan.about(task))), "calibration")
+                },
+                gains=_gains(runs, against_equal, view, task, plan.about(task)),
+                transfer=_gains(runs, against_alone, view, task, plan.about(task)),
             )
             for task in scored
         }
@@ -252,25 +262,24 @@ def analyse(results: Results, view: View = "test") -> Analysis:
                 rates=tuple(sorted({rate_of(run) for run in ended})) or _planned_rate(results, method.name),
                 ok=len(runs),
                 diverged=len(ended) - len(runs),
-                missing=len(results.plan.seeds) - len(ended),
-                auc=_mean(_per_seed(runs, view, means_over, "auc")),
+                missing=len(plan.seeds) - len(ended),
+                auc=_mean(_per_seed(runs, view, classes, "auc")),
+                gauc=_mean(_per_seed(runs, view, classes, "gauc")),
+                r2=_mean(_per_seed(runs, view, numbers, "r2")),
                 ne=_mean(_per_seed(runs, view, means_over, "ne")),
-                ne_gain=_gain(runs, equal, view, means_over, "ne") if against_equal else None,
-                auc_gain=_gain(runs, equal, view, means_over, "auc") if against_equal else None,
-                delta_m=_delta_m(runs, alone, view, means_over) if against_alone else None,
+                ne_gain=_gain(runs, against_equal, view, means_over, MEASURES["ne"]) if against_equal else None,
+                delta_m=_delta_m(plan, runs, alone, view, [*classes, *numbers]) if against_alone else None,
                 tasks=tasks,
                 speed=speed,
                 speed_verdict=_speed_verdict(speed, control),
                 peak_memory=speed.peak_memory if speed and speed.peak_memory else max(memory, default=None),
             )
         )
-    unscored = tuple(task for task in results.plan.tasks if task not in scored) if ended_well else ()
-    return Analysis(view, tuple(_adjusted(methods, scored)), scored, unscored, few, _is_busy(control))
-
-
-def _tasks_of_means(scored: Sequence[str], few: Mapping[str, int]) -> tuple[str, ...]:
-    enough = tuple(task for task in scored if task not in few)
-    return enough or tuple(scored)
+    unscored = tuple(task for task in plan.tasks if task not in scored) if ended_well else ()
+    return Analysis(
+        view, tuple(_adjusted(methods)), scored, unscored, few, means_over, error_name(plan, means_over), regressions,
+        _is_busy(control),
+    )  # fmt: skip
 
 
 def _is_busy(control: Throughput | None) -> bool:
@@ -323,52 +332,63 @@ def _mean(values: Mapping[int, float]) -> float | None:
     return math.fsum(values.values()) / len(values) if values else None
 
 
-def _gain(
-    runs: Sequence[Run],
-    reference: Sequence[Run],
-    view: View,
-    tasks: Sequence[str],
-    metric: Literal["auc", "ne"],
-) -> Gain:
-    here, there = _per_seed(runs, view, tasks, metric), _per_seed(reference, view, tasks, metric)
-    if metric == "ne":
-        return Gain(relative_gain(here, there, higher_is_better=False))
+def _gains(runs: Sequence[Run], reference: Sequence[Run], view: View, task: str, about: PlannedTask) -> dict[str, Gain]:
+    if not reference:
+        return {}
+    return {measure.name: _gain(runs, reference, view, [task], measure) for measure in measures_of(about)}
+
+
+def _gain(runs: Sequence[Run], reference: Sequence[Run], view: View, tasks: Sequence[str], measure: Measure) -> Gain:
+    here, there = _per_seed(runs, view, tasks, measure.name), _per_seed(reference, view, tasks, measure.name)
+    if measure.relative:
+        above_zero = {seed: value for seed, value in there.items() if value > 0}
+        return Gain(relative_gain(here, above_zero, higher_is_better=measure.higher_is_better))
     return Gain(paired_comparison(here, there))
 
 
-def _delta_m(runs: Sequence[Run], alone: Sequence[Run], view: View, tasks: Sequence[str]) -> PairedComparison:
+def _delta_m(
+    plan: PlannedRuns, runs: Sequence[Run], alone: Sequence[Run], view: View, tasks: Sequence[str]
+) -> PairedComparison:
     def metrics(run: Run) -> dict[str, dict[str, float]]:
-        return {task: {metric: _value(run, view, task, metric) for metric in ("auc", "ne")} for task in tasks}
+        return {
+            task: {
+                metric: value
+                for metric in (("auc", "ne") if plan.about(task).kind == "binary" else ("rmse", "mae"))
+                if (value := _value(run, view, task, metric)) > 0
+            }
+            for task in tasks
+        }
 
     if not tasks:
         return interval([])
     return delta_m({run.seed: metrics(run) for run in runs}, {run.seed: metrics(run) for run in alone})
 
 
-def _adjusted(methods: Sequence[MethodResult], tasks: Sequence[str]) -> list[MethodResult]:
+def _adjusted(methods: Sequence[MethodResult]) -> list[MethodResult]:
     """Apply Holm's adjustment; a family is one column of the main table, or one table by task."""
-    cells = [entry.tasks[task] for entry in methods for task in tasks]
-    adjusted_cells = iter(
-        [
-            replace(cell, ne_gain=ne_gain, auc_gain=auc_gain, ne_transfer=ne_transfer, auc_transfer=auc_transfer)
-            for cell, ne_gain, auc_gain, ne_transfer, auc_transfer in zip(
-                cells,
-                _holm([cell.ne_gain for cell in cells]),
-                _holm([cell.auc_gain for cell in cells]),
-                _holm([cell.ne_transfer for cell in cells]),
-                _holm([cell.auc_transfer for cell in cells]),
-                strict=True,
-            )
-        ]
-    )
+    places = [(entry.method.name, task) for entry in methods for task in entry.tasks]
+    cells = {(entry.method.name, task): found for entry in methods for task, found in entry.tasks.items()}
+
+    def family(of: Callable[[TaskResult], Mapping[str, Gain]]) -> dict[tuple[str, str], dict[str, Gain]]:
+        adjusted: dict[tuple[str, str], dict[str, Gain]] = {place: {} for place in places}
+        for name in MEASURES:
+            gains = [of(cells[place]).get(name) for place in places]
+            for place, gain in zip(places, _holm(gains), strict=True):
+                if gain is not None:
+                    adjusted[place][name] = gain
+        return adjusted
+
+    gains, transfer = family(lambda cell: cell.gains), family(lambda cell: cell.transfer)
     return [
-        replace(entry, ne_gain=ne_gain, auc_gain=auc_gain, tasks={task: next(adjusted_cells) for task in tasks})
-        for entry, ne_gain, auc_gain in zip(
-            methods,
-            _holm([entry.ne_gain for entry in methods]),
-            _holm([entry.auc_gain for entry in methods]),
-            strict=True,
+        replace(
+            entry,
+            ne_gain=ne_gain,
+            tasks={
+                task: replace(found, gains=gains[entry.method.name, task], transfer=transfer[entry.method.name, task])
+                for task, found in entry.tasks.items()
+            },
         )
+        for entry, ne_gain in zip(methods, _holm([entry.ne_gain for entry in methods]), strict=True)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
 from equipoise.comparison.tuned_rates import rate_of
 from equipoise.comparison.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, MethodResult
+from equipoise.report.measures import MEASURES, Measure
 from equipoise.training import Run
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "curve_chart",
     "gain_chart",
     "line_colour",
+    "line_style",
+    "short",
     "tuning_chart",
 ]
 
@@ -31,9 +34,9 @@ Figure = dict[str, Any]
 """``{"data": [...], "layout": {...}}`` as plotly.js takes it."""
 
 ALL_TASKS = "Mean over tasks"
-_MEASURES: dict[str, tuple[Literal["ne", "auc"], str]] = {
-    "NE": ("ne", "Validation NE (lower is better)"),
-    "AUC": ("auc", "Validation AUC (higher is better)"),
+_MEASURES = {
+    "binary": (MEASURES["ne"], MEASURES["auc"]),
+    "regression": (replace(MEASURES["ne"], label="NSE"), MEASURES["rmse"]),
 }
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _INK, _MUTED, _RULE = "#1b2430", "#5b6675", "#e3e7ec"
@@ -99,13 +102,18 @@ def gain_chart(analysis: Analysis) -> Chart | None:
     return Chart(f"gain-{analysis.view}", [[Panel("", {"data": data, "layout": layout})]])
 
 
-def curve_chart(results: Results) -> Chart | None:
-    """Validation NE and AUC over examples seen, mean over seeds, for each task and for their mean."""
-    tasks = [ALL_TASKS, *results.plan.tasks]
-    panels = [[Panel("", _curves(results, task, measure))] for task, measure in product(tasks, _MEASURES)]
+def curve_chart(results: Results, kind: Literal["binary", "regression"] = "binary") -> Chart | None:
+    """Validation metrics over examples seen, mean over seeds, for each task of a kind and for their mean.
+
+    NE and AUC of binary tasks; NSE and RMSE of regressions, whose RMSE has no mean over tasks. None without a value.
+    """
+    tasks = [ALL_TASKS, *(task for task in results.plan.tasks if results.plan.about(task).kind == kind)]
+    measures = _MEASURES[kind]
+    panels = [[Panel("", _curves(results, task, tasks[1:], measure))] for task, measure in product(tasks, measures)]
     if not any(panel.figure["data"] for shown in panels for panel in shown):
         return None
-    return Chart("curves", panels, [Choice("Task", tasks), Choice("Measure", list(_MEASURES))])
+    labels = [measure.label for measure in measures]
+    return Chart(f"curves-{kind}", panels, [Choice("Task", tasks), Choice("Measure", labels)])
 
 
 def tuning_chart(results: Results) -> Chart | None:
@@ -123,7 +131,7 @@ def tuning_chart(results: Results) -> Chart | None:
             if mean is not None and math.isfinite(mean):
                 best[tried.lr] = min(best.get(tried.lr, (math.inf, 0.0)), (mean, tried.table_decay))
         if best:
-            style = _style(results, method.name)
+            style = line_style(results, method.name)
             chosen = results.plan.rates.get(method.name)
             tried_rates = sorted(best)
             style["marker"]["size"] = [14 if lr == chosen else 6 for lr in tried_rates]
@@ -174,42 +182,41 @@ def _gain_point(entry: MethodResult) -> dict[str, Any]:
     if verdict in {"above", "below"} and entry.ne_gain and not entry.ne_gain.firm:
         symbol += "-open"
     trace: dict[str, Any] = {
-        "type": "scatter", "mode": "markers", "x": [_short(mean)], "y": [text(entry.method.label)],
+        "type": "scatter", "mode": "markers", "x": [short(mean)], "y": [text(entry.method.label)],
         "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"color": colour, "width": 2}},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }  # fmt: skip
     if found and mean is not None and found.low is not None and found.high is not None:
         trace["error_x"] = {
-            "type": "data", "symmetric": False, "array": [_short(found.high - mean)],
-            "arrayminus": [_short(mean - found.low)], "thickness": 2, "width": 5, "color": colour,
+            "type": "data", "symmetric": False, "array": [short(found.high - mean)],
+            "arrayminus": [short(mean - found.low)], "thickness": 2, "width": 5, "color": colour,
         }  # fmt: skip
     return trace
 
 
-def _curves(results: Results, task: str, measure: str) -> Figure:
-    metric, title = _MEASURES[measure]
+def _curves(results: Results, task: str, all_tasks: Sequence[str], measure: Measure) -> Figure:
+    metric = measure.name
     data = []
-    tasks = _tasks_on_every_point(results, metric) if task == ALL_TASKS else [task]
+    tasks = _tasks_on_every_point(results, all_tasks, metric) if task == ALL_TASKS else [task]
+    if metric == "rmse" and len(tasks) > 1:
+        tasks = []
     for method in results.plan.methods:
         runs = [run for run in results.of(method.name) if run.status == "ok"]
         examples, values = _mean_curve(runs, tasks, metric)
         if examples:
-            hover = f"{measure} %{{y:.4f}} at %{{x:,}} examples<extra>%{{fullData.name}}</extra>"
-            data.append(_line(method.label, examples, values, hover, _style(results, method.name)))
-    layout = axes(height=480, x="Training examples seen", y=title)
+            hover = f"{measure.label} %{{y:.4g}} at %{{x:,}} examples<extra>%{{fullData.name}}</extra>"
+            data.append(_line(method.label, examples, values, hover, line_style(results, method.name)))
+    better = "higher" if measure.higher_is_better else "lower"
+    layout = axes(height=480, x="Training examples seen", y=f"Validation {measure.label} ({better} is better)")
     layout["xaxis"]["rangemode"] = "tozero"
-    layout["yaxis"]["range"] = _without_outliers(data, lower_is_better=metric == "ne")
+    layout["yaxis"]["range"] = _without_outliers(data, lower_is_better=not measure.higher_is_better)
     return {"data": data, "layout": layout}
 
 
-def _tasks_on_every_point(results: Results, metric: str) -> list[str]:
+def _tasks_on_every_point(results: Results, tasks: Sequence[str], metric: str) -> list[str]:
     """Return the tasks with a value at all points of all runs, so that a mean does not jump where a task comes in."""
     points = [point["validation"] for run in results.runs if run.status == "ok" for point in run.curve]
-    return [
-        task
-        for task in results.plan.tasks
-        if all(math.isfinite(point.get(task, {}).get(metric, math.nan)) for point in points)
-    ]
+    return [task for task in tasks if all(math.isfinite(point.get(task, {}).get(metric, math.nan)) for point in points)]
 
 
 def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple[list[int], list[float | None]]:
@@ -228,11 +235,11 @@ def _mean_curve(runs: Sequence[Run], tasks: Sequence[str], metric: str) -> tuple
 def _line(label: str, x: Sequence[float], y: Sequence[float | None], hover: str, style: Figure) -> Figure:
     return {
         "type": "scatter", "mode": "lines+markers", "name": text(label),
-        "x": x, "y": [_short(value) for value in y], "hovertemplate": hover, **style,
+        "x": x, "y": [short(value) for value in y], "hovertemplate": hover, **style,
     }  # fmt: skip
 
 
-def _style(results: Results, method: str) -> dict[str, Any]:
+def line_style(results: Results, method: str) -> dict[str, Any]:
     """Return a method's line style, the same in all charts; references are black or grey."""
     if method == EQUAL_WEIGHTS:
         return {"line": {"color": _INK, "width": 3}, "marker": {"size": 6, "symbol": "circle"}}
@@ -266,7 +273,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _short(value: float | None) -> float | None:
+def short(value: float | None) -> float | None:
     """Round to five digits, more than a chart shows, to keep the report small."""
     return None if value is None else _rounded(value)
 

@@ -11,7 +11,10 @@ from equipoise.report.tables import PERCENT, number, percent, signed
 
 __all__ = ["summary"]
 
-_MEAN_NE = "mean normalized entropy (NE, lower is better)"
+_MEAN_ERROR = {
+    "NE": "mean normalized entropy (NE, lower is better)",
+    "NSE": "mean normalized squared error (NSE, lower is better)",
+}
 
 
 def summary(analysis: Analysis) -> list[str]:
@@ -30,20 +33,18 @@ def summary(analysis: Analysis) -> list[str]:
             "chance."
         ]
     best, equal = joint[0], analysis.method(EQUAL_WEIGHTS)
-    tasks = _tasks(analysis)
+    tasks, error = _tasks(analysis), analysis.error
     if equal is None or equal.ne is None:
         return [
-            f"{best.method.label} reached the lowest mean NE over {tasks}, {number(best.ne, 4)}. "
+            f"{best.method.label} reached the lowest mean {error} over {tasks}, {number(best.ne, 4)}. "
             "Equal weights, the reference for every gain, has no result here, so no gain can be stated."
         ]
     if len(joint) == 1:
-        return [
-            f"Only {best.method.label} has results so far: mean NE {number(best.ne, 4)} and mean AUC "
-            f"{number(best.auc, 4)} over {tasks}."
-        ]
+        auc = "" if best.auc is None else f" and mean AUC {number(best.auc, 4)}"
+        return [f"Only {best.method.label} has results so far: mean {error} {number(best.ne, 4)}{auc} over {tasks}."]
     named = next((entry for entry in joint if entry.ne_gain and entry.ne_gain.firm and entry.ne_gain.better), best)
     return [
-        _headline(named, joint, equal, tasks),
+        _headline(named, joint, equal, tasks, _MEAN_ERROR[error]),
         *_by_task(named, analysis),
         *_others(analysis, named),
         *_alone(analysis, best),
@@ -51,23 +52,25 @@ def summary(analysis: Analysis) -> list[str]:
     ]
 
 
-def _headline(named: MethodResult, joint: Sequence[MethodResult], equal: MethodResult, tasks: str) -> str:
+def _headline(
+    named: MethodResult, joint: Sequence[MethodResult], equal: MethodResult, tasks: str, mean_error: str
+) -> str:
     best = joint[0]
     pairs = max((entry.ne_gain.over_seeds.pairs for entry in joint if entry.ne_gain), default=0)
     against = "" if best is equal else f" against {number(equal.ne, 4)} for equal weights"
     if pairs < MIN_PAIRS:
         return (
             f"Too few seeds to say which method is better: {counted(pairs, 'paired seed')}, and at least {MIN_PAIRS} "
-            f"are needed. So far {best.method.label} has the lowest {_MEAN_NE} over {tasks}: "
+            f"are needed. So far {best.method.label} has the lowest {mean_error} over {tasks}: "
             f"{number(best.ne, 4)}{against}."
         )
     if named.is_reference:
         return (
             "No joint method beat equal weights: ordinary training on the plain sum of losses has the lowest "
-            f"{_MEAN_NE} over {tasks}, {number(equal.ne, 4)}."
+            f"{mean_error} over {tasks}, {number(equal.ne, 4)}."
         )
     values = f"{number(named.ne, 4)} against {number(equal.ne, 4)} for equal weights"
-    lowest = f"{named.method.label} has the lowest {_MEAN_NE} over {tasks}: {values}"
+    lowest = f"{named.method.label} has the lowest {mean_error} over {tasks}: {values}"
     gain = named.ne_gain
     if gain is None or gain.mean is None or gain.verdict == "untested":
         return f"{lowest}. The difference cannot be tested, for want of seeds that ended well with both."
@@ -77,7 +80,7 @@ def _headline(named: MethodResult, joint: Sequence[MethodResult], equal: MethodR
     if named is best:
         return f"{lowest}, {said}"
     return (
-        f"{named.method.label} is clearly better than equal weights: {_MEAN_NE} over {tasks} {values}, {said} "
+        f"{named.method.label} is clearly better than equal weights: {mean_error} over {tasks} {values}, {said} "
         f"{best.method.label} has a lower one, {number(best.ne, 4)}, but its gain is not clear."
     )
 
@@ -104,13 +107,14 @@ def _by_task(named: MethodResult, analysis: Analysis) -> list[str]:
     gains = {
         task: gain
         for task, found in named.tasks.items()
-        if (gain := found.ne_gain) and gain.mean is not None and task not in analysis.few
+        if (gain := found.gains.get("ne")) and gain.mean is not None and task not in analysis.few
     }
     if len(gains) < 2 or all(gain.verdict == "untested" for gain in gains.values()):
         return []
 
     def sized(tasks: Sequence[str]) -> str:
-        return listed([f"{task} (NE {percent(gains[task].mean, 1)})" for task in tasks])
+        errors = {task: "NSE" if task in analysis.regressions else "NE" for task in tasks}
+        return listed([f"{task} ({errors[task]} {percent(gains[task].mean, 1)})" for task in tasks])
 
     by_size = sorted(gains, key=lambda task: -(gains[task].mean or 0.0))
     won = [task for task in by_size if gains[task].firm and gains[task].better]
@@ -152,9 +156,10 @@ def _alone(analysis: Analysis, best: MethodResult) -> list[str]:
         return []
     models = f"{len(analysis.tasks) + len(analysis.unscored)} models"
     gain = alone.ne_gain
+    mean, value = f"mean {analysis.error}", number(alone.ne, 4)
     if gain is not None and gain.firm and gain.better:
-        return [f"One model per task does better still, mean NE {number(alone.ne, 4)}, at the price of {models}."]
-    return [f"One model per task has a lower mean NE, {number(alone.ne, 4)}, but not clearly, and takes {models}."]
+        return [f"One model per task does better still, {mean} {value}, at the price of {models}."]
+    return [f"One model per task has a lower {mean}, {value}, but not clearly, and takes {models}."]
 
 
 def _costs(named: MethodResult, analysis: Analysis) -> list[str]:
@@ -178,6 +183,9 @@ def _costs(named: MethodResult, analysis: Analysis) -> list[str]:
 
 
 def _tasks(analysis: Analysis) -> str:
-    """Return the number of tasks in a mean, and the number of all tasks if some are left out."""
+    """Return the number of tasks in a mean, and the number of all tasks of that kind if some are left out."""
     count, of = len(analysis.means_over), len(analysis.tasks) + len(analysis.unscored)
+    if analysis.regressions and analysis.error == "NE":
+        binary = [task for task in analysis.tasks if task not in analysis.regressions]
+        return counted(count, "binary task") if count == len(binary) else f"{count} of {len(binary)} binary tasks"
     return counted(of, "task") if count == of else f"{count} of {of} tasks"

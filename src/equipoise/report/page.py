@@ -6,17 +6,21 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.results import PlannedRuns, Results
 from equipoise.report import tables
 from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
+from equipoise.report.calibration_chart import calibration_chart
 from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
+from equipoise.report.measures import MEASURES
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
 from equipoise.report.phrases import counted
+from equipoise.report.procedure_tables import data_table, methods_table, tuning_table
+from equipoise.report.slices import slice_findings, slice_tables
 from equipoise.report.web_page import write_page, write_whole
 from equipoise.settings import Settings, command_words
 
@@ -28,6 +32,7 @@ _VIEW_TITLES: dict[View, str] = {
     "test": "Test rows as sampled",
     "test_natural": "Weighted back to the natural rate",
 }
+_KINDS: tuple[Literal["binary", "regression"], ...] = ("binary", "regression")
 _MARKS = (
     "▲ clearly better, ▼ clearly worse (p < 0.05 after Holm's adjustment for the number of tests); "
     "△ ▽ only before that adjustment."
@@ -70,10 +75,16 @@ def write_markdown(folder: Path) -> Path:
         lines += ["", f"Second lines are 95 % intervals. {_MARKS}"]
         for title, table in view["by_task"]:
             lines += ["", f"### {title}", "", *_markdown_table(table)]
+        if view["calibration_table"]:
+            lines += ["", "### Calibration by task, 1 is right", "", *_markdown_table(view["calibration_table"])]
         if view["transfer"]:
             lines += ["", "### Against training each task alone", "", _no_tags(" ".join(view["transfer_summary"]))]
         for title, table in view["transfer"]:
             lines += ["", f"{title}:", "", *_markdown_table(table)]
+    if content["slices"]:
+        lines += ["", "## Slices", "", *(f"- {_no_tags(finding)}" for finding in content["slice_findings"])]
+        for title, table in content["slices"]:
+            lines += ["", f"### {_no_tags(title)}", "", *_markdown_table(table)]
     if content["tuning"]:
         lines += ["", "## Learning rates: validation mean NE", "", *_markdown_table(content["tuning"])]
     lines += ["", "## Data", "", *(f"- {_no_tags(note)}" for note in results.plan.dataset_notes), ""]
@@ -110,7 +121,7 @@ def _content(results: Results) -> dict[str, Any]:
     plan = results.plan
     shown: list[View] = ["test", "test_natural"] if has_natural_view(results) else ["test"]
     analyses = [analyse(results, view) for view in shown]
-    tuned = bool(results.tuning)
+    tuned, sliced = bool(results.tuning), slice_tables(results, analyses[0])
     return {
         "title": f"Multi-task training methods on {plan.dataset}",
         "subtitle": (
@@ -122,42 +133,69 @@ def _content(results: Results) -> dict[str, Any]:
         "cautions": text.cautions(results, analyses[0]),
         "views": [_view(results, analysis) for analysis in analyses],
         "marks": _MARKS,
-        "data": tables.data_table(results),
-        "curves": curve_chart(results),
+        "slices": sliced,
+        "slice_findings": slice_findings(results, analyses[0]) if sliced else [],
+        "data": data_table(results),
+        "curves": [chart for kind in _KINDS if (chart := curve_chart(results, kind))],
+        "natural_rate": text.natural_rate(plan),
+        "least_rows": FEW_POSITIVES,
+        "about_numbers": any(plan.about(task).kind == "regression" for task in plan.tasks),
         "monitor": monitor_chart(results),
         "cosines": cosine_chart(results),
-        "tuning": tables.tuning_table(results) if tuned else None,
+        "tuning": tuning_table(results) if tuned else None,
         "tuning_chart": tuning_chart(results) if tuned else None,
-        "methods": tables.methods_table(results),
+        "methods": methods_table(results),
         "procedure": _procedure(results),
         "command": _command(plan),
     }
 
 
 def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
-    has_alone = any(found.ne_transfer for entry in analysis.methods for found in entry.tasks.values())
     return {
         "name": analysis.view,
         "title": _VIEW_TITLES[analysis.view],
+        "error": analysis.error,
         "summary": summary(analysis),
         "tiles": _tiles(results, analysis),
         "gains": gain_chart(analysis),
         "main": tables.main_table(analysis),
-        "by_task": [
-            ("Normalized entropy (NE) by task, lower is better", tables.task_table(analysis, results, "ne")),
-            ("AUC by task, higher is better", tables.task_table(analysis, results, "auc")),
-            ("Calibration by task, 1 is right", tables.task_table(analysis, results, "calibration")),
-        ]
-        if analysis.tasks
-        else [],
+        "by_task": _by_task(results, analysis),
+        "calibration_table": tables.calibration_table(analysis, binary) if (binary := _binary(analysis)) else None,
+        "calibration": calibration_chart(results, analysis),
         "transfer_summary": text.transfer_summary(analysis),
-        "transfer": [
-            ("NE gain over training alone, %", tables.transfer_table(analysis, "ne")),
-            ("AUC minus AUC of training alone", tables.transfer_table(analysis, "auc")),
-        ]
-        if has_alone
-        else [],
+        "transfer": _transfer(analysis),
     }
+
+
+def _binary(analysis: Analysis) -> list[str]:
+    return [task for task in analysis.tasks if task not in analysis.regressions]
+
+
+def _by_task(results: Results, analysis: Analysis) -> list[tuple[str, tables.Table]]:
+    """Return a heading and a table for each measure that some task has."""
+    shown = []
+    for tasks, names in ((_binary(analysis), ("ne", "auc", "gauc")), (analysis.regressions, ("rmse", "mae", "r2"))):
+        for measure in (MEASURES[name] for name in names):
+            if any(entry.tasks[task].values[measure.name] is not None for entry in analysis.methods for task in tasks):
+                reachable = results.plan.best_ne if measure.name == "ne" else None
+                shown.append((measure.title, tables.task_table(analysis, measure, tasks, reachable=reachable)))
+    return shown
+
+
+def _transfer(analysis: Analysis) -> list[tuple[str, tables.Table]]:
+    """Return a heading and a table against training alone, for tasks of both kinds."""
+    if not any(found.transfer for entry in analysis.methods for found in entry.tasks.values()):
+        return []
+    headings = {
+        "ne": "NE gain over training alone, %", "auc": "AUC minus AUC of training alone",
+        "rmse": "RMSE gain over training alone, %",
+    }  # fmt: skip
+    tasks_of = {"ne": _binary(analysis), "auc": _binary(analysis), "rmse": analysis.regressions}
+    return [
+        (headings[name], tables.transfer_table(analysis, MEASURES[name], tasks))
+        for name, tasks in tasks_of.items()
+        if tasks
+    ]
 
 
 def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
@@ -168,9 +206,9 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
         return [finished]
     tiles = [
         (
-            "Lowest mean NE",
+            f"Lowest mean {analysis.error}",
             best.method.label,
-            f"{tables.number(best.ne, 4)}, AUC {tables.number(best.auc, 4)}",
+            tables.number(best.ne, 4) + ("" if best.auc is None else f", AUC {tables.number(best.auc, 4)}"),
         )
     ]
     gain = best.ne_gain
@@ -179,7 +217,7 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
         ends = f"{tables.signed(found.low, 2)} to {tables.percent(found.high, 2)}"
         interval = "too few seeds" if gain.verdict == "untested" else f"95{tables.PERCENT} interval {ends}"
         value = tables.percent(gain.mean, 2) if gain.firm else "not clear"
-        tiles.append(("NE gain over equal weights", value, interval))
+        tiles.append((f"{analysis.error} gain over equal weights", value, interval))
     if best.speed is not None and not best.is_reference:
         tiles.append(("Its training speed", *_speed_in_short(best, analysis)))
     return [*tiles, finished]

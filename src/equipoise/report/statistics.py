@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 TaskMetrics = Mapping[str, Mapping[str, float]]
-"""One run's metrics: task, then metric ("auc", "ne"), then the value."""
+"""One run's metrics: task, then metric ("auc", "ne"; of a regression "rmse", "mae"), then the value."""
 
 CONFIDENCE = 0.95
 """Level of every interval."""
 
-_HIGHER_IS_BETTER = {"auc": True, "ne": False}
+_HIGHER_IS_BETTER = {"auc": True, "ne": False, "rmse": False, "mae": False}
 # Differences that agree to this relative precision are rounding noise around one constant: a test on them
 # would report certainty that the data do not hold.
 _SAME = 1e-12
@@ -136,7 +136,9 @@ def relative_gain(
 
 
 def delta_m(runs: Mapping[int, TaskMetrics], alone: Mapping[int, TaskMetrics], /) -> PairedComparison:
-    """Delta-m in per cent against single-task training: mean over tasks and metrics (AUC, NE), + is better.
+    """Delta-m in per cent against single-task training: mean over tasks and metrics, + is better.
+
+    The metrics are AUC and NE; of a regression RMSE and MAE, since R² may be negative and has no relative change.
 
     The mean is taken per seed over the same (task, metric) cells for every seed: those for which both sides
     have a value somewhere. A seed that lacks one of these cells is left out and counted in ``unpaired``.

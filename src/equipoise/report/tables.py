@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from equipoise.comparison.results import Results, Throughput
-from equipoise.comparison.tuned_rates import Rate, rate_of
-from equipoise.comparison.tuning import mean_ne, tasks_with_ne
-from equipoise.report.analysis import Analysis, Gain, MethodResult, TaskResult
+from equipoise.comparison.results import Throughput
+from equipoise.report.analysis import Analysis, Gain, MethodResult
+from equipoise.report.measures import Measure
 from equipoise.report.statistics import PairedComparison
 
 __all__ = [
@@ -18,24 +17,23 @@ __all__ = [
     "Column",
     "Row",
     "Table",
-    "data_table",
+    "calibration_table",
+    "gain_text",
+    "in_unit",
     "main_table",
     "mark",
-    "methods_table",
     "number",
     "p_value",
     "percent",
     "signed",
     "task_table",
     "transfer_table",
-    "tuning_table",
 ]
 
 NONE = "–"
 PERCENT = "\N{NO-BREAK SPACE}%"
 _BLUE, _ORANGE = "0, 114, 178", "213, 94, 0"  # Okabe-Ito: told apart by colour-blind readers
 _NOT_FIRM = 0.35  # what is left of the colour where a change is no longer clear after Holm's adjustment
-_FULL_COLOUR = {"ne": 10.0, "auc": 0.05}  # a change of this size gets the strongest background
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,19 @@ class Table:
 def number(value: float | None, digits: int) -> str:
     """Format a number with a true minus sign, or a dash for none."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def in_unit(value: float | None) -> str:
+    """Format a number in a unit of its own with four significant digits.
+
+    Example:
+        >>> in_unit(1234.567), in_unit(0.0123456), in_unit(None)
+        ('1,235', '0.01235', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int) -> str:
@@ -194,27 +205,35 @@ def _speed(entry: MethodResult) -> Cell:
 
 
 def main_table(analysis: Analysis) -> Table:
-    """Build the main table: methods, best mean NE first, with quality, gain, interval, test, cost and seeds."""
+    """Build the main table: methods, best mean error first, with quality, gain, interval, test, cost and seeds."""
+    error = analysis.error
+    meaning = "Normalized entropy" if error == "NE" else "Normalized squared error: squared error over variance"
+    quality = {
+        "auc": Column("Mean AUC", "Mean over binary tasks, then over seeds. Higher is better; 0.5 is guessing."),
+        "gauc": Column("Mean GAUC", "AUC within each group, such as a user: mean over tasks and seeds."),
+        "r2": Column("Mean R²", "Mean over regressions and seeds. Higher is better; 0 is predicting the mean."),
+    }
+    shown = [name for name in quality if any(getattr(entry, name) is not None for entry in analysis.methods)]
+    shown = shown or ["auc"]
     columns = [
         Column("Method", numeric=False),
         Column("Learning rate", "The rate this method was trained with. Below: the decay of its embedding tables."),
-        Column("Mean AUC", "Mean over tasks, then over seeds. Higher is better; 0.5 is guessing."),
-        Column("Mean NE", "Normalized entropy, mean over tasks and seeds. Lower is better; 1 is no skill."),
+        *(quality[name] for name in shown),
+        Column(f"Mean {error}", f"{meaning}, mean over tasks and seeds. Lower is better; 1 is no skill."),
         Column(
-            "NE gain over equal weights",
-            "100 × (NE of equal weights − NE) / NE of equal weights, seed by seed. Below: 95 % interval.",
+            f"{error} gain over equal weights",
+            f"100 × (its {error} with equal weights − {error}) / the former, seed by seed. Below: 95 % interval.",
         ),
         Column("p", "Two-sided paired t-test of the gain over seeds. Below: adjusted for several methods (Holm)."),
-        Column("Δm", "Mean relative change of AUC and NE over all tasks against one model per task; + is better."),
+        Column("Δm", "Mean relative change of AUC and NE (RMSE and MAE) against one model per task; + is better."),
         Column(
             "Speed",
             "Training examples per second over those of equal weights (QPS ratio). Below: 95 % interval.",
         ),
         Column("Peak memory", "Most memory in use during training."),
         Column("Seeds", "Runs that ended well, of those planned."),
-    ]
+    ]  # fmt: skip
     best = next((entry for entry in analysis.joint if entry.ne is not None), None)
-    best_auc = max((entry.auc for entry in analysis.joint if entry.auc is not None), default=None)
     rows = []
     for entry in analysis.ranked:
         gain = entry.ne_gain
@@ -226,7 +245,7 @@ def main_table(analysis: Analysis) -> Table:
                 [
                     _name(entry),
                     _rates(entry),
-                    Cell(number(entry.auc, 4), tone="best" if entry.auc == best_auc and best_auc else ""),
+                    *(_highest(entry, analysis, name) for name in shown),
                     Cell(number(entry.ne, 4), tone="best" if entry is best else ""),
                     _overall_gain(entry, marked=analysis.ranks),
                     Cell(p_value(p), f"Holm {p_value(gain.adjusted_p)}" if gain and p is not None else ""),
@@ -241,169 +260,101 @@ def main_table(analysis: Analysis) -> Table:
     return Table(columns, rows)
 
 
-def task_table(analysis: Analysis, results: Results, metric: Literal["ne", "auc", "calibration"]) -> Table:
-    """Build a table of methods by tasks: the value, and below it the gain over equal weights with its mark."""
-    columns = [Column("Method", numeric=False), *_task_columns(analysis)]
+def _highest(entry: MethodResult, analysis: Analysis, name: str) -> Cell:
+    """Return a mean of which higher is better, bold where it is the highest of the joint methods."""
+    value: float | None = getattr(entry, name)
+    highest = max((found for other in analysis.joint if (found := getattr(other, name)) is not None), default=None)
+    return Cell(number(value, 4), tone="best" if value is not None and value == highest else "")
+
+
+def task_table(
+    analysis: Analysis, measure: Measure, tasks: Sequence[str], *, reachable: Mapping[str, float] | None = None
+) -> Table:
+    """Build a table of methods by tasks: the value, and below it the gain over equal weights with its mark.
+
+    Args:
+        reachable: the best NE that can be reached, for a last row.
+    """
     best: dict[str, float] = {}
-    if metric != "calibration":
-        choose = min if metric == "ne" else max
-        for task in analysis.tasks:
-            if task in analysis.few:
-                continue
-            values = [_value(entry.tasks[task], metric) for entry in analysis.joint]
-            known = [value for value in values if value is not None]
-            if known:
-                best[task] = choose(known)
+    for task in tasks:
+        known = [value for entry in analysis.joint if (value := entry.tasks[task].values[measure.name]) is not None]
+        if known and task not in analysis.few:
+            best[task] = max(known) if measure.higher_is_better else min(known)
     rows = []
     for entry in analysis.ranked:
         cells = [_name(entry)]
-        for task in analysis.tasks:
-            found = entry.tasks[task]
-            value = _value(found, metric)
-            gain = {"ne": found.ne_gain, "auc": found.auc_gain, "calibration": None}[metric]
+        for task in tasks:
+            value, gain = entry.tasks[task].values[measure.name], entry.tasks[task].gains.get(measure.name)
             ranks = task not in analysis.few
             is_best = value is not None and value == best.get(task) and not entry.is_single_task
             cells.append(
                 Cell(
-                    number(value, 4 if metric != "calibration" else 3),
-                    _gain_text(gain, metric, marked=ranks),
-                    hint=_gain_hint(gain, metric),
+                    in_unit(value) if measure.digits is None else number(value, measure.digits),
+                    gain_text(gain, measure, marked=ranks),
+                    hint=_gain_hint(gain, measure),
                     tone="best" if is_best else "",
-                    background=_background(gain, metric) if ranks else "",
+                    background=_background(gain, measure) if ranks else "",
                 )
             )
         rows.append(Row(cells, _kind(entry)))
-    if metric == "ne" and results.plan.best_ne:
-        reachable = [Cell(number(results.plan.best_ne.get(task), 4)) for task in analysis.tasks]
-        rows.append(Row([Cell("Best reachable", "from the true probabilities"), *reachable], "aside"))
-    return Table(columns, rows)
+    if reachable:
+        best_cells = [Cell(number(reachable.get(task), 4)) for task in tasks]
+        rows.append(Row([Cell("Best reachable", "from the true probabilities"), *best_cells], "aside"))
+    return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
 
 
-def transfer_table(analysis: Analysis, metric: Literal["ne", "auc"]) -> Table:
+def calibration_table(analysis: Analysis, tasks: Sequence[str]) -> Table:
+    """Build a table of methods by tasks: mean prediction over mean label."""
+    rows = [
+        Row([_name(entry), *(Cell(number(entry.tasks[task].values["calibration"], 3)) for task in tasks)], _kind(entry))
+        for entry in analysis.ranked
+    ]
+    return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
+
+
+def transfer_table(analysis: Analysis, measure: Measure, tasks: Sequence[str]) -> Table:
     """Build a table of joint methods against training each task alone: gain per task, + is better."""
-    columns = [Column("Method", numeric=False), *_task_columns(analysis)]
     joint = sorted(analysis.joint, key=lambda entry: not entry.is_reference)
     rows = []
     for entry in joint:
         cells = [_name(entry)]
-        for task in analysis.tasks:
-            found = entry.tasks[task]
-            gain = found.ne_transfer if metric == "ne" else found.auc_transfer
+        for task in tasks:
+            gain = entry.tasks[task].transfer.get(measure.name)
             cells.append(
                 Cell(
-                    _gain_text(gain, metric, marked=task not in analysis.few) or NONE,
-                    _between(gain.over_seeds, 1 if metric == "ne" else 4) if gain else "",
-                    hint=_gain_hint(gain, metric),
-                    background=_background(gain, metric) if task not in analysis.few else "",
+                    gain_text(gain, measure, marked=task not in analysis.few) or NONE,
+                    _between(gain.over_seeds, measure.digits_of_gain) if gain else "",
+                    hint=_gain_hint(gain, measure),
+                    background=_background(gain, measure) if task not in analysis.few else "",
                 )
             )
         rows.append(Row(cells, _kind(entry)))
-    return Table(columns, rows)
+    return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
 
 
-def tuning_table(results: Results) -> Table:
-    """Validation mean NE of every method at every rate and table decay that was tried; the chosen one is marked."""
-    rates = sorted({run.lr for run in results.tuning})
-    decays = sorted({run.table_decay for run in results.tuning})
-    tasks = tasks_with_ne(results.tuning)
-    columns = [Column("Method", numeric=False), *(Column(f"{lr:g}") for lr in rates), Column("Chosen")]
-    if len(decays) > 1:
-        columns.insert(1, Column("Table decay", "Decoupled weight decay of the embedding tables, times the rate."))
-    rows = []
-    for method in results.plan.methods:
-        chosen = results.plan.rate(method.name)
-        own = [run for run in results.tuning if run.method == method.name]
-        for decay in sorted({run.table_decay for run in own}):
-            cells = [Cell(method.label)]
-            if len(decays) > 1:
-                cells.append(Cell(f"{decay:g}"))
-            for lr in rates:
-                mean = mean_ne([run for run in own if rate_of(run) == Rate(lr, decay)], tasks)
-                text = "diverged" if mean is not None and math.isinf(mean) else number(mean, 4)
-                cells.append(Cell(text, tone="best" if chosen == Rate(lr, decay) else ""))
-            is_chosen = chosen is not None and chosen.table_decay == decay
-            edge = "edge of the grid" if is_chosen and results.at_edge(method.name) else ""
-            cells.append(Cell(f"{chosen.lr:g}" if chosen and is_chosen else "", edge))
-            rows.append(Row(cells))
-    return Table(columns, rows)
-
-
-def data_table(results: Results) -> Table:
-    """Build a table of tasks: shares of positive and of known labels, and the best reachable NE."""
-    plan = results.plan
-    columns = [
-        Column("Task", numeric=False),
-        Column("Positive", "Share of positive labels among the training rows that have one."),
-        Column("Labelled", "Share of training rows that have this label."),
-    ]
-    counts = plan.label_counts.get("test", {})
-    if counts:
-        columns.append(Column("Positive test rows", "How many of the test rows are positive."))
-    if plan.best_ne:
-        columns.append(Column("Best reachable NE", "NE of the true probabilities, on the test rows."))
-    rows = []
-    for task in plan.tasks:
-        labels = plan.label_rates.get(task)
-        cells = [
-            Cell(task),
-            Cell(_percent(labels.rate if labels else None)),
-            Cell(_percent(labels.labelled if labels else None)),
-        ]
-        if counts:
-            cells.append(Cell(f"{counts[task].positives:,}" if task in counts else NONE))
-        if plan.best_ne:
-            cells.append(Cell(number(plan.best_ne.get(task), 4)))
-        rows.append(Row(cells))
-    return Table(columns, rows)
-
-
-def methods_table(results: Results) -> Table:
-    """Build a table of methods: what each does, and its options."""
-    columns = [
-        Column("Method", numeric=False),
-        Column("Acts on", numeric=False),
-        Column("What it does", numeric=False),
-        Column("Built as", numeric=False),
-    ]
-    rows = [
-        Row(
-            [
-                Cell(method.label, method.name),
-                Cell(method.family),
-                Cell(method.summary),
-                Cell(method.settings),
-            ]
-        )
-        for method in results.plan.methods
-    ]
-    return Table(columns, rows)
-
-
-def _value(found: TaskResult, metric: Literal["ne", "auc", "calibration"]) -> float | None:
-    return {"ne": found.ne, "auc": found.auc, "calibration": found.calibration}[metric]
-
-
-def _task_columns(analysis: Analysis) -> list[Column]:
+def _task_columns(analysis: Analysis, tasks: Sequence[str]) -> list[Column]:
     """Return a column for each task, marked if the task has too few rows of one class."""
     return [
         Column(f"{task} (too few)", f"Only {analysis.few[task]} test rows of its rarer class: mostly chance.")
         if task in analysis.few
         else Column(task)
-        for task in analysis.tasks
+        for task in tasks
     ]
 
 
-def _gain_text(gain: Gain | None, metric: str, *, marked: bool) -> str:
+def gain_text(gain: Gain | None, measure: Measure, *, marked: bool) -> str:
+    """Format a change with its mark: in per cent or as a difference; nothing where there is none."""
     if gain is None or gain.mean is None:
         return ""
-    size = percent(gain.mean, 1) if metric == "ne" else signed(gain.mean, 4)
+    digits = measure.digits_of_gain
+    size = percent(gain.mean, digits) if measure.relative else signed(gain.mean, digits)
     return f"{mark(gain)} {size}".strip() if marked else size
 
 
-def _gain_hint(gain: Gain | None, metric: str) -> str:
+def _gain_hint(gain: Gain | None, measure: Measure) -> str:
     if gain is None or gain.mean is None:
         return ""
-    between = _between(gain.over_seeds, 2 if metric == "ne" else 4, PERCENT if metric == "ne" else "")
+    between = _between(gain.over_seeds, 2 if measure.relative else 4, PERCENT if measure.relative else "")
     if not between:
         return f"{gain.over_seeds.pairs} paired seeds: no interval, no test"
     return (
@@ -412,17 +363,11 @@ def _gain_hint(gain: Gain | None, metric: str) -> str:
     )
 
 
-def _background(gain: Gain | None, metric: str) -> str:
+def _background(gain: Gain | None, measure: Measure) -> str:
     """Return a background colour as strong as a clear change is large; none if the change is not clear."""
     if gain is None or gain.mean is None or not gain.significant:
         return ""
-    strength = 0.08 + 0.4 * math.sqrt(min(1.0, abs(gain.mean) / _FULL_COLOUR[metric]))
+    strength = 0.08 + 0.4 * math.sqrt(min(1.0, abs(gain.mean) / measure.full_colour))
     if not gain.firm:
         strength *= _NOT_FIRM
     return f"rgba({_BLUE if gain.mean > 0 else _ORANGE}, {strength:.2f})"
-
-
-def _percent(share: float | None) -> str:
-    if share is None:
-        return NONE
-    return f"{100 * share:.{2 if share < 0.1 else 1}f}{PERCENT}"

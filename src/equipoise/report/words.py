@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, Results
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, PlannedRuns, Results
 from equipoise.comparison.tuning import tasks_with_ne
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis
 from equipoise.report.phrases import counted, is_or_are, listed
 from equipoise.report.tables import PERCENT, percent
 from equipoise.training import Run
 
-__all__ = ["cautions", "transfer_summary"]
+__all__ = ["cautions", "natural_rate", "transfer_summary"]
 
 _ENOUGH_SEEDS = 5  # what a caution about too few seeds proposes
 
@@ -25,7 +25,9 @@ def transfer_summary(analysis: Analysis) -> list[str]:
     if equal is None or equal.ne is None:
         return ["Equal weights has no result here; the table shows the other methods against training alone."]
     gains = {
-        task: found.ne_transfer for task, found in equal.tasks.items() if found.ne_transfer and task not in analysis.few
+        task: gain
+        for task, found in equal.tasks.items()
+        if (gain := found.transfer.get("ne")) and task not in analysis.few
     }
     if all(gain.verdict == "untested" for gain in gains.values()):
         return [
@@ -33,17 +35,18 @@ def transfer_summary(analysis: Analysis) -> list[str]:
             f"{FEW_POSITIVES} test rows of both classes."
         ]
     sentences = []
+    error = "NE or NSE" if analysis.regressions and analysis.error == "NE" else analysis.error
     suffering = [task for task, gain in gains.items() if gain.worse and gain.firm]
     gaining = [task for task, gain in gains.items() if gain.better and gain.firm]
     if suffering:
         said = listed([f"{task} ({percent(gains[task].mean, 1)})" for task in suffering])
         sentences.append(
-            f"Under equal weights {said} {is_or_are(suffering)} worse in NE than when trained alone, beyond the "
-            f"95{PERCENT} interval over seeds and after Holm's adjustment: negative transfer."
+            f"Under equal weights {said} {is_or_are(suffering)} worse in {error} than when trained alone, beyond "
+            f"the 95{PERCENT} interval over seeds and after Holm's adjustment: negative transfer."
         )
     else:
         sentences.append(
-            f"Under equal weights no task is worse in NE than when trained alone, beyond the 95{PERCENT} "
+            f"Under equal weights no task is worse in {error} than when trained alone, beyond the 95{PERCENT} "
             "interval over seeds and after Holm's adjustment."
         )
     if gaining:
@@ -51,6 +54,25 @@ def transfer_summary(analysis: Analysis) -> list[str]:
         sentences.append(f"Trained together, {said} {'gains' if len(gaining) == 1 else 'gain'}.")
     sentences += [_remedy(analysis, task) for task in suffering]
     return sentences
+
+
+def natural_rate(plan: PlannedRuns) -> str:
+    """Say what the metrics at the natural rate are, and which predictions could not be corrected for it."""
+    found = plan.natural_rate
+    begin = "The test rows were sampled, so that positives are more frequent than in life. "
+    if found is None:
+        return (
+            f"{begin}Weights undo this for the labels: each row counts for as many as it stands for. The predictions "
+            "stay those learned from the sample, because the data set does not say how it was drawn: NE and "
+            "calibration at the natural rate then mean little."
+        )
+    said = (
+        f"{begin}At the natural rate each row counts for as many as it stands for, and predictions are corrected in "
+        f"closed form: of the rows without a positive of {found.task} a share of {found.rate:.4g} was kept."
+    )
+    if found.biased:
+        said += f" Not corrected, because no output says how it occurs with {found.task}: {listed(found.biased)}."
+    return said
 
 
 def cautions(results: Results, analysis: Analysis) -> list[str]:
@@ -183,7 +205,7 @@ def _remedy(analysis: Analysis, task: str) -> str:
     """Say which other joint methods help a suffering task, and how far."""
     cured, helped = [], []
     for entry in analysis.joint:
-        gain, over_equal = entry.tasks[task].ne_transfer, entry.tasks[task].ne_gain
+        gain, over_equal = entry.tasks[task].transfer.get("ne"), entry.tasks[task].gains.get("ne")
         if gain is None or gain.mean is None or over_equal is None:
             continue
         said = f"{entry.method.label} ({percent(gain.mean, 1)})"
