@@ -77,6 +77,8 @@ class Comparison:
                 for name in self.methods
                 for lr in (1e-3, 3e-3, 1e-2)
             ]
+            if self.rich:
+                tuning = [_enriched(run) for run in tuning]
             _write_lines(folder / "tuning.jsonl", [{"phase": "tune", **run} for run in tuning])
         if self.speed:
             (folder / "throughput.json").write_text(json.dumps({name: self.speed_of(name) for name in self.methods}))

@@ -49,7 +49,8 @@ def _curves(results: Results, analysis: Analysis, task: str, name: str) -> Figur
             if high / low > _WIDE:
                 for trace in data:  # a share of 0 has no place on a logarithmic axis
                     trace["y"] = [value or None for value in trace["y"]]
-                layout["xaxis"]["type"] = layout["yaxis"]["type"] = "log"
+                for axis in ("xaxis", "yaxis"):  # decades only: labels between them overlap
+                    layout[axis] |= {"type": "log", "dtick": 1, "exponentformat": "none", "minexponent": 9}
         data.insert(0, {
             "type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "name": "calibrated",
             "line": {"color": "#8a94a3", "width": 1.5, "dash": "dot"}, "hoverinfo": "skip",

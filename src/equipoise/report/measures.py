@@ -45,9 +45,9 @@ MEASURES: Final = {
         Measure("ne", "NE", "Normalized entropy (NE) by task, lower is better", False, True, 4, 10.0),
         Measure("auc", "AUC", "AUC by task, higher is better", True, False, 4, 0.05),
         Measure("gauc", "GAUC", "Grouped AUC (GAUC) by task, higher is better", True, False, 4, 0.05),
-        Measure("rmse", "RMSE", "RMSE of regressions, lower is better", False, True, None, 10.0),
-        Measure("mae", "MAE", "MAE of regressions, lower is better", False, True, None, 10.0),
-        Measure("r2", "R²", "R² of regressions, higher is better", True, False, 4, 0.1),
+        Measure("rmse", "RMSE", "RMSE, lower is better", False, True, None, 10.0),
+        Measure("mae", "MAE", "MAE, lower is better", False, True, None, 10.0),
+        Measure("r2", "R²", "R², higher is better", True, False, 4, 0.1),
     )
 }
 """Every metric with a direction. Of regressions ``ne`` is the normalized squared error (NSE)."""

@@ -173,12 +173,15 @@ def _binary(analysis: Analysis) -> list[str]:
 
 def _by_task(results: Results, analysis: Analysis) -> list[tuple[str, tables.Table]]:
     """Return a heading and a table for each measure that some task has."""
-    shown = []
-    for tasks, names in ((_binary(analysis), ("ne", "auc", "gauc")), (analysis.regressions, ("rmse", "mae", "r2"))):
-        for measure in (MEASURES[name] for name in names):
-            if any(entry.tasks[task].values[measure.name] is not None for entry in analysis.methods for task in tasks):
-                reachable = results.plan.best_ne if measure.name == "ne" else None
-                shown.append((measure.title, tables.task_table(analysis, measure, tasks, reachable=reachable)))
+    binary, shown = _binary(analysis), []
+    for measure in (MEASURES[name] for name in ("ne", "auc", "gauc")):
+        if any(entry.tasks[task].values[measure.name] is not None for entry in analysis.methods for task in binary):
+            reachable = results.plan.best_ne if measure.name == "ne" else None
+            shown.append((measure.title, tables.task_table(analysis, measure, binary, reachable=reachable)))
+    if analysis.regressions:
+        shown.append(
+            ("Regressions: RMSE and MAE, lower is better; R², higher is better", tables.regression_table(analysis))
+        )
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,12 +18,12 @@ from equipoise.report.tables import NONE, Cell, Column, Row, Table, gain_text, n
 
 __all__ = ["SlicedTask", "auc_error", "slice_findings", "slice_tables", "sliced_tasks"]
 
-_MOST_NAMED: Final = 6  # slices in one sentence
+_MOST_NAMED: Final = 5  # slices in one sentence
 _LEAST_MISCALIBRATED: Final = math.log(1.1)
 _ORANGE: Final = "rgba(213, 94, 0, 0.22)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SlicedTask:
     """One task of one method on one slice.
 
@@ -78,35 +78,31 @@ def slice_findings(results: Results, analysis: Analysis) -> list[str]:
         return [f"No slice has {FEW_POSITIVES} test rows of each class of any task, so that nothing is said about any."]
     said = []
     for method in analysis.joint:
-        worse = sorted(
-            (entry for entry in judged
-             if entry.method == method.method.name and entry.gain and entry.gain.worse and entry.gain.firm),
-            key=lambda entry: entry.gain.mean or 0.0 if entry.gain else 0.0,
-        )  # fmt: skip
+        worse = {
+            entry: entry.gain.mean or 0.0
+            for entry in judged
+            if entry.method == method.method.name and entry.gain and entry.gain.worse and entry.gain.firm
+        }
         if worse:
-            places = [f"{_place(entry)} ({percent(entry.gain.mean if entry.gain else None, 1)})" for entry in worse]
-            said.append(f"{method.method.label} is clearly worse than equal weights on {_some(places)}.")
+            ordered = sorted(worse, key=lambda entry: worse[entry])
+            places = _places({entry: percent(worse[entry], 1) for entry in ordered})
+            said.append(f"{method.method.label} is clearly worse than equal weights where {places}.")
     best = _shown(analysis)
     if best is not None:
-        mine = [entry for entry in judged if entry.method == best]
-        label = next(method.label for method in results.plan.methods if method.name == best)
-        whole = next(entry for entry in analysis.methods if entry.method.name == best).tasks
-        low = sorted((entry for entry in mine if "auc" in entry.behind), key=lambda entry: entry.values["auc"])
-        if low:
-            places = [
-                f"{_place(entry)} (AUC {number(entry.values['auc'], 3)}, over all rows "
-                f"{number(whole[entry.task].values['auc'], 3)})"
-                for entry in low
-            ]
-            said.append(f"{label} ranks clearly worse than over all rows on {_some(places)}.")
-        off = [entry for entry in mine if "calibration" in entry.behind]
-        if off:
-            places = [
-                f"{_place(entry)} ({number(entry.values['calibration'], 2)}, over all rows "
-                f"{number(whole[entry.task].values['calibration'], 2)})"
-                for entry in sorted(off, key=lambda entry: -abs(math.log(entry.values["calibration"])))
-            ]
-            said.append(f"{label} is calibrated clearly worse than over all rows on {_some(places)}.")
+        entry_of = next(entry for entry in analysis.methods if entry.method.name == best)
+        for measure, digits, verb in (
+            ("auc", 3, "ranks clearly worse"),
+            ("calibration", 2, "is calibrated clearly worse"),
+        ):
+            behind = [entry for entry in judged if entry.method == best and measure in entry.behind]
+            behind.sort(key=lambda entry: -abs(math.log(entry.values[measure])))
+            places = _places({
+                entry: f"{number(entry.values[measure], digits)}, over all rows "
+                       f"{number(entry_of.tasks[entry.task].values[measure], digits)}"
+                for entry in behind
+            })  # fmt: skip
+            if behind:
+                said.append(f"{entry_of.method.label} {verb} clearly worse than over all rows where {places}.")
     return said or ["No slice falls behind clearly: no method is worse than equal weights on any, beyond chance."]
 
 
@@ -185,16 +181,17 @@ def _shown(analysis: Analysis) -> str | None:
     return next((entry.method.name for entry in analysis.joint if entry.ne is not None), None)
 
 
-def _place(entry: SlicedTask) -> str:
-    value = f"is {entry.value}" if entry.value else "has a rarer value"
-    return f"{entry.task} where {entry.column} {value}"
-
-
-def _some(places: Sequence[str]) -> str:
-    shown = list(places[:_MOST_NAMED])
-    if len(places) > _MOST_NAMED:
-        shown.append(counted(len(places) - _MOST_NAMED, "other slice"))
-    return listed(shown)
+def _places(details: Mapping[SlicedTask, str]) -> str:
+    """Name slices, each with its tasks and their details, in the order given."""
+    slices: dict[tuple[str, str], list[str]] = {}
+    for entry, detail in details.items():
+        slices.setdefault((entry.column, entry.value), []).append(f"{entry.task} ({detail})")
+    said = [
+        f"{column} {f'is {value}' if value else 'has a rarer value'}: {listed(tasks)}"
+        for (column, value), tasks in slices.items()
+    ]
+    more = [f"and in {counted(len(said) - _MOST_NAMED, 'other slice')}"] if len(said) > _MOST_NAMED else []
+    return "; where ".join(said[:_MOST_NAMED]) + "".join(f"; {text}" for text in more)
 
 
 def _cell(entry: SlicedTask) -> Cell:
@@ -205,7 +202,7 @@ def _cell(entry: SlicedTask) -> Cell:
     details: list[Any] = [counts]
     if entry.positives is not None:
         details.append(f"NE {number(entry.values['ne'], 4)}, calibration {number(entry.values['calibration'], 3)}")
-    gain = f"{gain_text(entry.gain, MEASURES['ne'], marked=True)} against equal weights" if entry.gain else ""
+    gain = gain_text(entry.gain, MEASURES["ne"], marked=True)
     return Cell(
         number(value, 3), gain, hint="; ".join(details), tone="warn" if entry.behind else "",
         background=_ORANGE if "auc" in entry.behind else "",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from equipoise.comparison.results import Throughput
 from equipoise.report.analysis import Analysis, Gain, MethodResult
-from equipoise.report.measures import Measure
+from equipoise.report.measures import MEASURES, Measure
 from equipoise.report.statistics import PairedComparison
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "number",
     "p_value",
     "percent",
+    "regression_table",
     "signed",
     "task_table",
     "transfer_table",
@@ -275,32 +276,51 @@ def task_table(
     Args:
         reachable: the best NE that can be reached, for a last row.
     """
-    best: dict[str, float] = {}
-    for task in tasks:
-        known = [value for entry in analysis.joint if (value := entry.tasks[task].values[measure.name]) is not None]
-        if known and task not in analysis.few:
-            best[task] = max(known) if measure.higher_is_better else min(known)
-    rows = []
-    for entry in analysis.ranked:
-        cells = [_name(entry)]
-        for task in tasks:
-            value, gain = entry.tasks[task].values[measure.name], entry.tasks[task].gains.get(measure.name)
-            ranks = task not in analysis.few
-            is_best = value is not None and value == best.get(task) and not entry.is_single_task
-            cells.append(
-                Cell(
-                    in_unit(value) if measure.digits is None else number(value, measure.digits),
-                    gain_text(gain, measure, marked=ranks),
-                    hint=_gain_hint(gain, measure),
-                    tone="best" if is_best else "",
-                    background=_background(gain, measure) if ranks else "",
-                )
-            )
-        rows.append(Row(cells, _kind(entry)))
+    cells = {task: _task_cells(analysis, task, measure) for task in tasks}
+    rows = [
+        Row([_name(entry), *(cells[task][at] for task in tasks)], _kind(entry))
+        for at, entry in enumerate(analysis.ranked)
+    ]
     if reachable:
         best_cells = [Cell(number(reachable.get(task), 4)) for task in tasks]
         rows.append(Row([Cell("Best reachable", "from the true probabilities"), *best_cells], "aside"))
     return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
+
+
+def regression_table(analysis: Analysis) -> Table:
+    """Build a table of methods by regressions: RMSE, MAE and R² of each, as in :func:`task_table`."""
+    measures = [MEASURES[name] for name in ("rmse", "mae", "r2")]
+    pairs = [(task, measure) for task in analysis.regressions for measure in measures]
+    cells = [_task_cells(analysis, *pair) for pair in pairs]
+    columns = [
+        replace(column, title=f"{column.title}: {measure.label}")
+        for (task, measure) in pairs
+        for column in _task_columns(analysis, [task])
+    ]
+    rows = [
+        Row([_name(entry), *(column[at] for column in cells)], _kind(entry)) for at, entry in enumerate(analysis.ranked)
+    ]
+    return Table([Column("Method", numeric=False), *columns], rows)
+
+
+def _task_cells(analysis: Analysis, task: str, measure: Measure) -> list[Cell]:
+    """Return the cells of one column, a method each in the order of ``analysis.ranked``; the best joint one is bold."""
+    ranks = task not in analysis.few
+    known = [value for entry in analysis.joint if (value := entry.tasks[task].values[measure.name]) is not None]
+    best = (max(known) if measure.higher_is_better else min(known)) if known and ranks else None
+    cells = []
+    for entry in analysis.ranked:
+        value, gain = entry.tasks[task].values[measure.name], entry.tasks[task].gains.get(measure.name)
+        cells.append(
+            Cell(
+                in_unit(value) if measure.digits is None else number(value, measure.digits),
+                gain_text(gain, measure, marked=ranks),
+                hint=_gain_hint(gain, measure),
+                tone="best" if value is not None and value == best and not entry.is_single_task else "",
+                background=_background(gain, measure) if ranks else "",
+            )
+        )
+    return cells
 
 
 def calibration_table(analysis: Analysis, tasks: Sequence[str]) -> Table:

@@ -187,8 +187,8 @@ def _tuning_gaps(results: Results) -> list[str]:
     left_out = [task for task in results.plan.tasks if task not in tasks_with_ne(results.tuning)]
     if ended_well and left_out:
         found.append(
-            f"Rates were chosen without {listed(left_out)}: the validation rows hold one class only, so that NE is "
-            "not defined there."
+            f"Rates were chosen without {listed(left_out)}: the validation rows hold one class only (or one target), "
+            "so that NE is not defined there."
         )
     diverged = [
         method.label
