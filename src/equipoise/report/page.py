@@ -15,7 +15,7 @@ from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
 from equipoise.report.calibration_chart import calibration_chart
 from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
-from equipoise.report.measures import MEASURES
+from equipoise.report.measures import MEASURES, error_name
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
 from equipoise.report.phrases import counted
@@ -289,7 +289,8 @@ def _how_rates_were_chosen(results: Results) -> str:
         )
     return (
         f"each method's own, out of the same {'grid' if trials is None else 'search space'} for all ({tried}), by the "
-        f"lowest mean validation NE over {seeds} that the comparison does not use"
+        f"lowest mean validation {error_name(plan, plan.tasks).replace(' or ', ' and ')} over {seeds} "
+        "that the comparison does not use"
     )
 
 

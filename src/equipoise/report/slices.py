@@ -90,14 +90,11 @@ def slice_findings(results: Results, analysis: Analysis) -> list[str]:
     best = _shown(analysis)
     if best is not None:
         entry_of = next(entry for entry in analysis.methods if entry.method.name == best)
-        for measure, digits, verb in (
-            ("auc", 3, "ranks clearly worse"),
-            ("calibration", 2, "is calibrated clearly worse"),
-        ):
+        for measure, digits, verb, called in (("auc", 3, "ranks", "AUC "), ("calibration", 2, "is calibrated", "")):
             behind = [entry for entry in judged if entry.method == best and measure in entry.behind]
             behind.sort(key=lambda entry: -abs(math.log(entry.values[measure])))
             places = _places({
-                entry: f"{number(entry.values[measure], digits)}, over all rows "
+                entry: f"{called}{number(entry.values[measure], digits)}, over all rows "
                        f"{number(entry_of.tasks[entry.task].values[measure], digits)}"
                 for entry in behind
             })  # fmt: skip
