@@ -88,7 +88,9 @@ def test_batches_that_split_groups_add_up_and_pickling_keeps_the_state() -> None
         part = slice(start, start + 77)
         metric.update(logits[part], labels[part], groups[part], weight[part])
     metric = pickle.loads(pickle.dumps(metric))
-    assert metric.compute().item() == pytest.approx(grouped_auc(logits, labels, groups, weight).item(), rel=1e-12)
+    expected, left_out = by_hand((logits, labels, groups, weight))
+    assert 0 < left_out < 20
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_groups_that_are_no_whole_numbers_are_refused() -> None:
