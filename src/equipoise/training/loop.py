@@ -64,7 +64,8 @@ def train(
         on_step: called with (steps done, steps in all) after every step; an exception in it ends the run.
         stop: called after every step; True ends the run there, with a checkpoint. Several ranks call it about once a
             second and end together once it is True on one of them.
-        on_trained: called at the end with the model that gives the outputs of all tasks, in evaluation mode.
+        on_trained: called at the end with the model that gives the outputs of all tasks, in evaluation mode: with
+            ``stop_on`` that of the best evaluation, with ``ema`` that of the averaged weights.
         settings: any field of :class:`equipoise.settings.TrainingSettings`, such as ``lr``, ``epochs`` or ``model``.
 
     Raises:
