@@ -7,8 +7,9 @@ Three steps, each skipped with `--rounds 0`, or where the folder holds its resul
 1. A click log of 26 columns of ids and 13 of numbers is written as Parquet, a million rows at a time.
 2. A process of its own prepares it, and another streams one epoch of it in batches of 4096; the largest amount of
    memory that each held (its resident set) is noted.
-3. Loaders take turns in one process, in an order drawn anew in each round; a loader's speed is divided by that of
-   equipoise in the same round, and the median over the rounds is quoted with its 95 % interval by order statistics.
+3. Loaders take turns in one process, in an order drawn anew in each round; equipoise's speed is divided by the
+   loader's in the same round, and the median over the rounds is quoted with its 95 % interval by order statistics. Rows
+   per second of CPU, of all threads together, are what a busy machine disturbs least.
 
 torch-rechub 0.9 is measured by its own classes if it is installed: `DataGenerator`, as all its examples use it, and
 `ParquetIterableDataset`, which does not shuffle and gives one tensor per column.
@@ -167,26 +168,28 @@ def torch_rechub(
     }
 
 
-def rows_per_second(begin: Callable[[], Iterator[Any]], batches: int) -> float:
-    """Return the speed over some batches, from the first call to the last batch."""
-    started = time.perf_counter()
+def rows_per_second(begin: Callable[[], Iterator[Any]], batches: int) -> tuple[float, float]:
+    """Return the speed over some batches, from the first call to the last batch: per second, and per second of CPU."""
+    started, used = time.perf_counter(), time.process_time()
     epoch = begin()
     taken = sum(1 for _ in islice(epoch, batches))
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
     del epoch  # ends its workers, outside of the time
-    return taken * BATCH / seconds
+    return taken * BATCH / seconds, taken * BATCH / cpu_seconds
 
 
 def side_by_side(folder: Path, rounds: int, batches: int) -> list[dict[str, Any]]:
     """Return the median speed of each loader, and its ratio to equipoise with an interval."""
     contenders, order = loaders(folder), random.Random(0)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    by_cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name in order.sample(list(contenders), len(contenders)):
             slow = "DataLoader" in name or "DataGenerator" in name
-            speed = rows_per_second(contenders[name], max(4, batches // 32) if slow else batches)
+            speed, per_cpu = rows_per_second(contenders[name], max(4, batches // 32) if slow else batches)
             if turn:  # the first round warms up
                 speeds[name].append(speed)
+                by_cpu[name].append(per_cpu)
     found = []
     for name in contenders:
         ratios = [ours / own for own, ours in zip(speeds[name], speeds[OURS], strict=True)]
@@ -194,6 +197,8 @@ def side_by_side(folder: Path, rounds: int, batches: int) -> list[dict[str, Any]
         found.append(
             {
                 "loader": name, "rows_per_second": statistics.median(speeds[name]),
+                # the CPU time of workers is not this process's
+                "rows_per_cpu_second": None if "workers" in name else statistics.median(by_cpu[name]),
                 "slower_by": statistics.median(ratios), "low": low, "high": high, "rounds": rounds,
             }
         )  # fmt: skip
@@ -224,15 +229,19 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "Loaders in turns, median over the rounds; equipoise's speed over the loader's, with its 95 % interval:",
         "",
-        "| loader | rows per second | equipoise is faster by | interval | rounds |",
-        "|---|---:|---:|---|---:|",
+        "| loader | rows per second | per second of CPU | equipoise is faster by | interval | rounds |",
+        "|---|---:|---:|---:|---|---:|",
     ]
     lines += [
-        f"| {row['loader']} | {row['rows_per_second']:,.0f} | ×{row['slower_by']:.2f} | "
-        f"{row['low']:.2f} to {row['high']:.2f} | {row['rounds']} |"
+        f"| {row['loader']} | {row['rows_per_second']:,.0f} | {figure(row['rows_per_cpu_second'])} | "
+        f"×{row['slower_by']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['rounds']} |"
         for row in result["loaders"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def figure(number: float | None) -> str:
+    return "" if number is None else f"{number:,.0f}"
 
 
 def installed(name: str) -> str:
