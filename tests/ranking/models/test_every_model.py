@@ -12,11 +12,14 @@ from torch.func import functional_call
 
 from equipoise.forks.fork import Fork
 from equipoise.forks.multibalance import MultiBalance
+from equipoise.methods import METHODS
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import build_model
 from equipoise.schema import Batch, Categorical, Schema, Task
+from equipoise.settings import TrainingSettings
+from equipoise.training.learner import Learner
 from tests.ranking.models.cuts import losses_of, make_batch
-from tests.ranking.models.samples import CHAIN, SCHEMA, every_model, make, needed
+from tests.ranking.models.samples import CHAIN, SCHEMA, SMALL, every_model, make, needed
 
 
 @every_model
@@ -68,6 +71,16 @@ def test_a_fork_that_weighs_by_1_gives_the_plain_sum_of_gradients(name: str) -> 
         sum(losses_of(model, batch)).backward()
     for (parameter_name, parameter), other in zip(plain.named_parameters(), balanced.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-7, msg=parameter_name)
+
+
+@every_model
+@pytest.mark.parametrize("method", ["equal", "multibalance", "pub", "single-task"])
+def test_every_kind_of_method_trains_it_without_a_warning(name: str, method: str) -> None:
+    options = {option: list(size) if isinstance(size, tuple) else size for option, size in SMALL.get(name, {}).items()}
+    settings = TrainingSettings.of(model=name, model_options=options | needed(name, SCHEMA), lr=0.02, seed=0)
+    learner, batch = Learner(SCHEMA, METHODS[method], settings), make_batch(SCHEMA)
+    losses = torch.stack([learner.step(batch) for _ in range(6)])
+    assert (losses[-1] < losses[0]).all()
 
 
 @every_model
