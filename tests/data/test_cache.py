@@ -104,7 +104,7 @@ def replace_by_other_parquet(path: Path) -> None:
 
 
 def drop_a_column(path: Path) -> None:
-    pq.write_table(pq.read_table(path).drop_columns(["age"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["number:age"]), path)
 
 
 def drop_rows(path: Path) -> None:

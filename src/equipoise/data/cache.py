@@ -20,13 +20,14 @@ import torch
 from pydantic import PositiveInt, TypeAdapter
 
 from equipoise.data.dataset import Dataset, Split
+from equipoise.data.encoding import Encoding
 from equipoise.schema import Schema
 
 __all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_dataset"]
 
 _LOG = logging.getLogger(__name__)
 _KEY: Final = b"equipoise"  # where a file's own description lies among the Parquet metadata
-_WEIGHT, _IMPORTANCE, _SPLIT_KEY = "weight", "importance", "key:"  # names of columns; a key may be named as a feature
+_BLOCK_ROWS: Final = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Description:
     slices: tuple[str, ...]
     keys: tuple[str, ...]
     has_importance: bool
+    encoding: str | None
 
 
 def cache_folder() -> Path:
@@ -124,71 +126,97 @@ def cached(
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a data set as one Parquet file, the rows of the splits in turn; without its encoding."""
-    schema = dataset.schema
-    splits = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
+    """Write a data set as one Parquet file, the rows of the splits in turn, some of them at a time."""
+    splits = (dataset.train, dataset.validation, dataset.test)
     train, validation, test = (len(split) for split in splits)
+    first = dataset.train.take(slice(1))
     description = _Description(
-        dataset.name, (train, validation, test), schema, dataset.notes, dataset.best_ne,
+        dataset.name, (train, validation, test), dataset.schema, dataset.notes, dataset.best_ne,
         dataset.epochs, dataset.batch_size, dataset.licence, dataset.source, dataset.group,
-        {name: tuple(words) for name, words in dataset.values.items()}, dataset.slices, tuple(splits[0].keys),
-        splits[0].importance is not None,
+        {name: tuple(words) for name, words in dataset.values.items()}, dataset.slices, tuple(first.keys),
+        first.importance is not None, None if dataset.encoding is None else dataset.encoding.to_json(),
     )  # fmt: skip
-    categorical = torch.cat([split.categorical for split in splits]).numpy()
-    numeric = torch.cat([split.numeric for split in splits]).numpy()
-    labels = torch.cat([split.labels for split in splits]).numpy()
-    columns = {name: categorical[:, i] for i, name in enumerate(schema.categorical_columns)}
-    columns |= {name: numeric[:, i] for i, name in enumerate(schema.numeric_columns)}
-    columns |= {task.name: labels[:, i] for i, task in enumerate(schema.tasks)}
-    columns[_WEIGHT] = torch.cat([split.weight for split in splits]).numpy()
-    if description.has_importance:
-        columns[_IMPORTANCE] = torch.cat([split.importance for split in splits if split.importance is not None]).numpy()
-    columns |= {f"{_SPLIT_KEY}{name}": torch.cat([split.keys[name] for split in splits]).numpy()
-                for name in description.keys}  # fmt: skip
-    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(asdict(description)).encode()})
-    with replace_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    metadata = {_KEY: json.dumps(asdict(description)).encode()}
+    schema = _as_table(first, description).schema.with_metadata(metadata)
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for split in splits:
+            for begin in range(0, len(split), _BLOCK_ROWS):
+                rows = split.take(slice(begin, begin + _BLOCK_ROWS))
+                writer.write_table(_as_table(rows, description).cast(schema))
+
+
+def _as_table(split: Split, description: _Description) -> pa.Table:
+    return pa.table(
+        {
+            name: (tensor if place is None else tensor[:, place]).numpy()
+            for name, tensor, place in _places(split, description)
+        }
+    )
+
+
+def _places(split: Split, description: _Description) -> Iterator[tuple[str, torch.Tensor, int | None]]:
+    """Yield the column of the file for each column of a split, with its tensor, and its place there if it has several.
+
+    Columns bear the names of features, tasks and keys behind a word, because those may be the same.
+    """
+    schema = description.schema
+    for word, names, tensor in (("ids", schema.categorical_columns, split.categorical),
+                                ("number", schema.numeric_columns, split.numeric),
+                                ("label", schema.task_names, split.labels)):  # fmt: skip
+        yield from ((f"{word}:{name}", tensor, i) for i, name in enumerate(names))
+    yield "weight", split.weight, None
+    if split.importance is not None:
+        yield "importance", split.importance, None
+    yield from ((f"key:{name}", split.keys[name], None) for name in description.keys)
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a file of :func:`write_dataset`.
+    """Read a file of :func:`write_dataset`, some rows at a time.
 
     Raises:
         ValueError: the file is not a Parquet file of this format.
         OSError: the file cannot be opened.
     """
     # memory_map=False: a mapped file that another process replaces would change under the tensors
-    table = pq.read_table(path, memory_map=False)
-    metadata = table.schema.metadata or {}
-    if _KEY not in metadata:
-        raise ValueError("expected a data set written by equipoise, found other Parquet")
-    description = TypeAdapter(_Description).validate_json(metadata[_KEY], strict=True)
-    rows = description.rows
-    if sum(rows) != table.num_rows:
-        raise ValueError(f"expected {sum(rows)} rows, found {table.num_rows}")
-    columns = description.schema
-    schema = Schema(tuple(columns.categorical), tuple(columns.numeric), tuple(columns.tasks), columns.sampled)
-    categorical = _columns(table, list(schema.categorical_columns), np.int32)
-    numeric = _columns(table, list(schema.numeric_columns), np.float32)
-    labels = _columns(table, list(schema.task_names), np.float32)
-    weight = _columns(table, [_WEIGHT], np.float32)[:, 0]
-    importance = _columns(table, [_IMPORTANCE], np.float32)[:, 0] if description.has_importance else None
-    keys = {name: _columns(table, [f"{_SPLIT_KEY}{name}"], np.int64)[:, 0] for name in description.keys}
-    ends = [sum(rows[: i + 1]) for i in range(len(rows))]
-    train, validation, test = (
-        Split(categorical, numeric, labels, weight, importance, keys).take(slice(end - count, end))
-        for count, end in zip(rows, ends, strict=True)
-    )
+    with pq.ParquetFile(path, memory_map=False) as file:
+        metadata = file.schema_arrow.metadata or {}
+        if _KEY not in metadata:
+            raise ValueError("expected a data set written by equipoise, found other Parquet")
+        description = TypeAdapter(_Description).validate_json(metadata[_KEY], strict=True)
+        if sum(description.rows) != file.metadata.num_rows:
+            raise ValueError(f"expected {sum(description.rows)} rows, found {file.metadata.num_rows}")
+        columns = description.schema
+        schema = Schema(tuple(columns.categorical), tuple(columns.numeric), tuple(columns.tasks), columns.sampled)
+        encoding = None
+        if description.encoding is not None:
+            encoding = Encoding.from_json(description.encoding)
+            schema = encoding.schema_of_batches
+        splits = _read_splits(file, description)
+    train, validation, test = splits
     return Dataset(
         description.name, schema, train, validation, test, description.notes, description.best_ne,
         description.epochs, description.batch_size, description.licence, description.source, description.group,
-        description.values, description.slices,
+        description.values, description.slices, encoding,
     )  # fmt: skip
 
 
-def _columns(table: pa.Table, names: list[str], dtype: type[np.generic]) -> torch.Tensor:
-    # row by row in memory, because batches gather rows
-    matrix = np.empty((table.num_rows, len(names)), dtype)
-    for i, name in enumerate(names):
-        matrix[:, i] = table[name].to_numpy()
-    return torch.from_numpy(matrix)
+def _read_splits(file: pq.ParquetFile, description: _Description) -> list[Split]:
+    schema, rows = description.schema, sum(description.rows)
+    whole = Split(
+        torch.empty(rows, len(schema.categorical_columns), dtype=torch.int32),
+        torch.empty(rows, len(schema.numeric_columns)),
+        torch.empty(rows, len(schema.tasks)),
+        torch.empty(rows),
+        torch.empty(rows) if description.has_importance else None,
+        {name: torch.empty(rows, dtype=torch.int64) for name in description.keys},
+    )
+    places = list(_places(whole, description))
+    begin = 0
+    for batch in file.iter_batches(_BLOCK_ROWS):
+        for name, tensor, place in places:
+            target = tensor[begin : begin + batch.num_rows]
+            values = torch.from_numpy(np.array(batch[name].to_numpy(zero_copy_only=False)))
+            (target if place is None else target[:, place])[:] = values
+        begin += batch.num_rows
+    ends = np.cumsum(description.rows).tolist()
+    return [whole.take(slice(end - count, end)) for count, end in zip(description.rows, ends, strict=True)]

@@ -132,7 +132,7 @@ def test_any_kind_of_table_gives_the_same_data_set(kind: str) -> None:
 def test_missing_values_of_pandas_are_missing() -> None:
     import pandas as pd
 
-    frame = pd.DataFrame({"x": [1.0, np.nan, 3.0] * 40, "y": [1, 0, pd.NA] * 40}).astype({"y": "Int8"})
+    frame = pd.DataFrame({"x": [1.0, np.nan, 3.0, 2.0] * 30, "y": [1, 0, pd.NA] * 40}).astype({"y": "Int8"})
     dataset = from_frame(frame, {"features": {"x": {"kind": "number", "indicator": True}}, "tasks": {"y": None}})
     assert dataset.schema.numeric_columns == ("x[0]", "x[1]")
     assert dataset.train.labels.isnan().any()

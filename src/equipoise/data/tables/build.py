@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from equipoise.data.cache import cached
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.tables.config import TableConfig
-from equipoise.data.tables.files import open_files
+from equipoise.data.tables.content import Stamp, content_hash, stamp_of
+from equipoise.data.tables.feature_checks import constant_features, refuse_answers
+from equipoise.data.tables.files import open_locations
 from equipoise.data.tables.frames import open_frame
+from equipoise.data.tables.locations import Location, find_files
 from equipoise.data.tables.preparation import Preparation, prepare
 from equipoise.data.tables.split import SPLITS
 from equipoise.errors import DataError
@@ -21,9 +26,13 @@ from equipoise.settings_file import read_settings
 
 __all__ = ["described", "from_files", "from_frame"]
 
+_VERSION: Final = "1"  # to change whenever the same files and description give another data set
+
 
 def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
-    """Return the data set of own files.
+    """Return the data set of own files, prepared once for as long as their content and the description stay the same.
+
+    What has been prepared is kept in the cache folder, see :func:`equipoise.data.cache.cache_folder`.
 
     Args:
         config: a :class:`TableConfig`, its keys as a mapping, or the path of a YAML file with a ``data`` section.
@@ -33,11 +42,28 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
         SettingError: the YAML file cannot be read.
     """
     config = described(config)
-    source = open_files(
-        config.files, file_format=config.format, separator=config.separator, null_values=config.null_values
-    )
+    locations = find_files(config.files, file_format=config.format)
+    stamps = {location.name: stamp_of(location.path) for location in locations}
+    contents = [[content_hash(location.path), location.format, location.partition] for location in locations]
+
+    def build() -> Dataset:
+        try:
+            source = open_locations(locations, separator=config.separator, null_values=config.null_values)
+            found = _dataset(prepare(source, config), ", ".join(config.files))
+        finally:
+            for location in locations:
+                _check_unchanged(location, stamps[location.name])
+        return found
+
+    options = {**config.model_dump(mode="json", exclude={"files"}), "contents": contents}
     reading = {"format": config.format, "separator": config.separator, "null_values": list(config.null_values)}
-    return replace(_dataset(prepare(source, config), ", ".join(config.files)), reading=reading)
+    return replace(cached(re.sub(r"\W+", "-", config.name), options, build, version=_VERSION), reading=reading)
+
+
+def _check_unchanged(location: Location, before: Stamp) -> None:
+    """Refuse rows of a file that was written to while it was read: some would be old and some new."""
+    if not location.path.exists() or stamp_of(location.path) != before:
+        raise DataError(f"{location.name} was changed while it was read. Run the command again when it is written.")
 
 
 def from_frame(table: Any, config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
@@ -104,8 +130,10 @@ def _dataset(found: Preparation, source: str) -> Dataset:
                 target[at] = values
             done[name] += len(rows)
     train, validation, test = splits.values()
+    refuse_answers(train, schema)
+    notes = (*found.notes, *constant_features(train, schema))
     return Dataset(
-        config.name, schema, train, validation, test, notes=found.notes, epochs=config.epochs,
+        config.name, schema, train, validation, test, notes=notes, epochs=config.epochs,
         batch_size=config.batch_size, source=source, group=config.user, values=found.values,
         slices=tuple(found.slices), encoding=found.encoding,
     )  # fmt: skip

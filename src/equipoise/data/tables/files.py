@@ -22,7 +22,7 @@ from equipoise.data.tables.locations import Location, find_files
 from equipoise.data.tables.text_files import as_parquet
 from equipoise.errors import DataError
 
-__all__ = ["BLOCK_ROWS", "Source", "Table", "open_files", "reading"]
+__all__ = ["BLOCK_ROWS", "Source", "Table", "open_files", "open_locations", "reading"]
 
 BLOCK_ROWS: Final = 1 << 17
 """Rows that are read at once."""
@@ -193,8 +193,13 @@ def open_files(
     Raises:
         DataError: there is no such file, or a file is damaged.
     """
+    return open_locations(find_files(files, file_format=file_format), separator=separator, null_values=null_values)
+
+
+def open_locations(locations: Sequence[Location], /, *, separator: str, null_values: Sequence[str]) -> Source:
+    """Open files that have been found, see :func:`open_files`."""
     parts = []
-    for location in find_files(files, file_format=file_format):
+    for location in locations:
         path = location.path
         if location.format != "parquet":
             between = separator or ("\t" if location.format == "tsv" else ",")

@@ -46,7 +46,7 @@ class _Figures:
         if task.kind == "binary":
             return
         values = labels[there & (part == 0)].astype(np.float64)
-        values = np.log1p(values) if task.loss == "log" else values
+        values = np.log1p(np.maximum(values, 0)) if task.loss == "log" else values  # negative ones are refused later
         if len(values):  # merged as by Chan, Golub and LeVeque (1979): no difference of large sums
             count, shift = self.count + len(values), values.mean() - self.mean
             self.squares += ((values - values.mean()) ** 2).sum() + shift**2 * self.count * len(values) / count
