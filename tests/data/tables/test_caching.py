@@ -50,8 +50,9 @@ def test_what_comes_from_the_cache_is_the_same(builds: list[int]) -> None:
     assert len(builds) == 1
     assert_same(first, second)
     assert first.fingerprint() == second.fingerprint()
-    for name in ("name", "notes", "epochs", "batch_size", "source", "group", "values", "slices", "encoding", "schema"):
+    for name in ("name", "notes", "epochs", "batch_size", "source", "group", "slices", "encoding", "schema"):
         assert getattr(first, name) == getattr(second, name), name
+    assert {name: [*words] for name, words in second.values.items()} == first.values
 
 
 def test_names_of_features_tasks_and_keys_do_not_meet(builds: list[int]) -> None:

@@ -160,8 +160,10 @@ class TimePartConfig(_Config):
         default="", description="Column of the files. Default: that of `time`, else the name of the feature."
     )
     part: Literal["hour", "weekday", "day", "month"] = Field(default="hour", description="Part of the time, in UTC.")
-    unit: Unit | None = Field(default=None, description=f"{_UNIT} Default: as in `time`.")
-    format: str | None = Field(default=None, description=f"{_FORMAT} Before that, as in `time`.")
+    unit: Unit | None = Field(default=None, description=f"{_UNIT} Default: as in `time`, else s.")
+    format: str | None = Field(
+        default=None, description="Format of a time that is text. Default: as in `time`, else ISO 8601."
+    )
 
 
 FeatureConfig = Annotated[

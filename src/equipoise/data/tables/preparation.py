@@ -55,9 +55,9 @@ class Preparation:
         return self.encoding.schema_of_batches
 
     @property
-    def values(self) -> dict[str, tuple[str, ...]]:
+    def values(self) -> dict[str, list[str]]:
         """The names of the codes of each slice; code 0 is that of a missing value."""
-        return {name: ("missing", *values.cast(pl.String)) for name, (_, values) in self.slices.items()}
+        return {name: ["missing", *values.cast(pl.String)] for name, (_, values) in self.slices.items()}
 
     @property
     def keys(self) -> tuple[str, ...]:
