@@ -276,6 +276,11 @@ class Dataset:
                 f"found {', '.join(unknown)}."
             )
         for name, split in {"train": self.train, "validation": self.validation, "test": self.test}.items():
+            if not callable(getattr(split, "batches", None)):
+                raise DataError(
+                    f"{self.name}, {name} split: expected a Split, found a {type(split).__name__}. For a table of "
+                    "polars, pandas or pyarrow use equipoise.data.from_frame."
+                )
             if len(split) == 0:
                 raise DataError(f"{self.name}, {name} split: expected at least one row, found none.")
             try:

@@ -190,3 +190,15 @@ def test_a_settings_file_without_tables_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("data: funnel\n")
     with pytest.raises(DataError, match=r"a.yaml: expected a section `data` that describes tables .* found 'funnel'"):
         from_files("a.yaml")
+
+
+def test_a_table_in_place_of_a_split_or_of_its_columns_is_told_where_to_go() -> None:
+    dataset = from_frame(LOG, config())
+    with pytest.raises(
+        DataError, match=r"train split: expected a Split, found a DataFrame. .* use equipoise.data.from_f"
+    ):
+        replace(dataset, train=LOG)
+    with pytest.raises(DataError, match=r"categorical of a split should be .*, found a DataFrame. .*from_frame"):
+        replace(dataset.train, categorical=LOG)
+    with pytest.raises(DataError, match=r"numeric of a split should be .*, found a ndarray"):
+        replace(dataset.train, numeric=dataset.train.numeric.numpy())
