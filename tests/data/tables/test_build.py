@@ -93,6 +93,12 @@ def test_blocks_give_the_same_as_one_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert_same(from_files(config(files="log.parquet", slices=["recency"])), whole)
 
 
+def test_several_files_give_the_same_as_one_table() -> None:
+    for i in range(3):
+        LOG[i * 200 : (i + 1) * 200].write_parquet(f"{i}.parquet", row_group_size=70)
+    assert_same(from_files(config(files="*.parquet", slices=["channel"])), from_frame(LOG, config(slices=["channel"])))
+
+
 def test_a_preparation_yields_its_blocks_from_any_one_on() -> None:
     for i in range(3):
         LOG[i * 200 : (i + 1) * 200].write_parquet(f"{i}.parquet")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from equipoise.data.tables.config import TableConfig
 from equipoise.data.tables.files import open_files
 from equipoise.data.tables.frames import open_frame
+from equipoise.data.tables.keys import KeyPlace, hashed_values
 from equipoise.data.tables.split import Assignment, assign
 from equipoise.errors import DataError
 from tests.data.tables.conftest import campaign
@@ -121,6 +122,13 @@ def test_by_user_each_is_in_one_split(convert: Any) -> None:
     assert (splits["part"] == 1).all()
     assert min(found.counts) > 100
     assert "a user is in one split alone" in found.notes[0]
+
+
+def test_by_user_floats_are_whole_or_not_in_other_blocks() -> None:
+    place = KeyPlace("user", "u")
+    whole, mixed = (hashed_values(pl.Series([3.0, other]), place) for other in (4.0, 0.5))
+    assert whole[0] == mixed[0]
+    assert len({*whole, *mixed}) == 3
 
 
 def test_by_user_missing_ones_are_noted() -> None:

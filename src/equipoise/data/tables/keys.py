@@ -52,6 +52,8 @@ def hashed_values(values: pl.Series, place: Place, /) -> NDArray[np.uint64]:
         DataError: the column's type has no text.
     """
     found = normal_form(values, place)
+    if values.dtype.is_float():  # whole in one block and not in another, a number has to keep its hash
+        found = found.cast(pl.String)
     missing = found.is_null().to_numpy()
     if found.dtype == pl.Int64:
         hashes = mixed(found.fill_null(0).to_numpy())
