@@ -44,7 +44,7 @@ class _Description:
     licence: str
     source: str
     group: str
-    values: dict[str, tuple[str, ...]]
+    values: dict[str, list[str]]
     slices: tuple[str, ...]
     keys: tuple[str, ...]
     has_importance: bool
@@ -133,7 +133,7 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
     description = _Description(
         dataset.name, (train, validation, test), dataset.schema, dataset.notes, dataset.best_ne,
         dataset.epochs, dataset.batch_size, dataset.licence, dataset.source, dataset.group,
-        {name: tuple(words) for name, words in dataset.values.items()}, dataset.slices, tuple(first.keys),
+        {name: list(words) for name, words in dataset.values.items()}, dataset.slices, tuple(first.keys),
         first.importance is not None, None if dataset.encoding is None else dataset.encoding.to_json(),
     )  # fmt: skip
     metadata = {_KEY: json.dumps(asdict(description)).encode()}

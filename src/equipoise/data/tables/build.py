@@ -49,7 +49,7 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
     def build() -> Dataset:
         try:
             source = open_locations(locations, separator=config.separator, null_values=config.null_values)
-            found = _dataset(prepare(source, config), ", ".join(config.files))
+            found = _dataset(prepare(source, config))
         finally:
             for location in locations:
                 _check_unchanged(location, stamps[location.name])
@@ -57,7 +57,8 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
 
     options = {**config.model_dump(mode="json", exclude={"files"}), "contents": contents}
     reading = {"format": config.format, "separator": config.separator, "null_values": list(config.null_values)}
-    return replace(cached(re.sub(r"\W+", "-", config.name), options, build, version=_VERSION), reading=reading)
+    found = cached(re.sub(r"\W+", "-", config.name), options, build, version=_VERSION)
+    return replace(found, reading=reading, source=", ".join(config.files))
 
 
 def _check_unchanged(location: Location, before: Stamp) -> None:
@@ -84,7 +85,7 @@ def from_frame(table: Any, config: Path | str | Mapping[str, Any] | TableConfig,
         >>> dataset.schema.categorical_columns, dataset.schema.numeric_columns, dataset.schema.task_names
         (('zip',), ('age',), ('visit',))
     """
-    return _dataset(prepare(open_frame(table), described(config)), "")
+    return _dataset(prepare(open_frame(table), described(config)))
 
 
 def described(config: Path | str | Mapping[str, Any] | TableConfig, /) -> TableConfig:
@@ -107,7 +108,7 @@ def described(config: Path | str | Mapping[str, Any] | TableConfig, /) -> TableC
     return TableConfig.of(config)
 
 
-def _dataset(found: Preparation, source: str) -> Dataset:
+def _dataset(found: Preparation) -> Dataset:
     """Encode the rows block by block into tensors of their final size."""
     schema, config = found.schema, found.config
     counts = dict(zip(SPLITS, found.assignment.counts, strict=True))
@@ -134,7 +135,7 @@ def _dataset(found: Preparation, source: str) -> Dataset:
     notes = (*found.notes, *constant_features(train, schema))
     return Dataset(
         config.name, schema, train, validation, test, notes=notes, epochs=config.epochs,
-        batch_size=config.batch_size, source=source, group=config.user, values=found.values,
+        batch_size=config.batch_size, group=config.user, values=found.values,
         slices=tuple(found.slices), encoding=found.encoding,
     )  # fmt: skip
 
