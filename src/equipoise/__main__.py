@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from equipoise.errors import how_to_install
 
@@ -11,6 +12,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; without its packages, print how to install them and exit with code 2."""
+    # Last, so that no file hides a package: `model: my_models:MyRanker` finds my_models.py where the command is run.
+    sys.path.append(str(Path.cwd()))
     try:
         from equipoise.cli import main as run
     except ModuleNotFoundError as error:

@@ -25,6 +25,7 @@ __all__ = [
     "Command",
     "NonFinite",
     "OptimizerName",
+    "Precision",
     "Schedule",
     "Settings",
     "Sharding",
@@ -71,6 +72,9 @@ TableOptimizer = Literal["same", "rowwise-adagrad"]
 
 NonFinite = Literal["raise", "skip-task", "skip-step"]
 """raise: end with an error; skip-task: leave the task out of that step; skip-step: leave the step out."""
+
+Precision = Literal["float32", "bfloat16"]
+"""bfloat16: layers compute in bfloat16 where PyTorch's autocast deems it safe; losses are float32."""
 
 Sharding = Literal[
     "ddp", "fsdp", "table-wise", "row-wise", "column-wise", "data-parallel", "planner",
@@ -194,6 +198,9 @@ class TrainingSettings(BaseModel):
     )
     non_finite: Annotated[NonFinite, About(may_change=True)] = Field(
         "raise", description="What to do about a loss or gradient that is not finite."
+    )
+    precision: Annotated[Precision, About()] = Field(
+        "float32", description="Precision of the forward and backward pass; weights and updates are always float32."
     )
     evaluations: Annotated[Annotated[int, Field(ge=1)], About()] = Field(
         8, description="Points of the learning curve; `train` writes a checkpoint at each."

@@ -332,7 +332,8 @@ class Learner:
 
     def _losses(self, member: Member, share: Batch, labelled: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor]]:
         """Return the logits of all tasks, and the losses of the member's tasks, on this rank's rows."""
-        logits = member.module(share.categorical, share.numeric)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"):
+            logits = member.module(share.categorical, share.numeric)
         auxiliary: Callable[[Tensor], Mapping[str, Tensor] | None] | None
         auxiliary = getattr(member.model, "auxiliary_losses", None)
         further = None if auxiliary is None else auxiliary(share.labels)
