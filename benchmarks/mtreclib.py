@@ -236,14 +236,15 @@ def markdown(report: dict[str, Any]) -> str:
         aucs = [f"{auc:.4f}" for auc in row["auc"]]
         cells = [row["contender"], *speed, *aucs, *(["", ""] if row["contender"] == BASELINE else gains)]
         lines.append(f"| {' | '.join(cells)} |")
+    options = {name: report[name] for name in ("rows", "epochs", "seeds", "lr")}
+    command = " ".join(f"--{name} {value}" for name, value in options.items())
+    only = " ".join(f'"{name}"' for name in report["rates"])
     intro = (
-        "# The MMoE of MTReclib's configuration\n\n"
-        f"`python benchmarks/mtreclib.py --rows {report['rows']} --epochs {report['epochs']} --seeds {report['seeds']} "
-        f"--lr {report['lr']} --only {' '.join(map(repr, report['rates']))}`\n\n{report['cpu']}, {report['threads']} threads, load {report['load']:.1f} at the "
-        "start. "
-        f"Generated rows in AliExpress' form: clicks {report['positive_rates'][0]:.1%}, conversions "
-        f"{report['positive_rates'][1]:.1%}. Gains in AUC over the re-creation on the same rows: 95 % intervals over "
-        f"{report['seeds']} seeds (Student's t).\n\n"
+        f"# The MMoE of MTReclib's configuration\n\n`python benchmarks/mtreclib.py {command} --only {only}`\n\n"
+        f"{report['cpu']}, {report['threads']} threads, load {report['load']:.1f} at the start. Generated rows in "
+        f"AliExpress' form: clicks {report['positive_rates'][0]:.1%}, conversions {report['positive_rates'][1]:.1%}. "
+        f"Gains in AUC over the re-creation on the same rows: 95 % intervals over {report['seeds']} seeds "
+        "(Student's t).\n\n"
     )
     return intro + "\n".join(lines) + "\n"
 
