@@ -109,7 +109,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     references = {key[0]: values for key, values in complete.items() if key[1] == REFERENCE}
     yield "| method | recipe | rates | two tuning seeds | five other seeds | against Adam with decay |"
     yield "|---|---|---|---:|---:|---:|"
-    for key in sorted(found, key=lambda key: (key[0], fmean(complete.get(key) or tuning[key]))):
+    shown = [key for key in found if key in complete or tuning[key]]
+    for key in sorted(shown, key=lambda key: (key[0], fmean(complete.get(key) or tuning[key]))):
         reference = references.get(key[0])
         cells = [f"{fmean(values):.4f}" if values else "" for values in (tuning[key], complete.get(key))]
         compared = key in complete and reference is not None and key[1] != REFERENCE
