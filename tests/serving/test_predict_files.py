@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import equipoise
 from equipoise.cli import app
-from equipoise.data import from_files
+from equipoise.data import from_files, from_prepared, prepare
 from equipoise.data.encoding import Encoding
 from equipoise.errors import DataError, SettingError
 from equipoise.serving import Ranker
@@ -184,7 +184,10 @@ def test_files_are_read_as_the_training_read_its_own(tmp_path: Path) -> None:
     (tmp_path / "logs.csv.gz").write_bytes(gzip.compress(text.encode()))
     config = {key: CONFIG[key] for key in ("features", "tasks", "split")}
     reading = {"files": str(tmp_path / "logs.csv.gz"), "format": "tsv", "null_values": ["none"]}
-    equipoise.train(from_files(config | reading), "equal", epochs=1, batch_size=64, out=tmp_path / "run")
+    dataset = from_files(config | reading)
+    prepare(config | reading, tmp_path / "prepared")
+    assert from_prepared(tmp_path / "prepared").reading == dataset.reading
+    equipoise.train(dataset, "equal", epochs=1, batch_size=64, out=tmp_path / "run")
     ranker = Ranker.load(tmp_path / "run")
     ranker.predict_files(tmp_path / "logs.csv.gz", tmp_path / "text.parquet")
     rows.write_parquet(tmp_path / "rows.parquet")

@@ -23,9 +23,11 @@ def from_prepared(folder: Path | str, /) -> Dataset:
     manifest = read_manifest(folder)
     about = manifest.about
     encoding = None if manifest.encoding is None else Encoding.from_json((folder / manifest.encoding.file).read_text())
+    settings = manifest.made_from.get("settings", {})
+    reading = {name: settings[name] for name in ("format", "separator", "null_values") if name in settings}
     train, validation, test = (StreamedSplit(folder, manifest, name) for name in SPLITS)
     return Dataset(
         about.name, about.columns, train, validation, test,
         about.notes, about.best_ne, about.epochs, about.batch_size, about.licence, about.source,
-        group=about.group, values=about.values, slices=about.slices, encoding=encoding,
+        group=about.group, values=about.values, slices=about.slices, encoding=encoding, reading=reading,
     )  # fmt: skip
