@@ -60,7 +60,6 @@ def test_the_program_takes_any_number_of_rows(rows: int, ranker: Ranker, exporte
 SCHEMAS = {
     "ids alone": Schema([Categorical("zip", 5)], [], [Task("click"), Task("buy")]),
     "numbers alone": Schema([], [Numeric("age")], [Task("click"), Task("buy")]),
-    "one task": Schema([Categorical("zip", 5)], [Numeric("age")], [Task("click")]),
     "tasks of all kinds, sampled": Schema(
         [Categorical("zip", 5)],
         [Numeric("age")],

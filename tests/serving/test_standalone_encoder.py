@@ -116,7 +116,7 @@ def assert_same(whole: Encoding, column: list[Any], *, dtype: pl.DataType | None
 
 
 @pytest.mark.parametrize("kind", VALUES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_ids_of_single_values(kind: str, data: st.DataObject) -> None:
     column = data.draw(st.lists(st.none() | VALUES[kind], min_size=1, max_size=6))
@@ -129,7 +129,7 @@ def test_ids_of_single_values(kind: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "whole", "floats", "flags"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_ids_of_lists(kind: str, data: st.DataObject) -> None:
     lists = st.none() | st.lists(st.none() | VALUES[kind], max_size=5)
@@ -140,7 +140,7 @@ def test_ids_of_lists(kind: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_numbers(kind: str, data: st.DataObject) -> None:
     column = data.draw(st.lists(st.none() | NUMBERS[kind], min_size=1, max_size=6))
@@ -154,7 +154,7 @@ def test_numbers(kind: str, data: st.DataObject) -> None:
     assert_same(encoding(*features), column, dtype=pl.Decimal(12, 3) if kind == "decimals" else None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), separated=st.booleans())
 def test_vectors(data: st.DataObject, separated: bool) -> None:
     vectors = st.none() | st.just([]) | st.lists(st.floats(width=32, allow_infinity=False), min_size=3, max_size=3)
