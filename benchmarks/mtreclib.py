@@ -159,7 +159,7 @@ class Equipoise:
     def __init__(self, train: Split, seed: int, precision: Precision, *, lr: float, epochs: int) -> None:
         settings = TrainingSettings.of(model="mmoe-aliexpress", lr=lr, seed=seed, precision=precision)
         steps = epochs * -(-len(train) // BATCH)
-        self.learner = Learner(SCHEMA, METHODS["equal"], settings, decay_steps=steps, epoch_steps=steps // epochs)
+        self.learner = Learner(SCHEMA, METHODS["equal"], settings, total_steps=steps, epoch_steps=steps // epochs)
         self.train, self.generator = train, torch.Generator().manual_seed(seed)
 
     def batches(self) -> Iterator[Batch]:
@@ -240,8 +240,10 @@ def summary(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    head = ("contender", "examples per second", "times the re-creation", "by processor time", "AUC click", "AUC conversion", "gain click",
-            "gain conversion")  # fmt: skip
+    head = (
+        "contender", "examples per second", "times the re-creation", "by processor time", "AUC click",
+        "AUC conversion", "gain click", "gain conversion",
+    )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in report["contenders"]:
         ratios = [
