@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 
 # What needs more than torch is imported when it is first used.
 _LATER: Final = {
+    "audit": "equipoise.report.audit_from_python:audit",
     "compare": "equipoise.comparison:compare",
     "data": "equipoise.data",
     "train": "equipoise.serving:train",

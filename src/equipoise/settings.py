@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "TableOptimizer",
     "TrainingSettings",
     "about",
+    "command_line",
     "command_words",
     "parse_pairs",
     "settings_table",
@@ -363,6 +365,27 @@ def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
         elif value is not None:
             words += [option, str(value)]
     return words
+
+
+def command_line(command: Command, stated: Mapping[str, Any], /) -> str:
+    """Return what to type into a shell to use these settings; own tables are put into a settings file first.
+
+    Example:
+        >>> print(command_line("compare", {"data": {"files": "logs.csv", "tasks": {"visit": "visit"}}, "seeds": 3}))
+        cat > settings.yaml <<'END'
+        data:
+          files: "logs.csv"
+          tasks: {"visit": "visit"}
+        END
+        equipoise compare settings.yaml --seeds 3
+    """
+    data = stated.get("data")
+    if not isinstance(data, Mapping):
+        return shlex.join(["equipoise", command, *command_words(command, stated)])
+    words = command_words(command, {name: value for name, value in stated.items() if name != "data"})
+    keys = [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]  # JSON is YAML
+    line = shlex.join(["equipoise", command, "settings.yaml", *words])
+    return "\n".join(["cat > settings.yaml <<'END'", "data:", *keys, "END", line])
 
 
 def settings_table() -> str:

@@ -21,6 +21,7 @@ from equipoise.report.measures import MEASURES
 from equipoise.report.monitor_charts import monitor_chart
 from equipoise.report.page import result_rows, write_markdown, write_report
 from equipoise.report.tables import task_table, transfer_table
+from equipoise.settings import Settings
 
 HOSTILE = '<script>alert(1)</script> & "quoted" | {{ 7 * 7 }}'
 SOME = ("single-task", "equal", "multibalance", "pub")
@@ -306,6 +307,16 @@ def test_the_printed_command_states_what_differs_from_the_defaults_and_can_be_re
         ("--rate", "equal=0.01"), ("--grid", "0.01,0.1"), ("--tune-seeds", "2"),
     ):  # fmt: skip
         assert pair in list(itertools.pairwise(words))
+
+
+def test_the_printed_command_of_own_tables_writes_their_settings_file_first(comparison, tmp_path):
+    tables = {"files": "logs.csv", "features": {"größe": "number"}, "tasks": {"visit": "a = 'x'"}, "epochs": 2}
+    options = {"data": tables, "model": "mmoe", "seeds": 3, "methods": list(SOME)}
+    script = printed(comparison(methods=SOME, seeds=1, plan={"options": options}))
+    stub = 'equipoise() { echo "$@"; }\n'
+    done = subprocess.run(["bash", "-c", stub + script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("compare settings.yaml --model mmoe")
+    assert Settings.of(tmp_path / "settings.yaml").data == tables
 
 
 @pytest.mark.parametrize("given", [["data"], ["data", "model", "methods"]])

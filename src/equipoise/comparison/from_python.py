@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,16 @@ from equipoise.comparison.jobs import RunListener
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.results import Results
 from equipoise.comparison.runner import run_comparison
-from equipoise.data import Dataset
+from equipoise.data import Dataset, expect_source
 from equipoise.methods import METHODS, Method
 from equipoise.ranking.models import MODELS, ModelBuilder, name_of
 from equipoise.settings import Settings
 
-__all__ = ["compare"]
+__all__ = ["compare", "settings_of"]
 
 
 def compare(
-    dataset: str | Dataset,
+    dataset: str | Mapping[str, Any] | Dataset,
     *,
     methods: Sequence[str | Method] | None = None,
     model: str | ModelBuilder | None = None,
@@ -35,7 +35,7 @@ def compare(
     method or model that is given as an object is registered under its name for this process and its workers.
 
     Args:
-        dataset: a name that :func:`equipoise.data.load` knows, or a data set in memory.
+        dataset: a name or description that :func:`equipoise.data.load` takes, or a data set in memory.
         methods: names, import paths or objects; by default single-task, equal, multibalance and pub.
         model: a name, an import path, or a class or function that builds a module; ``docs/own-model.md`` says more.
         out: a folder; runs that it already holds are kept.
@@ -58,17 +58,7 @@ def compare(
         >>> [run.method for run in results.runs]
         ['equal']
     """
-    given: list[str] = []
-    stated = dict(settings)
-    if isinstance(dataset, Dataset):
-        given.append("data")
-        stated["data"] = dataset.name
-    else:
-        stated["data"] = dataset
-    if model is not None:
-        stated["model"] = model if isinstance(model, str) else name_of(model)
-        if not isinstance(model, str) and stated["model"] in MODELS:
-            given.append("model")
+    stated, given = settings_of(dataset, model, settings)
     if methods is not None:
         stated["methods"] = [entry if isinstance(entry, str) else _registered_method(entry, given) for entry in methods]
     folder = Path(out)
@@ -81,6 +71,26 @@ def compare(
         listener=listener,
     )
     return ResultFolder(folder).results()
+
+
+def settings_of(
+    dataset: object, model: str | ModelBuilder | None, settings: Mapping[str, Any], /
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings that stand for a data set and a model, and the names of those that were given as objects.
+
+    Raises:
+        DataError: the data set is none, nor the name or the description of one.
+    """
+    given: list[str] = []
+    stated = dict(settings)
+    if isinstance(dataset, Dataset):
+        given.append("data")
+    stated["data"] = dataset.name if isinstance(dataset, Dataset) else expect_source(dataset)
+    if model is not None:
+        stated["model"] = model if isinstance(model, str) else name_of(model)
+        if not isinstance(model, str) and stated["model"] in MODELS:
+            given.append("model")
+    return stated, given
 
 
 def _registered_method(method: Method, given: list[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
 from equipoise.serving import Ranker
 from equipoise.serving.folder import set_ranker_aside
-from equipoise.settings import Settings, command_words
+from equipoise.settings import Settings, command_line
 from equipoise.training import (
     METHODS,
     Learner,
@@ -171,7 +170,7 @@ class _Comparison:
     def _choice(self, chosen: Mapping[str, Rate]) -> Choice:
         settings = self.settings.model_dump(mode="json")
         stated = {name: settings[name] for name in self.settings.model_fields_set}
-        command = shlex.join(["equipoise", "compare", *command_words("compare", stated)])
+        command = command_line("compare", stated)
         return Choice.of(settings, chosen, seeds=self._tuning_seeds, command=command)
 
     def _do(

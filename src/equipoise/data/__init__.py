@@ -30,6 +30,7 @@ __all__ = [
     "StreamedBatches",
     "StreamedSplit",
     "TableConfig",
+    "expect_source",
     "from_files",
     "from_frame",
     "from_prepared",
@@ -141,6 +142,28 @@ def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None
             f"{type(found).__name__}."
         )
     return found
+
+
+def expect_source(found: object, /) -> Any:
+    """Return what was given in place of a data set if it is one, or a name or description of one.
+
+    Raises:
+        DataError: it is something else, such as a table.
+
+    Example:
+        >>> expect_source("funnel")
+        'funnel'
+        >>> expect_source([1, 2])
+        Traceback (most recent call last):
+        equipoise.errors.DataError: Expected a data set, or the name or description of one, found a list. A table of \
+polars, pandas or pyarrow becomes a data set with equipoise.data.from_frame(table, description).
+    """
+    if isinstance(found, Dataset | str | Mapping):
+        return found
+    raise DataError(
+        f"Expected a data set, or the name or description of one, found a {type(found).__name__}. A table of polars, "
+        "pandas or pyarrow becomes a data set with equipoise.data.from_frame(table, description)."
+    )
 
 
 def _check_options(name: str, parameters: Mapping[str, inspect.Parameter], options: Mapping[str, object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from equipoise.report.phrases import counted
 from equipoise.report.procedure_tables import data_table, methods_table, tuning_table
 from equipoise.report.slices import slice_findings, slice_tables
 from equipoise.report.web_page import write_page, write_whole
-from equipoise.settings import Settings, command_words
+from equipoise.settings import Settings, command_line
 
 __all__ = ["headline", "result_rows", "write_markdown", "write_report"]
 
@@ -323,7 +322,7 @@ def _command(plan: PlannedRuns) -> str:
         for name, value in stated.items()
     }
     if not plan.from_python:
-        return shlex.join(["equipoise", "compare", *command_words("compare", stated)])
+        return command_line("compare", stated)
     objects = {"data": "dataset", "model": "model"}
     given = {objects.get(name, name): name for name in plan.from_python}
     arguments = [f"{'dataset' if 'data' in plan.from_python else repr(stated.pop('data', ''))},"]

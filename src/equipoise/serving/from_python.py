@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from equipoise.data import Dataset, load
+from equipoise.data import Dataset, expect_source, load
 from equipoise.methods import Method, parse_method
 from equipoise.ranking.models import ModelBuilder, name_of
 from equipoise.serving.ranker import Ranker
@@ -18,7 +19,7 @@ __all__ = ["train"]
 
 
 def train(
-    dataset: Dataset | str,
+    dataset: Dataset | str | Mapping[str, Any],
     method: Method | str = "multibalance",
     /,
     *,
@@ -29,7 +30,7 @@ def train(
     """Train one method on one data set; return the trained ranker, and write it to ``out`` if that is given.
 
     Args:
-        dataset: a data set in memory, or a name that :func:`equipoise.data.load` knows.
+        dataset: a data set in memory, or a name or description that :func:`equipoise.data.load` takes.
         method: the method, or its name with options behind a colon.
         model: a name, an import path, or a class or function that builds a module; ``docs/own-model.md`` says more.
         out: the folder for the ranker.
@@ -41,7 +42,7 @@ def train(
         >>> ranker.run.status
         'ok'
     """
-    dataset = load(dataset) if isinstance(dataset, str) else dataset
+    dataset = dataset if isinstance(dataset, Dataset) else load(expect_source(dataset))
     method = parse_method(method) if isinstance(method, str) else method
     if model is not None:
         settings["model"] = model if isinstance(model, str) else name_of(model)
