@@ -16,7 +16,10 @@ from equipoise.schema import Batch, Categorical, Schema
 if TYPE_CHECKING:
     from equipoise.data.encoding import Encoding
 
-__all__ = ["AnySplit", "Dataset", "Split"]
+__all__ = ["DAY", "AnySplit", "Dataset", "Split"]
+
+DAY: Final = "day"
+"""The key of a split that holds the day of each row, counted from 1970-01-01."""
 
 _FINGERPRINT_ROWS: Final = 10_000
 

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from equipoise.data import AnySplit, Dataset, Split
+from equipoise.data.dataset import DAY
 from equipoise.ranking.metrics import auc
 from equipoise.schema import Categories, Vector
 
-__all__ = ["DAY", "DayFacts", "FeatureFacts", "Overlap", "by_day", "features_of", "label_overlaps"]
-
-DAY: Final = "day"
-"""The key of a split that holds the day of each row, counted from 1970-01-01."""
+__all__ = ["DayFacts", "FeatureFacts", "Overlap", "by_day", "features_of", "label_overlaps"]
 
 _MOST_ROWS: Final = 200_000
 _SEED: Final = 0

@@ -10,9 +10,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from equipoise.data.dataset import Split
+from equipoise.data.dataset import DAY, Split
 from equipoise.data.encoding import Encoding, fit
 from equipoise.data.encoding.text import normal_form
+from equipoise.data.encoding.times import times_of
 from equipoise.data.tables.config import FeatureConfig, TableConfig
 from equipoise.data.tables.files import Block, Source, Table
 from equipoise.data.tables.keys import KeyPlace, hashed_values
@@ -24,6 +25,7 @@ from equipoise.schema import Sampled, Schema
 
 __all__ = ["Preparation", "prepare"]
 
+_SECONDS_OF_DAY = 86_400
 _PART = "\x1fsplit"  # the name of a column beside the user's
 
 
@@ -61,8 +63,9 @@ class Preparation:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The names of the keys of each row."""
-        return tuple(dict.fromkeys([*([self.config.user] if self.config.user else []), *self.slices]))
+        """The names of the keys of each row: the user, the slices, and the day where rows have a time."""
+        user = [self.config.user] if self.config.user else []
+        return tuple(dict.fromkeys([*user, *self.slices, *([DAY] if self.config.time is not None else [])]))
 
     def blocks(self, first: int = 0) -> Iterator[dict[str, Split]]:
         """Yield the encoded rows, block by block, by split; always the same blocks.
@@ -95,6 +98,8 @@ class Preparation:
         return {name: whole.take(part == i) for i, name in enumerate(SPLITS)}
 
     def _codes(self, name: str, block: Block) -> NDArray[np.int64]:
+        if name == DAY and name not in self.slices and name != self.config.user:
+            return self._days(block)
         if name not in self.slices:
             place = KeyPlace("user", name, block.first_row_of_file, file=block.file)
             return (hashed_values(block.frame[name], place) >> np.uint64(1)).astype(np.int64)
@@ -103,6 +108,14 @@ class Preparation:
         found = normal_form(block.frame[column], place).cast(values.dtype)
         codes = pl.Series(range(1, len(values) + 1), dtype=pl.Int64)
         return found.replace_strict(values, codes, default=0, return_dtype=pl.Int64).to_numpy().copy()
+
+    def _days(self, block: Block) -> NDArray[np.int64]:
+        """Return the day of each row, counted from 1970-01-01 UTC; -1 where the time is missing."""
+        time = self.config.time
+        assert time is not None
+        place = KeyPlace("time", time.column, block.first_row_of_file, file=block.file)
+        days = times_of(block.frame[time.column], time.unit, time.format, place) // _SECONDS_OF_DAY
+        return days.fill_null(-1).to_numpy().copy()
 
 
 def prepare(source: Source, config: TableConfig, /) -> Preparation:
@@ -151,7 +164,7 @@ def _wanted(config: TableConfig, expressions: Mapping[str, pl.Expr], slices: Map
         for column in expression.meta.root_names():
             found.setdefault(column, f"tasks.{name}.label")
     others = [
-        ("time", config.time.column if config.time is not None and config.split.by == "time" else ""),
+        ("time", config.time.column if config.time is not None else ""),
         ("user", config.user),
         ("weight", config.weight),
         ("split.column", config.split.column),
