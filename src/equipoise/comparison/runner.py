@@ -67,6 +67,7 @@ def run_comparison(
     from_python: Sequence[str] = (),
     jobs: int | None = None,
     listener: RunListener | None = None,
+    speed: bool = True,
 ) -> None:
     """Train every method with every seed, and leave plan, runs and throughput as JSON in ``folder``.
 
@@ -79,6 +80,7 @@ def run_comparison(
         jobs: how many worker processes train, as many as there are cores if None; the results do not depend
             on it.
         listener: is told the progress.
+        speed: measure the throughput and memory of each method.
 
     Raises:
         DataError: the data set is not known or cannot be had.
@@ -106,7 +108,9 @@ def run_comparison(
     description = describe(settings, dataset, methods) | {"from_python": list(from_python)}
     with own_folder(folder):
         check_same_comparison(comparison.folder, description)
-        comparison.run(description)
+        rates = comparison.run(description)
+        if speed:
+            comparison.measure_speed(rates)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class _Comparison:
     workers: int
     listener: RunListener
 
-    def run(self, description: dict[str, Any]) -> None:
+    def run(self, description: dict[str, Any]) -> Mapping[str, Rate]:
+        """Tune and train; return the rate of each method."""
         rates = {method.name: starting_rate(self.settings, method.name) for method in self.methods}
         doubts = {name: found.doubt for name, found in rates.items() if found.doubt}
         chosen = {name: found.rate for name, found in rates.items()}
@@ -133,7 +138,7 @@ class _Comparison:
             self.folder.write_tuned(self._choice(chosen))
         todo = [Job(name, seed, *rate) for seed in range(self.settings.seeds) for name, rate in chosen.items()]
         self._do("Training", todo, self.folder.runs(), self.folder.add_run, time_left)
-        self._measure_throughput(chosen)
+        return chosen
 
     def learner(self, method: Method, rate: Rate | None = None) -> Learner:
         """Return a learner of a method, at the rate it starts with unless another is given."""
@@ -201,7 +206,7 @@ class _Comparison:
                 self.listener.run_done(job, run, time_left.seconds())
         return [done[job] for job in todo]
 
-    def _measure_throughput(self, rates: Mapping[str, Rate]) -> None:
+    def measure_speed(self, rates: Mapping[str, Rate]) -> None:
         """Measure the throughput against equal weights and the memory of each method not measured before.
 
         Equal weights are measured against themselves, too, whether they are compared or not: how far two identical

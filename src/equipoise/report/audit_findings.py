@@ -234,7 +234,9 @@ def _task_reasons(tasks: Sequence[TaskFinding]) -> list[str]:
 def _room_reasons(joint: Sequence[Way], alone: Way | None, advice: Advice) -> list[str]:
     said = []
     static = next((way for way in joint if way.name == STATIC), None)
-    if static is not None and static.gain.mean is not None:
+    if static is not None and static.gain.mean == 0:
+        said.append("The search for static weights found none that are better than equal ones.")
+    elif static is not None and static.gain.mean is not None:
         said.append(
             f"The best static weights found gain {_with_interval(static.gain)}; they were searched on the same "
             "validation rows, so take it for what weighing the losses could win at most."

@@ -105,7 +105,15 @@ def audit(
         stated |= {"rates": {name: rate.lr for name, rate in rates.items()}}
         stated |= {"decays": {name: rate.table_decay for name, rate in rates.items()}}
         planned = Settings.of(**stated).suited_to(dataset)
-        run_comparison(planned, folder / "runs", dataset=dataset, from_python=from_python, jobs=jobs, listener=listener)
+        run_comparison(
+            planned,
+            folder / "runs",
+            dataset=dataset,
+            from_python=from_python,
+            jobs=jobs,
+            listener=listener,
+            speed=False,
+        )
         auditor.look_at_gradients(rates[EQUAL_WEIGHTS])
         auditor.search_weights(rates[EQUAL_WEIGHTS], trials)
         auditor.confirm_weights(rates[EQUAL_WEIGHTS], seeds)
