@@ -60,6 +60,14 @@ def test_the_words_of_a_command_state_the_settings_that_they_were_made_of() -> N
     assert "--seed" not in command_words("compare", {"seed": 3})
 
 
+def test_a_misspelt_setting_is_told_which_one_may_be_meant() -> None:
+    with pytest.raises(SettingError, match=r"modell: there is no such setting; .*; did you mean 'model'\?"):
+        Settings.of(modell="mmoe")
+    with pytest.raises(SettingError) as found:
+        Settings.of(zzz=1)
+    assert "did you mean" not in str(found.value)
+
+
 def test_an_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:
     before = TrainingSettings.of()
     for name, other in {"lr": 0.1, "model_options": {"bottom": [8]}, "schedule": "constant", "seed": 4}.items():

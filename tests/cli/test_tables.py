@@ -23,6 +23,13 @@ def test_what_was_left_out_and_why_a_run_may_differ_stand_below_the_metrics() ->
     assert "finite" not in shown(Run("equal", 0, 0.1, test={"click": METRICS}))
 
 
+def test_the_error_of_a_regression_is_not_called_entropy() -> None:
+    of_number = {"ne": 0.9, "rmse": 2.0, "mae": 1.0, "r2": 0.1}
+    assert "NSE" in shown(Run("equal", 0, 0.1, test={"spend": of_number}))
+    assert "NE or" in shown(Run("equal", 0, 0.1, test={"click": METRICS, "spend": of_number}))
+    assert "NSE" not in shown(Run("equal", 0, 0.1, test={"click": METRICS}))
+
+
 def test_square_brackets_in_names_are_no_markup() -> None:
     said = shown(Run("multibalance:x[/]", 0, 0.1, test={"click[/red]": METRICS, "a[bold]b": METRICS}))
     assert "multibalance:x[/]" in said

@@ -47,8 +47,9 @@ def run_table(run: Run) -> Table:
         title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
     table = Table("task", title=Text(title), title_justify="left")
     shown = [name for name in _METRICS if any(name in metrics for metrics in run.test.values())]
+    kinds = {"NE" if "log_loss" in metrics else "NSE" for metrics in run.test.values()}
     for name in shown:
-        table.add_column(_METRICS[name], justify="right")
+        table.add_column(" or ".join(sorted(kinds)) if name == "ne" else _METRICS[name], justify="right")
     for task, metrics in run.test.items():
         table.add_row(Text(task), *(_number(metrics.get(name, math.nan)) for name in shown))
     notes = []
@@ -84,7 +85,8 @@ def label_table(found: Summary) -> Table:
         table.add_column(name, justify="right")
     for entry in found.tasks:
         rate = f"{entry.rate:.3%}" if entry.task.binary and math.isfinite(entry.rate) else _number(entry.rate)
-        table.add_row(Text(entry.task.name), entry.split, f"{entry.labelled:,}", f"{entry.positives:,}", rate)
+        positives = f"{entry.positives:,}" if entry.task.binary else "–"
+        table.add_row(Text(entry.task.name), entry.split, f"{entry.labelled:,}", positives, rate)
     return table
 
 

@@ -38,6 +38,15 @@ def test_labels_are_told_from_features_of_two_values() -> None:
     assert found.features["newbie"].value == "category"
 
 
+def test_names_are_read_word_by_word_however_they_are_written() -> None:
+    names = {"user_id": "userId", "item_id": "item.ID", "click": "isClick", "purchase": "purchase made"}
+    frame = logs(eventTime=1_700_000_000 + np.arange(ROWS)).rename(names)
+    found = propose(frame, frame.height)
+    assert list(found.tasks) == ["isClick", "purchase made"]
+    assert (found.user.value, found.time.value) == ("userId", {"column": "eventTime", "unit": "s"})
+    assert found.features["item.ID"].value == "category"
+
+
 def test_a_task_is_nested_in_the_smallest_that_holds_all_its_positives() -> None:
     frame = logs()
     frame = frame.with_columns(view=pl.lit(1).repeat_by(1).list.first() * (pl.int_range(ROWS) % 10 != 0))

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from equipoise.data.proposal import propose_settings
-from equipoise.data.tables import TableConfig
+from equipoise.data.tables import TableConfig, from_files
+from equipoise.errors import DataError
 from equipoise.settings import Settings
 from tests.data.proposal.test_roles import logs
 
@@ -53,6 +54,29 @@ def test_a_table_without_a_label_gets_a_place_to_write_one(tmp_path: Path) -> No
     file = tmp_path / "logs.parquet"
     logs().drop("click", "purchase").write_parquet(file)
     assert "name a label" in propose_settings([str(file)])
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "logs.csv"
+    logs().head(0).write_csv(file)
+    with pytest.raises(DataError, match="expected rows to look at"):
+        propose_settings([str(file)])
+
+
+@pytest.mark.parametrize(("negative", "labelled"), [(-1, 2000), (0, 1000)])
+def test_labels_of_minus_one_are_tasks_and_no_features(tmp_path: Path, negative: int, labelled: int) -> None:
+    file = tmp_path / "logs.parquet"
+    frame = logs().drop("purchase")
+    click = pl.when(pl.col("click") == 1).then(1).otherwise(negative)
+    if negative == 0:  # then -1 stands for a missing label
+        click = pl.when(pl.int_range(2000) % 2 == 0).then(click).otherwise(-1)
+    frame.with_columns(click.alias("click")).write_parquet(file)
+    proposed = yaml.safe_load(propose_settings([str(file)]))["data"]
+    assert "click" not in proposed["features"]
+    dataset = from_files(proposed)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert sum(int((~split.labels.isnan()).sum()) for split in splits) == labelled
+    assert {0.0, 1.0} == set(dataset.train.labels[~dataset.train.labels.isnan()].tolist())
 
 
 def test_columns_with_odd_names_are_quoted(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import polars as pl
 
-__all__ = ["Column", "TimeForm", "Tokens", "look_at"]
+__all__ = ["Column", "TimeForm", "Tokens", "look_at", "words_of"]
 
 Nature = Literal["constant", "binary", "whole", "real", "text", "list", "time"]
 """The kind of values: all the same; 0 and 1; whole numbers; numbers; text; lists; or points in time."""
@@ -75,6 +75,16 @@ class Column:
     tokens: Tokens | None = None
 
 
+def words_of(name: str, /) -> str:
+    """Return a name with underscores between its words.
+
+    Example:
+        >>> words_of("isClick"), words_of("video.ID"), words_of("user_id")
+        ('is_Click', 'video_ID', 'user_id')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^0-9A-Za-z_]+", "_", name)
+
+
 def look_at(sample: pl.DataFrame, /) -> Iterator[Column]:
     """Yield the facts about each column of a sample.
 
@@ -122,7 +132,7 @@ def _number(there: pl.Series, missing: float, distinct: int, rows: int) -> Colum
 
 def _time_of_numbers(there: pl.Series, low: float, high: float) -> TimeForm | None:
     """Return the form of whole numbers that are points in time, judged by their size and their column's name."""
-    if not _TIME_NAME.search(there.name):
+    if not _TIME_NAME.search(words_of(there.name)):
         return None
     for unit, per_second in _UNITS.items():
         if low >= _FIRST * per_second and high <= _LAST * per_second:

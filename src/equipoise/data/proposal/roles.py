@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from equipoise.data.proposal.columns import Column, look_at
+from equipoise.data.proposal.columns import Column, look_at, words_of
 
 __all__ = ["Proposal", "Remarked", "propose"]
 
@@ -115,13 +115,27 @@ def _choose_time(found: Proposal, columns: dict[str, Column]) -> None:
 
 def _labels(columns: dict[str, Column]) -> list[Column]:
     binary = [column for column in columns.values() if column.nature == "binary"]
-    return [column for column in binary if _LABEL.search(column.name)] or binary[-1:]
+    signed = [column for column in columns.values() if _is_signed(column)]
+    return [column for column in [*binary, *signed] if _LABEL.search(words_of(column.name))] or binary[-1:]
+
+
+def _is_signed(column: Column) -> bool:
+    """Return True for labels of -1 and 1, or of -1, 0 and 1."""
+    return column.nature == "whole" and (column.low, column.high) == (-1, 1)
+
+
+def _signed_label(column: Column) -> tuple[str, str]:
+    """Return the SQL expression that turns -1 and 1, or -1, 0 and 1, into a label, and what it takes -1 for."""
+    quoted = '"' + column.name.replace('"', '""') + '"'
+    if column.distinct == 2:
+        return f"{quoted} = 1", "-1 is taken for a negative label"
+    return f"NULLIF({quoted}, -1)", "-1 is taken for a missing label"
 
 
 def _choose_tasks(found: Proposal, sample: pl.DataFrame, labels: Sequence[Column]) -> None:
     positive = {column.name: sample[column.name].cast(pl.Float64).fill_null(0.0) == 1 for column in labels}
     counts = {name: int(rows.sum()) for name, rows in positive.items()}
-    named = any(_LABEL.search(column.name) for column in labels)
+    named = any(_LABEL.search(words_of(column.name)) for column in labels)
     for column in labels:
         name, remarks = column.name, [] if named else ["the last column of 0 and 1: is it a label?"]
         within = {
@@ -131,9 +145,12 @@ def _choose_tasks(found: Proposal, sample: pl.DataFrame, labels: Sequence[Column
         }
         parents = [other for other, share in within.items() if share == 1 and counts[name]]
         value: Any = name
+        if _is_signed(column):
+            value, remark = _signed_label(column)
+            remarks.append(remark)
         if parents:
             parent = min(parents, key=lambda other: counts[other])
-            value = {"label": name, "after": parent}
+            value = {"label": value, "after": parent}
             remarks.append(f"all of its {counts[name]:,} positives have {parent} = 1: learned where {parent} is 1")
         elif almost := [other for other, share in within.items() if share >= _ALMOST]:
             closest = max(almost, key=lambda other: within[other])
@@ -161,7 +178,7 @@ def _choose_outcomes(found: Proposal, sample: pl.DataFrame, columns: dict[str, C
                 {"kind": "regression", "label": column.name, "loss": loss, "after": parent},
                 f"a number that is not 0 only where {parent} is 1",
             )
-        elif _OUTCOME.search(column.name):
+        elif _OUTCOME.search(words_of(column.name)):
             found.left_out[column.name] = (
                 "by its name known only afterwards; as a task: "
                 f"{column.name}: {{kind: regression, loss: {'log' if column.low >= 0 else 'squared'}}}"
@@ -172,7 +189,11 @@ def _choose_outcomes(found: Proposal, sample: pl.DataFrame, columns: dict[str, C
 
 
 def _choose_user(found: Proposal, columns: dict[str, Column]) -> None:
-    users = [column for column in columns.values() if _USER.search(column.name) and column.distinct * 2 < column.rows]
+    users = [
+        column
+        for column in columns.values()
+        if _USER.search(words_of(column.name)) and column.distinct * 2 < column.rows
+    ]
     if users:
         chosen = max(users, key=lambda column: column.distinct)
         found.user = Remarked(chosen.name, "AUC is reported per user, too")
@@ -198,7 +219,7 @@ def _feature(column: Column, others: Iterable[Column]) -> Remarked | None:
         return _list_feature(column, others)
     if column.nature == "real":
         return Remarked({"kind": "number", "scale": "log1p"} if column.skewed else "number", missing)
-    if column.nature == "whole" and not (_ID.search(column.name) or _USER.search(column.name)):
+    if column.nature == "whole" and not (_ID.search(words_of(column.name)) or _USER.search(words_of(column.name))):
         if column.distinct <= _FEW_VALUES:
             return Remarked("category", f"{column.distinct} values: number if they count something")
         doubt = f"whole numbers up to {column.high:,.0f}: category if they are ids"
@@ -219,7 +240,11 @@ def _list_feature(column: Column, others: Iterable[Column]) -> Remarked:
     remark = f"{len(tokens.distinct):,} values, at most {tokens.most} in a row"
     stated = {"kind": "categories", **stated, "length": min(50, max(1, tokens.most))}
     for other in others:
-        if other.nature in {"whole", "text"} and _ID.search(other.name) and _shares_name(column.name, other.name):
+        if (
+            other.nature in {"whole", "text"}
+            and _ID.search(words_of(other.name))
+            and _shares_name(column.name, other.name)
+        ):
             stated |= {"table": other.name, "pooling": "attention", "target": other.name}
             remark += f"; reads the table of {other.name}, and weighs the items by their likeness to it"
             break

@@ -12,6 +12,7 @@ import yaml
 
 from equipoise.data.proposal.roles import Proposal, Remarked, propose
 from equipoise.data.tables.files import open_files
+from equipoise.errors import DataError
 
 __all__ = ["propose_settings"]
 
@@ -27,7 +28,7 @@ def propose_settings(files: Sequence[str], /) -> str:
         files: paths, globs, folders or URLs of Parquet, CSV or TSV files.
 
     Raises:
-        DataError: no file is there, or one cannot be read.
+        DataError: no file is there, one cannot be read, or there are no rows.
     """
     patterns = _as_glob(files)
     stated: dict[str, Any] = {"files": patterns[0] if len(patterns) == 1 else patterns}
@@ -99,4 +100,6 @@ def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
             stated["separator"] = found
             source = open_files(files, separator=found)
     table = source.table()
+    if not table.rows:
+        raise DataError(f"{', '.join(files)}: expected rows to look at, found the names of the columns alone.")
     return table.frame.head(_SAMPLE_ROWS).collect(), table.rows
