@@ -49,6 +49,7 @@ class Ranker(nn.Module):
 @pytest.mark.usefixtures("own_methods")
 def test_the_python_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     rows = pl.DataFrame({"age": [float(age) for age in range(400)], "click": [0, 1, 1, 0] * 100, "buy": [0, 1] * 200})
     rows.write_csv("logs.csv")
     data = {"files": "logs.csv", "features": {"age": "number"}, "tasks": {"click": "click", "buy": "buy"}}

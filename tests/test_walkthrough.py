@@ -46,6 +46,7 @@ def run(line: str) -> str:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     return tmp_path
 

@@ -18,7 +18,8 @@ def run(*words: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "logs.csv"
     logs().write_csv(path)
     return path

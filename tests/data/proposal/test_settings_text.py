@@ -15,6 +15,11 @@ from equipoise.settings import Settings
 from tests.data.proposal.test_roles import logs
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv"])
 def test_a_proposal_is_a_settings_file(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"logs.{ending}"
