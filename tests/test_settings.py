@@ -1,4 +1,5 @@
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path: Pat
     with pytest.raises(SettingError, match=message) as caught:
         Settings.of(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["mails.csv", "mails.csv.gz", "mails.parquet"])
+def test_a_table_in_place_of_settings_is_told_how_to_begin(table: str) -> None:
+    with pytest.raises(SettingError, match=rf"found the table .*`equipoise init {re.escape(table)} > mails.yaml`"):
+        Settings.of(Path(table))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

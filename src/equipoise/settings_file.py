@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from equipoise.errors import SettingError
 
 __all__ = ["read_settings"]
+
+_TABLES: Final = (".csv", ".tsv", ".parquet")
 
 
 def read_settings(path: Path, /) -> Mapping[str, Any]:
@@ -21,6 +23,11 @@ def read_settings(path: Path, /) -> Mapping[str, Any]:
         SettingError: the file cannot be read, is not YAML, names Python objects, states a setting twice, or holds
             something else than settings.
     """
+    if any(ending in path.suffixes for ending in _TABLES):
+        raise SettingError(
+            f"Expected a YAML file with settings, found the table {path}: write one for it first, by "
+            f"`equipoise init {path} > {path.name.partition('.')[0]}.yaml`."
+        )
     try:
         found = yaml.load(path.read_text(), _Loader)
     except OSError as error:

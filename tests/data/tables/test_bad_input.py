@@ -71,6 +71,14 @@ BAD_ROWS: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
         lambda: write(LOG.with_columns(spend=pl.lit(2.5))), {"tasks": {"spend": {"kind": "regression"}}},
         "tasks.spend: the label is 2.5 in all",
     ),
+    "infinite target": (
+        lambda: write(with_values("spend", float("inf"))), {"tasks": {"spend": {"kind": "regression"}}},
+        "tasks.spend: expected finite numbers or null; found 1 other values, the first inf in row 7",
+    ),
+    "text as a target": (
+        lambda: write(LOG.with_columns(spend=pl.lit("3.5"))), {"tasks": {"spend": {"kind": "regression"}}},
+        'found the type String, the first \'3.5\'. Write an expression, such as `label: "CAST(spend AS DOUBLE)"`.',
+    ),
     "task without labels": (
         lambda: write(LOG.with_columns(visit=pl.lit(None))), {"tasks": {"visit": "visit"}},
         "tasks.visit: the train rows have no label",

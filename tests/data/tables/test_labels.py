@@ -1,10 +1,12 @@
 """Labels: columns and SQL expressions of every type, nested tasks resolved, faults with count, value and row."""
 
+import re
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from equipoise.data.tables.config import TableConfig
@@ -170,3 +172,15 @@ def test_text_is_no_label() -> None:
     ):
         column(["yes", "no"])
     assert column(["yes", "no"], "y = 'yes'") == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["visit", "like", "buy it", 'a "b"', "is.click", "größe"])
+@pytest.mark.parametrize("values", [["yes", "no"], [5, 1], [-1, 1]])
+def test_what_a_message_tells_to_write_is_a_label_that_can_be_read(name: str, values: list[Any]) -> None:
+    frame = pl.DataFrame({name: values})
+    with pytest.raises(DataError) as caught:
+        labels_of(frame, {name: None})
+    advised = re.findall(r"`(label: .*?)`", str(caught.value))
+    assert advised
+    for line in advised:
+        labels_of(frame, {name: yaml.safe_load(line)})

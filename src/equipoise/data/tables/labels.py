@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,9 +158,12 @@ class Labels:
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             found = values.drop_nulls().head(1)
             shown = f", the first {found[0]!r}" if len(found) else ""
+            sql = self._in_sql(name)
+            advice = "a condition, such as " + _label(f"{sql} = 'yes'")
+            if task.kind == "regression":
+                advice = "an expression, such as " + _label(f"CAST({sql} AS DOUBLE)")
             raise DataError(
-                f"tasks.{name}.label: expected {_expected(task)}; found the type {dtype}{shown}. Write a condition, "
-                f"such as `label: \"{task.label} = 'yes'\"`."
+                f"tasks.{name}.label: expected {_expected(task)}; found the type {dtype}{shown}. Write {advice}."
             )
         numbers: NDArray[np.float64] = values.cast(pl.Float64).fill_null(np.nan).to_numpy().copy()
         missing = np.isnan(numbers)
@@ -170,6 +174,17 @@ class Labels:
             if task.loss == "log":
                 self._fault(name, "negative").add(numbers < 0, values, first_row)
         return numbers
+
+    def _in_sql(self, name: str) -> str:
+        """Return a task's label as a part of a longer expression: a column is quoted where SQL needs it."""
+        label = self.config.tasks[name].label
+        if label not in self.expressions[name].meta.root_names():
+            return f"({label})"
+        try:
+            is_plain = bool(_NAME.fullmatch(label)) and pl.sql_expr(f"{label} > 0").meta.root_names() == [label]
+        except pl.exceptions.PolarsError:  # a word of SQL
+            is_plain = False
+        return label if is_plain else '"' + label.replace('"', '""') + '"'
 
     def _fault(self, task: str, kind: str) -> _Fault:
         return self.faults.setdefault((task, kind), _Fault())
@@ -213,13 +228,19 @@ class Labels:
             )
         advice = ""
         if task.kind == "binary":
-            advice = f' Write a condition, such as `label: "{task.label} > 0"`, or set `kind: regression`.'
+            sql = self._in_sql(name)
+            advice = f" Write a condition, such as {_label(f'{sql} > 0')}, or set `kind: regression`."
             if fault.first == -1:
                 advice = (
-                    f' If -1 stands for a missing label, write `label: "NULLIF({task.label}, -1)"`; if for a negative '
-                    f'one, `label: "{task.label} = 1"`.'
+                    f" If -1 stands for a missing label, write {_label(f'NULLIF({sql}, -1)')}; if for a negative one, "
+                    f"{_label(f'{sql} = 1')}."
                 )
         return f"expected {_expected(task)}; found {fault.count:,} other values, {where}.{advice}"
+
+
+def _label(sql: str) -> str:
+    """Return the line of a settings file that states the label."""
+    return f"`label: {json.dumps(sql, ensure_ascii=False)}`"  # text in JSON is text in YAML
 
 
 def _expected(task: TaskConfig) -> str:

@@ -45,7 +45,7 @@ class _Figures:
         self.positives += np.bincount(part[there & (labels > 0)], minlength=len(SPLITS))
         if task.kind == "binary":
             return
-        values = labels[there & (part == 0)].astype(np.float64)
+        values = labels[np.isfinite(labels) & (part == 0)].astype(np.float64)  # infinite ones are refused later
         values = np.log1p(np.maximum(values, 0)) if task.loss == "log" else values  # negative ones are refused later
         if len(values):  # merged as by Chan, Golub and LeVeque (1979): no difference of large sums
             count, shift = self.count + len(values), values.mean() - self.mean
