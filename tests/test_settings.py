@@ -122,6 +122,12 @@ def test_a_table_in_place_of_settings_is_told_how_to_begin(table: str) -> None:
         Settings.of(Path(table))
 
 
+def test_settings_may_be_named_after_their_table(tmp_path: Path) -> None:
+    file = tmp_path / "mails.csv.yaml"
+    file.write_text("seeds: 3")
+    assert Settings.of(file).seeds == 3
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be read: No such file"):
         Settings.of(tmp_path / "none.yaml")

@@ -13,7 +13,7 @@ from equipoise.errors import SettingError
 
 __all__ = ["read_settings"]
 
-_TABLES: Final = (".csv", ".tsv", ".parquet")
+_TABLES: Final = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
 
 
 def read_settings(path: Path, /) -> Mapping[str, Any]:
@@ -23,7 +23,7 @@ def read_settings(path: Path, /) -> Mapping[str, Any]:
         SettingError: the file cannot be read, is not YAML, names Python objects, states a setting twice, or holds
             something else than settings.
     """
-    if any(ending in path.suffixes for ending in _TABLES):
+    if path.name.endswith(_TABLES):
         raise SettingError(
             f"Expected a YAML file with settings, found the table {path}: write one for it first, by "
             f"`equipoise init {path} > {path.name.partition('.')[0]}.yaml`."
