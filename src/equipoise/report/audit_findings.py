@@ -192,8 +192,8 @@ def _advice(joint: Sequence[Way], alone: Way | None) -> tuple[Advice, str]:
             f"validation NE by {_with_interval(alone.gain)}."
         )
     return "leave", (
-        "Leave it: training on the plain sum of the losses is as good as anything tried here, or within "
-        f"{number(RELEVANT, 1)}{PERCENT} of it."
+        "Leave it: nothing tried here is clearly better than the plain sum of the losses by "
+        f"{number(RELEVANT, 1)}{PERCENT} of NE or more."
     )
 
 

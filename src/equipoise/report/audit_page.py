@@ -153,7 +153,7 @@ def _task_table(tasks: Sequence[TaskFinding]) -> Table:
             [
                 Cell(task.name, "drowned out" if task.drowned_out else "negative transfer" if task.suffers else ""),
                 Cell(f"{task.share:.1%}", tone="warn" if task.drowned_out else ""),
-                Cell(number(task.opposed[0], 2), task.opposed[1]),
+                Cell(number(round(task.opposed[0], 2) + 0.0, 2), task.opposed[1]),
                 Cell(number(task.helped, 3), tone="warn" if task.helped < 0 else ""),
                 _gain_cell(task.alone),
                 _gain_cell(task.best[1] if task.best else None, task.best[0] if task.best else ""),
