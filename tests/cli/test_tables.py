@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from equipoise.cli.tables import run_table, summary_table
+from equipoise.cli.tables import run_tables, summary_table
 from equipoise.training import Run
 
 METRICS = {"auc": 0.7, "ne": 0.9, "log_loss": 0.1, "calibration": 1.0}
@@ -11,7 +11,7 @@ METRICS = {"auc": 0.7, "ne": 0.9, "log_loss": 0.1, "calibration": 1.0}
 def shown(run: Run) -> str:
     console = Console(width=60, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(run_table(run))
+        console.print(run_tables(run))
     return " ".join(capture.get().split())
 
 
@@ -26,8 +26,16 @@ def test_what_was_left_out_and_why_a_run_may_differ_stand_below_the_metrics() ->
 def test_the_error_of_a_regression_is_not_called_entropy() -> None:
     of_number = {"ne": 0.9, "rmse": 2.0, "mae": 1.0, "r2": 0.1}
     assert "NSE" in shown(Run("equal", 0, 0.1, test={"spend": of_number}))
-    assert "NE or" in shown(Run("equal", 0, 0.1, test={"click": METRICS, "spend": of_number}))
     assert "NSE" not in shown(Run("equal", 0, 0.1, test={"click": METRICS}))
+
+
+def test_numbers_of_both_kinds_of_tasks_fit_a_narrow_terminal() -> None:
+    of_number = {"ne": 0.9, "rmse": 1234.5678, "mae": 123.4567, "r2": -0.1234}
+    binary = {**METRICS, "gauc": 0.7}
+    said = shown(Run("equal", 0, 0.1, test={"conversion": binary, "spend": of_number}))
+    assert "…" not in said
+    for number in ("0.7000", "1234.5678", "123.4567", "-0.1234"):
+        assert number in said
 
 
 def test_square_brackets_in_names_are_no_markup() -> None:

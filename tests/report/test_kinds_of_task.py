@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from equipoise.cli.tables import run_table, summary_table
+from equipoise.cli.tables import run_tables, summary_table
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.report.analysis import analyse
 from equipoise.report.calibration_chart import calibration_chart
@@ -205,6 +205,7 @@ def test_a_page_with_everything_is_whole(rich):
 
 def test_a_run_in_the_terminal_shows_the_metrics_that_its_tasks_have():
     run = Run("equal", 0, 1e-3, test={"click": {"auc": 0.7, "ne": 0.9}, "spend": {"rmse": 3.25, "r2": 0.4, "ne": 0.6}})
-    table = run_table(run)
-    assert [column.header for column in table.columns] == ["task", "AUC", "NE", "RMSE", "R²"]
-    assert [list(column.cells)[1] for column in table.columns][1:] == ["–", "0.6000", "3.2500", "0.4000"]
+    binary, regressions = run_tables(run).renderables
+    assert [column.header for column in binary.columns] == ["task", "AUC", "NE"]
+    assert [column.header for column in regressions.columns] == ["task", "NSE", "RMSE", "R²"]
+    assert [next(iter(column.cells)) for column in regressions.columns][1:] == ["0.6000", "3.2500", "0.4000"]

@@ -23,7 +23,7 @@ from equipoise.cli.app import app
 from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import Display
-from equipoise.cli.tables import method_table, run_table, summary_table
+from equipoise.cli.tables import method_table, run_tables, summary_table
 from equipoise.comparison.runner import run_comparison, train_into
 from equipoise.errors import SettingError
 from equipoise.report.page import write_markdown, write_report
@@ -95,7 +95,7 @@ def train(
             return
         with Display(console) as display:
             run = train_into(out, settings, world=world, resume=resume, listener=display, stop=stop)
-    console.print(run_table(run))
+    console.print(run_tables(run))
     say(f"Run and checkpoint: {out}")
 
 

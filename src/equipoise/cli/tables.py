@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +13,7 @@ from equipoise.data.summary import Summary
 from equipoise.report.page import headline, result_rows
 from equipoise.training import METHODS, Run
 
-__all__ = ["feature_table", "label_table", "method_table", "run_table", "summary_table"]
+__all__ = ["feature_table", "label_table", "method_table", "run_tables", "summary_table"]
 
 _SHOWN = {
     "Method": "method", "Mean AUC": "AUC", "Mean R²": "R²", "Mean NE": "NE", "Mean NSE": "NSE",
@@ -22,6 +23,7 @@ _METRICS = {
     "auc": "AUC", "gauc": "GAUC", "ne": "NE", "log_loss": "log loss", "calibration": "calibration", "rmse": "RMSE",
     "mae": "MAE", "r2": "R²",
 }  # fmt: skip
+_OF_NUMBERS = {**_METRICS, "ne": "NSE"}  # of regressions
 
 
 def method_table() -> Table:
@@ -40,18 +42,26 @@ def method_table() -> Table:
     return table
 
 
-def run_table(run: Run) -> Table:
-    """Return a table of a run's test metrics by task."""
+def run_tables(run: Run) -> Group:
+    """Return a run's test metrics by task: a table of binary tasks, and one of regressions."""
     title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: test split"
     if run.status == "diverged":
         title = f"{run.method}, seed {run.seed}, rate {run.lr:g}: diverged at step {run.steps}"
-    table = Table("task", title=Text(title), title_justify="left")
-    shown = [name for name in _METRICS if any(name in metrics for metrics in run.test.values())]
-    kinds = {"NE" if "log_loss" in metrics else "NSE" for metrics in run.test.values()}
-    for name in shown:
-        table.add_column(" or ".join(sorted(kinds)) if name == "ne" else _METRICS[name], justify="right")
-    for task, metrics in run.test.items():
-        table.add_row(Text(task), *(_number(metrics.get(name, math.nan)) for name in shown))
+    regressions = {task: metrics for task, metrics in run.test.items() if "rmse" in metrics}
+    binary = {task: metrics for task, metrics in run.test.items() if task not in regressions}
+    kinds = [(tasks, names) for tasks, names in ((binary, _METRICS), (regressions, _OF_NUMBERS)) if tasks]
+    tables = []
+    for tasks, names in kinds or [(binary, _METRICS)]:
+        table = Table(title_justify="left")
+        table.add_column("task", overflow="fold")
+        shown = [name for name in names if any(name in metrics for metrics in tasks.values())]
+        rows = {task: [_number(metrics.get(name, math.nan)) for name in shown] for task, metrics in tasks.items()}
+        for name, cells in zip(shown, zip(*rows.values(), strict=True), strict=True):
+            table.add_column(names[name], justify="right", overflow="fold", min_width=max(map(len, cells)))
+        for task, row in rows.items():
+            table.add_row(Text(task), *row)
+        tables.append(table)
+    tables[0].title = Text(title)
     notes = []
     if run.non_finite:
         counts = ", ".join(f"{task} {steps}" for task, steps in run.non_finite.items())
@@ -62,8 +72,8 @@ def run_table(run: Run) -> Table:
         notes.append(f"Weights of step {run.best_step}, the best evaluation; {run.steps} steps were made.")
     if run.irreproducible:
         notes.append(f"A second run may differ in the last digits: {run.irreproducible}.")
-    table.caption = Text("\n".join(notes)) if notes else None
-    return table
+    tables[-1].caption = Text("\n".join(notes)) if notes else None
+    return Group(*tables)
 
 
 def feature_table(found: Summary) -> Table:
