@@ -44,11 +44,15 @@ def test_a_data_set_is_described_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_unknown_data_and_missing_files_are_one_message() -> None:
+def test_unknown_data_and_missing_files_are_one_message(tmp_path: Path) -> None:
     assert run("data", "check", "nosuch")[0] == 2
     code, shown = run("data", "check", "absent.yaml")
     assert code == 2
     assert "absent.yaml" in shown
+    (tmp_path / "mails.csv").write_text("a,b\n1,2\n")
+    code, shown = run("data", "check", str(tmp_path / "mails.csv"))
+    assert code == 2
+    assert "equipoise init" in shown
 
 
 def test_settings_are_shown_in_full(tmp_path: Path) -> None:

@@ -119,6 +119,12 @@ def test_a_full_disk_leaves_no_half_of_a_file(ranker: Ranker, tmp_path: Path, mo
     with pytest.raises(OSError, match="No space left"):
         ranker.predict_files(tmp_path / "a.parquet", tmp_path / "out.parquet", rows=100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]
+    ranker.save(tmp_path / "run")
+    written[:] = [0, 0]
+    code, _, said = run(tmp_path / "run", tmp_path / "a.parquet", "--out", tmp_path / "out.parquet")
+    assert code == 1
+    assert "No space left on device" in said
+    assert "out.parquet was not written." in said
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def describe(
     """Write a page about a data set: labels and their overlap, features, drift by day, possible leaks."""
     from equipoise.report.data_page import write_data_page
 
-    with plainly():
+    with plainly(lambda: f"{out} was not written."):
         page = write_data_page(_load(source), out)
     say(f"Page: {page}")
 
@@ -124,7 +124,7 @@ def build(
 
 def _load(source: str) -> data.Dataset:
     """Return the data set that a settings file names or describes, or that has this name."""
-    if not source.endswith((".yaml", ".yml")):
+    if source in data.DATASETS or not (source.endswith((".yaml", ".yml")) or Path(source).is_file()):
         return data.load(source)
     settings = Settings.of(Path(source))
     return data.load(settings.data, **settings.data_options)

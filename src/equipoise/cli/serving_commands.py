@@ -37,7 +37,7 @@ def predict(
     Rows are read, predicted and written in blocks; a file that cannot be
     written whole is not written.
     """
-    with plainly(), interrupted_by_sigterm():
+    with plainly(lambda: f"{out} was not written."), interrupted_by_sigterm():
         found = Ranker.load(folder).predict_files(
             files,
             out,
@@ -65,6 +65,6 @@ def export(
     The folder serves without equipoise; its README.md shows the use. Every
     program is compared with the model before the folder appears.
     """
-    with plainly(), interrupted_by_sigterm():
+    with plainly(lambda: f"{out} was not written."), interrupted_by_sigterm():
         Ranker.load(folder).export(out, onnx=onnx, aoti=aoti)
     say(f"Export: {out} (README.md there shows its use)")
