@@ -82,7 +82,7 @@ def test_a_comparison_searches_with_equal_budget_and_goes_on_where_it_was_cut_of
 
     def compare(folder: Path, most: int) -> Choice:
         monkeypatch.setattr(runner_module, "run_jobs", lambda _settings, _data, jobs, *_: runs(jobs, most))
-        monkeypatch.setattr(runner_module._Comparison, "_measure_throughput", lambda *_: None)
+        monkeypatch.setattr(runner_module._Comparison, "measure_speed", lambda *_: None)
         settings = Settings.of(
             data="funnel", data_options={"rows": 1500}, methods=["equal", "multibalance"], seeds=1, epochs=1,
             batch_size=256, tune=True, tune_trials=10, tune_seeds=2,
