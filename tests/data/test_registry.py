@@ -48,6 +48,11 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         load("criteo")
 
 
+def test_a_settings_file_is_told_the_function_that_reads_it() -> None:
+    with pytest.raises(DataError, match=r"found the settings file a/ranker\.yaml: equipoise\.data\.from_files\('a/rank"):
+        load("a/ranker.yaml")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused_with_the_options_there_are(name: str) -> None:
     with pytest.raises(DataError, match=f"'{name}' takes the options .*seed.*; found colour, taste"):

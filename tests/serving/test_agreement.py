@@ -105,6 +105,13 @@ def test_prediction_of_raw_rows_is_what_the_training_evaluates(trained: Ranker) 
         np.testing.assert_allclose(found[task], values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["polars", "pandas", "pyarrow"])
+def test_a_table_without_rows_needs_no_types(kind: str, trained: Ranker) -> None:
+    rows = videos(60, seed=1)
+    table = {"polars": rows, "pandas": rows.to_pandas(), "pyarrow": rows.to_arrow()}[kind][:0]
+    assert trained.predict(table).shape == (0, len(LABELS))
+
+
 @pytest.mark.parametrize("column", dict.fromkeys(RAW))
 def test_every_feature_is_read(column: str, trained: Ranker) -> None:
     rows = videos(60, seed=1)

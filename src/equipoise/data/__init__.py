@@ -120,6 +120,11 @@ def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None
 
         _check_options(name, {}, options)
         return from_prepared(name)
+    if name.endswith((".yaml", ".yml")):
+        raise DataError(
+            f"Expected a data set or its name, found the settings file {name}: "
+            f"equipoise.data.from_files({name!r}) returns the data set that it describes."
+        )
     try:
         loader = DATASETS[name].load
         parameters = inspect.signature(loader).parameters

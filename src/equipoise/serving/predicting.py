@@ -71,7 +71,9 @@ class RowPredictor:
             is_empty = False
             yield self._predicted(block, ids, unseen)
         if is_empty:
-            yield self._predicted(Block(pl.DataFrame(schema=dict(table.types)), 0, "", 0), ids, unseen)
+            # without rows, a type says nothing: pandas has objects then
+            schema = {name: table.types[name] if name in ids else pl.Null for name in wanted}
+            yield self._predicted(Block(pl.DataFrame(schema=schema), 0, "", 0), ids, unseen)
 
     def write(self, source: Source, out: Path, /, *, ids: Sequence[str] = (), rows: int = ROWS) -> PredictedFile:
         """Write the predictions of all rows as one Parquet file, whole or not at all: ids first, then the tasks.

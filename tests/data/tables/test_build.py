@@ -147,6 +147,7 @@ def test_missing_values_of_pandas_are_missing() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        (LOG["recency"].to_pandas(), "The table cannot be read: found a Series. Expected a table of polars"),
         (np.zeros((3, 2)), "The table cannot be read: found a ndarray. Expected a table of polars, pandas or pyarrow"),
         ([1, 2], "The table cannot be read: found a list"),
         (torch.zeros(3, 2), "The table cannot be read: found a Tensor"),

@@ -36,11 +36,15 @@ def open_frame(table: Any, /) -> Source:
 
 def _column_names(table: Any) -> list[str]:
     """Return the names of the columns of a table of pandas or pyarrow."""
-    return [str(name) for name in (table.columns if hasattr(table, "iloc") else getattr(table, "column_names", []))]
+    return [str(name) for name in (table.columns if _is_pandas(table) else getattr(table, "column_names", []))]
+
+
+def _is_pandas(table: Any) -> bool:
+    return hasattr(table, "iloc") and hasattr(table, "columns")  # a single column has no columns
 
 
 def _converted(table: Any) -> pl.DataFrame:
-    if hasattr(table, "iloc"):  # a frame of pandas, whose NaN are missing values
+    if _is_pandas(table):  # whose NaN are missing values
         return pl.from_pandas(table)
     is_structured = getattr(getattr(table, "dtype", None), "names", None) is not None
     if hasattr(table, "__arrow_c_stream__") or isinstance(table, Mapping) or is_structured:
