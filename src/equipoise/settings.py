@@ -141,11 +141,12 @@ class TrainingSettings(BaseModel):
         default_factory=dict, description="An option of the model."
     )
     lr: Annotated[Positive, _TRAIN] = Field(
-        3e-3, description="Learning rate. The commands default to the rate tuned for data, model and method."
+        3e-3,
+        description="Learning rate; in a file also for compare and audit. Commands default to the tuned one.",
     )
     table_decay: Annotated[NotNegative, _TRAIN] = Field(
         0.0,
-        description="Decoupled weight decay of the embedding tables. The commands default to the tuned one.",
+        description="Decoupled weight decay of the embedding tables; else as lr.",
     )
     optimizer: Annotated[OptimizerName, About()] = Field("adam", description="Optimizer of all parameters.")
     optimizer_options: Annotated[dict[str, OptionValue], About(option="--optimizer-option", metavar="KEY=VALUE")] = (
@@ -330,6 +331,19 @@ class Settings(TrainingSettings):
         """Return the settings of one training, with some of them replaced."""
         shared = {name: getattr(self, name) for name in TrainingSettings.model_fields}
         return TrainingSettings.of(**{**shared, **stated})
+
+    def for_methods(self, methods: Sequence[str], /) -> Self:
+        """Return the settings with a stated lr and table_decay as those of each of the methods that has none stated.
+
+        Example:
+            >>> Settings.of(lr=0.01, rates={"pub": 0.1}).for_methods(["equal", "pub"]).rates
+            {'equal': 0.01, 'pub': 0.1}
+        """
+        changes = {}
+        for one, each in (("lr", "rates"), ("table_decay", "decays")):
+            if one in self.model_fields_set:
+                changes[each] = dict.fromkeys(methods, getattr(self, one)) | getattr(self, each)
+        return self.model_copy(update=changes)
 
     def of_comparison(self) -> dict[str, Any]:
         """Return the settings that all runs share and that change the results, by name, as JSON holds them."""

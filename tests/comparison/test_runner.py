@@ -233,6 +233,18 @@ def test_stated_rates_and_decays_win_over_tuned_ones() -> None:
     assert starting_rate(stated, "equal") == ChosenRate(Rate(0.5, 2.0), "")
 
 
+def test_a_rate_of_the_settings_is_that_of_each_method(tmp_path: Path) -> None:
+    settings = Settings.of(
+        data="funnel", data_options={"rows": 1500}, epochs=1, batch_size=256, seeds=1, lr=0.02, table_decay=0.5,
+        methods=["equal", "multibalance"], rates={"multibalance": 0.04},
+    )  # fmt: skip
+    run_comparison(settings, tmp_path, jobs=1)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["rates"] == {"equal": 0.02, "multibalance": 0.04}
+    assert plan["table_decays"] == {"equal": 0.5, "multibalance": 0.5}
+    assert plan["options"]["rates"] == plan["rates"]  # from which the report writes the command
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

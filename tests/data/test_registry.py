@@ -48,8 +48,15 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         load("criteo")
 
 
+def test_own_tables_take_no_options_which_would_do_nothing() -> None:
+    with pytest.raises(DataError, match="'mails' takes no options; found rows"):
+        load({"name": "mails", "features": {"zip": "category"}, "tasks": {"visit": "visit"}}, rows=100)
+
+
 def test_a_settings_file_is_told_the_function_that_reads_it() -> None:
-    with pytest.raises(DataError, match=r"found the settings file a/ranker\.yaml: equipoise\.data\.from_files\('a/rank"):
+    with pytest.raises(
+        DataError, match=r"found the settings file a/ranker\.yaml: equipoise\.data\.from_files\('a/rank"
+    ):
         load("a/ranker.yaml")
 
 

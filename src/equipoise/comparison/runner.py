@@ -98,6 +98,7 @@ def run_comparison(
     if dataset is None:
         dataset = load_data(settings, listener)
     settings = settings.suited_to(dataset)
+    settings = settings if settings.tune else settings.for_methods(names)
     comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener)
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         comparison.learner(method)

@@ -114,6 +114,7 @@ def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None
     if not isinstance(name, str):
         from equipoise.data.tables import from_files
 
+        _check_options(str(name.get("name", "own data")), {}, options)
         return from_files(name)
     if name not in DATASETS and Path(name).is_dir():
         from equipoise.data.stream import from_prepared

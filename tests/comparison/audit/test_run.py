@@ -53,6 +53,14 @@ def test_where_no_rate_was_tuned_equal_weights_choose_one_for_all(tmp_path: Path
     assert json.loads((tmp_path / "rate.json").read_text())["lr"] == results.plan.rates["equal"]
 
 
+def test_a_stated_rate_is_taken(tmp_path: Path) -> None:
+    audit(Settings.of(**SMALL, lr=0.02), tmp_path, seeds=1, trials=1, jobs=1)
+    found, results = read_audit(tmp_path)
+    assert not found.rate_tuned
+    assert set(results.plan.rates.values()) == {0.02}
+    assert {run.lr for run in found.confirmed_runs()} == {0.02}
+
+
 def test_one_task_cannot_be_audited(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="at least two tasks"):
         audit(Settings.of(data=f"{__name__}:one_task"), tmp_path)

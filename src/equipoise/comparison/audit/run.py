@@ -96,7 +96,7 @@ def audit(
     dataset = dataset if dataset is not None else load_data(settings, listener)
     if len(dataset.schema.tasks) < 2:
         raise SettingError(f"An audit needs at least two tasks, found {', '.join(dataset.schema.task_names)}.")
-    settings = settings.suited_to(dataset)
+    settings = settings.suited_to(dataset).for_methods(AUDITED)
     with own_folder(folder):
         auditor = _Auditor(settings, dataset, folder, listener, _begun(folder))
         rates = auditor.rates()
@@ -132,8 +132,7 @@ class _Auditor:
     def rates(self) -> dict[str, Rate]:
         """Return a rate for each method: the stated or tuned one, else one that equal weights choose here for all."""
         known = {name: starting_rate(self.settings, name) for name in AUDITED}
-        stated = EQUAL_WEIGHTS in self.settings.rates or "lr" in self.settings.model_fields_set
-        if stated or not known[EQUAL_WEIGHTS].doubt:
+        if EQUAL_WEIGHTS in self.settings.rates or not known[EQUAL_WEIGHTS].doubt:
             return {name: rate.rate for name, rate in known.items()}
         file = self.folder / "rate.json"
         if not file.is_file():

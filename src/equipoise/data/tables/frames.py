@@ -44,6 +44,8 @@ def _is_pandas(table: Any) -> bool:
 
 
 def _converted(table: Any) -> pl.DataFrame:
+    if hasattr(table, "iloc") and not _is_pandas(table):
+        raise TypeError("found a Series")
     if _is_pandas(table):  # whose NaN are missing values
         return pl.from_pandas(table)
     is_structured = getattr(getattr(table, "dtype", None), "names", None) is not None
