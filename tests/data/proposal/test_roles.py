@@ -47,6 +47,16 @@ def test_names_are_read_word_by_word_however_they_are_written() -> None:
     assert found.features["item.ID"].value == "category"
 
 
+def test_a_column_that_names_the_splits_is_no_feature() -> None:
+    found = proposed(part=np.array(["train", "val", "test"])[np.arange(ROWS) % 3])
+    values = {"train": "train", "validation": "val", "test": "test"}
+    assert found.split.value["column"] == "part"
+    assert found.split.value["values"] == values
+    assert "part" not in found.features
+    other = proposed(part=np.array(["train", "plane", "test"])[np.arange(ROWS) % 3])
+    assert other.features["part"].value == "category"
+
+
 def test_a_task_is_nested_in_the_smallest_that_holds_all_its_positives() -> None:
     frame = logs()
     frame = frame.with_columns(view=pl.lit(1).repeat_by(1).list.first() * (pl.int_range(ROWS) % 10 != 0))

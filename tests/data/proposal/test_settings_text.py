@@ -61,6 +61,17 @@ def test_a_table_without_a_label_gets_a_place_to_write_one(tmp_path: Path) -> No
     assert "name a label" in propose_settings([str(file)])
 
 
+def test_a_file_without_a_header_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "logs.csv"
+    logs().write_csv(file, include_header=False)
+    with pytest.raises(DataError, match="Does the file lack a header"):
+        propose_settings([str(file)])
+    logs().drop("click", "purchase").write_csv(file, include_header=False)
+    assert "if the file lacks a header, add one" in propose_settings([str(file)])
+    logs().write_csv(file)
+    assert "lacks a header" not in propose_settings([str(file)])
+
+
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "logs.csv"
     logs().head(0).write_csv(file)

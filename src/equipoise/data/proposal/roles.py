@@ -30,6 +30,11 @@ _OUTCOME: Final = re.compile(
     r"(^|_)(spend|spent|revenue|sales|gmv|play_time|playtime|watch_time|watch|watched|dwell|stay|rating|stars)($|_)",
     re.I,
 )
+_SPLITS: Final = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing"},
+}
 _FEW_VALUES: Final = 10  # whole numbers of so few values are read as categories
 _ALMOST: Final = 0.95
 _FEW_POSITIVES: Final = 100
@@ -86,6 +91,7 @@ def propose(sample: pl.DataFrame, rows: int, /) -> Proposal:
         del columns[column.name]
     _choose_outcomes(found, sample, columns)
     _choose_user(found, columns)
+    _choose_split(found, sample, columns)
     _choose_features(found, columns)
     _choose_recipe(found, columns, rows)
     return found
@@ -199,6 +205,24 @@ def _choose_user(found: Proposal, columns: dict[str, Column]) -> None:
         found.user = Remarked(chosen.name, "AUC is reported per user, too")
 
 
+def _choose_split(found: Proposal, sample: pl.DataFrame, columns: dict[str, Column]) -> None:
+    """Find a column whose three values are names of splits."""
+    for column in [column for column in columns.values() if column.nature == "text" and column.distinct == 3]:
+        values = {
+            split: value
+            for value in sample[column.name].drop_nulls().unique().sort().cast(pl.String)
+            for split, names in _SPLITS.items()
+            if value.lower() in names
+        }
+        if len(values) == len(_SPLITS):
+            values = {split: values[split] for split in _SPLITS}
+            stated = {} if all(split == value for split, value in values.items()) else {"values": values}
+            value = {"by": "column", "column": column.name, **stated}
+            found.split = Remarked(value, "its values are names of splits")
+            del columns[column.name]
+            return
+
+
 def _choose_features(found: Proposal, columns: dict[str, Column]) -> None:
     for column in columns.values():
         entry = _feature(column, columns.values())
@@ -258,14 +282,8 @@ def _shares_name(several: str, single: str) -> bool:
 
 
 def _choose_recipe(found: Proposal, columns: dict[str, Column], rows: int) -> None:
-    if found.time is not None:
-        found.split = Remarked({"by": "time", "validation": 0.1, "test": 0.2}, "the last rows are for the test")
-    elif found.user is not None:
-        found.split = Remarked(
-            {"by": "user", "validation": 0.1, "test": 0.2}, "no time column found; users are kept apart"
-        )
-    else:
-        found.split = Remarked({"by": "random", "validation": 0.1, "test": 0.2}, "no time column found")
+    if not found.split.value:
+        found.split = _split_without_a_column(found)
     size = 256
     while size < 4096 and rows * 0.7 / size > 300:
         size *= 2
@@ -273,3 +291,12 @@ def _choose_recipe(found: Proposal, columns: dict[str, Column], rows: int) -> No
     large = any(column.distinct > _LARGE and column.nature in {"whole", "text", "list"} for column in columns.values())
     remark = "a second pass tends to learn large tables by heart" if large else ""
     found.epochs = Remarked(1 if large or rows > 500_000 else 3, remark)
+
+
+def _split_without_a_column(found: Proposal) -> Remarked:
+    shares = {"validation": 0.1, "test": 0.2}
+    if found.time is not None:
+        return Remarked({"by": "time", **shares}, "the last rows are for the test")
+    if found.user is not None:
+        return Remarked({"by": "user", **shares}, "no time column found; users are kept apart")
+    return Remarked({"by": "random", **shares}, "no time column found")

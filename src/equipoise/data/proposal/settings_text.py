@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +39,11 @@ def propose_settings(files: Sequence[str], /) -> str:
 
 def _lines(found: Proposal, stated: dict[str, Any], sample: pl.DataFrame, rows: int) -> Iterator[str]:
     looked = f"all {rows:,} rows" if sample.height >= rows else f"the first {sample.height:,} of {rows:,} rows"
-    yield f"# Proposed by `equipoise init` from {looked} and {sample.width} columns. Read the remarks, and edit."
+    counted = f"{sample.width} columns" if sample.width > 1 else "one column"
+    yield f"# Proposed by `equipoise init` from {looked} and {counted}. Read the remarks, and edit."
     yield "# Then: equipoise data check FILE, equipoise audit FILE, equipoise compare FILE, equipoise train FILE."
+    if any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in sample.columns):
+        yield "# Some columns are named like values: if the file lacks a header, add one."
     yield "data:"
     for key, value in stated.items():
         yield f"  {key}: {_inline(value)}"

@@ -45,7 +45,10 @@ def check_names_differ(where: str, names: Iterable[str]) -> None:
     """
     names = list(names)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{where}: expected columns with different names, found twice: {', '.join(twice)}. Rename one.")
+        remedy = "Rename one."
+        if all(name.replace(".", "", 1).isdigit() for name in twice):
+            remedy = "Does the file lack a header? Then add one; else rename one."
+        raise DataError(f"{where}: expected columns with different names, found twice: {', '.join(twice)}. {remedy}")
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
