@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from equipoise.cli import app
 from equipoise.comparison.audit import audit, read_audit
 from equipoise.comparison.jobs import RunListener
 from equipoise.errors import SettingError
+from equipoise.report.audit_page import write_audit
+from equipoise.schema import Schema
 from equipoise.settings import Settings
 
 SMALL = {"data": "funnel", "data_options": {"rows": 1500}, "epochs": 1, "batch_size": 256}
@@ -59,6 +62,36 @@ def test_a_stated_rate_is_taken(tmp_path: Path) -> None:
     assert not found.rate_tuned
     assert set(results.plan.rates.values()) == {0.02}
     assert {run.lr for run in found.confirmed_runs()} == {0.02}
+
+
+def test_a_method_that_the_recipe_excludes_is_left_out_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    listener = RunListener()
+    listener.noted = said.append  # type: ignore[method-assign]
+    settings = Settings.of(**SMALL, lr=0.02, table_optimizer="rowwise-adagrad")
+    audit(settings, tmp_path, seeds=1, trials=1, jobs=1, listener=listener)
+    assert [line for line in said if line.startswith("pub is left out. Method 'pub' steps the tables together")]
+    results = read_audit(tmp_path)[1]
+    assert [method.name for method in results.plan.methods] == ["equal", "single-task", "multibalance"]
+    assert write_audit(tmp_path).is_file()
+
+
+def test_a_model_that_cannot_be_audited_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    settings = Settings.of(**SMALL, model=f"{__name__}:Unforked")
+    with pytest.raises(SettingError, match="places no fork"):
+        audit(settings, tmp_path / "audit", seeds=1, trials=1, jobs=1)
+    assert not (tmp_path / "audit").exists()
+
+
+class Unforked(nn.Module):
+    """A model that says nowhere where its tasks part."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.layer = nn.Linear(len(schema.numeric_columns), len(schema.tasks))
+
+    def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
+        return self.layer(numeric)
 
 
 def test_one_task_cannot_be_audited(tmp_path: Path) -> None:

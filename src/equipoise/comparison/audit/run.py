@@ -21,8 +21,10 @@ from equipoise.comparison.tuned_rates import Rate
 from equipoise.comparison.tuning import choose_rates, mean_ne, tasks_with_ne
 from equipoise.data import Dataset
 from equipoise.errors import SettingError
+from equipoise.methods import parse_method
 from equipoise.settings import Settings
-from equipoise.training import Run, own_folder
+from equipoise.training import Learner, Run, own_folder
+from equipoise.training.compatibility import IncompatibleError
 
 __all__ = ["Audit", "Trial", "audit", "read_audit"]
 
@@ -96,12 +98,14 @@ def audit(
     dataset = dataset if dataset is not None else load_data(settings, listener)
     if len(dataset.schema.tasks) < 2:
         raise SettingError(f"An audit needs at least two tasks, found {', '.join(dataset.schema.task_names)}.")
-    settings = settings.suited_to(dataset).for_methods(AUDITED)
+    settings = settings.suited_to(dataset)
+    methods = _methods(settings, dataset, listener)
+    settings = settings.for_methods(methods)
     with own_folder(folder):
-        auditor = _Auditor(settings, dataset, folder, listener, _begun(folder))
+        auditor = _Auditor(settings, dataset, methods, folder, listener, _begun(folder))
         rates = auditor.rates()
         stated = {name: getattr(settings, name) for name in settings.model_fields_set}
-        stated |= {"seeds": seeds, "methods": list(AUDITED)}
+        stated |= {"seeds": seeds, "methods": methods}
         stated |= {"rates": {name: rate.lr for name, rate in rates.items()}}
         stated |= {"decays": {name: rate.table_decay for name, rate in rates.items()}}
         planned = Settings.of(**stated).suited_to(dataset)
@@ -125,13 +129,14 @@ class _Auditor:
 
     settings: Settings
     dataset: Dataset
+    methods: Sequence[str]
     folder: Path
     listener: RunListener
     found: Audit
 
     def rates(self) -> dict[str, Rate]:
         """Return a rate for each method: the stated or tuned one, else one that equal weights choose here for all."""
-        known = {name: starting_rate(self.settings, name) for name in AUDITED}
+        known = {name: starting_rate(self.settings, name) for name in self.methods}
         if EQUAL_WEIGHTS in self.settings.rates or not known[EQUAL_WEIGHTS].doubt:
             return {name: rate.rate for name, rate in known.items()}
         file = self.folder / "rate.json"
@@ -142,7 +147,7 @@ class _Auditor:
             write_json(file, choose_rates(runs)[EQUAL_WEIGHTS]._asdict())
         self.found.rate_tuned = True
         chosen = Rate(**TypeAdapter(dict[str, float]).validate_json(file.read_text()))
-        return dict.fromkeys(AUDITED, chosen)
+        return dict.fromkeys(self.methods, chosen)
 
     def look_at_gradients(self, rate: Rate) -> None:
         """Probe one training with equal weights."""
@@ -199,6 +204,25 @@ class _Auditor:
 
     def _keep(self) -> None:
         write_json(self.folder / "audit.json", self.found.model_dump(mode="json"))
+
+
+def _methods(settings: Settings, dataset: Dataset, listener: RunListener) -> list[str]:
+    """Return the methods to train: those that go with the recipe; the rest is noted.
+
+    Raises:
+        SettingError: the model cannot be trained, found here before anything is.
+    """
+    found = []
+    for name in AUDITED:
+        try:
+            Learner(dataset.schema, parse_method(name), settings.training(seed=0))
+        except IncompatibleError as error:
+            if name == EQUAL_WEIGHTS:
+                raise
+            listener.noted(f"{name} is left out. {error}")
+        else:
+            found.append(name)
+    return found
 
 
 def read_audit(folder: Path, /) -> tuple[Audit, Results]:
