@@ -84,6 +84,14 @@ def test_the_data_set_that_is_given_is_the_one_that_is_trained_on(tmp_path: Path
     assert run.test["click"]["calibration"] > 1.5
 
 
+def test_other_features_are_not_mixed_into_the_same_folder(tmp_path: Path, funnel: data.Dataset) -> None:
+    compare(funnel, methods=["equal"], out=tmp_path, jobs=1, **SMALL)
+    other = replace(funnel, train=replace(funnel.train, numeric=1 + funnel.train.numeric))
+    with pytest.raises(FolderError, match="the same labels there as here, but other features"):
+        compare(other, methods=["equal"], out=tmp_path, jobs=1, **{**SMALL, "seeds": 2})
+    assert len(compare(funnel, methods=["equal"], out=tmp_path, jobs=1, **{**SMALL, "seeds": 2}).runs) == 2
+
+
 def test_other_labels_are_not_mixed_into_the_same_folder(tmp_path: Path, funnel: data.Dataset) -> None:
     compare(funnel, methods=["equal"], out=tmp_path, jobs=1, **SMALL)
     other = replace(funnel, test=replace(funnel.test, labels=torch.zeros_like(funnel.test.labels)))

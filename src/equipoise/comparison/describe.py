@@ -59,6 +59,7 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         "rows": {name: len(split) for name, split in splits.items()},
         "label_rates": _label_rates(dataset),
         "label_counts": label_counts(dataset),
+        "fingerprint": dataset.fingerprint(),
         "options": settings.model_dump(mode="json"),
         "versions": {
             "equipoise": version("equipoise"), "torch": torch.__version__,
@@ -89,6 +90,8 @@ def check_same_comparison(folder: ResultFolder, description: Mapping[str, Any]) 
         differing.append(f"rows: {before.rows} there, {description['rows']} here")
     elif before.label_counts and before.label_counts != now_counts:
         differing.append("labels: as many rows there as here, but other labels")
+    elif before.fingerprint and before.fingerprint != description["fingerprint"]:
+        differing.append("data: the same labels there as here, but other features")
     settings = {method.name: method.settings for method in before.methods}
     for entry in description["methods"]:
         there = settings.get(entry["name"], entry["settings"])

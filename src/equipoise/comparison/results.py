@@ -111,6 +111,7 @@ class PlannedRuns(BaseModel):
     rows: dict[str, int] = Field(default_factory=dict)
     label_rates: dict[str, LabelRate] = Field(default_factory=dict)
     label_counts: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)
+    fingerprint: str = ""
     versions: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
     generated: bool = False
