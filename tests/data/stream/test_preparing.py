@@ -155,7 +155,7 @@ def test_the_command_says_what_is_wrong(log: Path, tmp_path: Path) -> None:
     settings.write_text(yaml.safe_dump({"data": description(log, tasks={"click": "clicked"})}))
     result = CliRunner().invoke(app, ["data", "prepare", str(settings), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert "clicked" in result.stderr
+    assert "clicked" in result.output
     result = CliRunner().invoke(app, ["train", "--data", str(log)])
     assert result.exit_code == 2
-    assert "Expected a prepared folder with a manifest.json, found none" in result.stderr
+    assert "Expected a prepared folder with a manifest.json, found none" in result.output

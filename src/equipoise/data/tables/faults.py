@@ -217,7 +217,11 @@ def _of_split(split: SplitConfig, config: TableConfig) -> Iterator[Fault]:
 def _changed(part: BaseModel) -> set[str]:
     """Return the keys that do not have their default, so that a description printed with defaults can be read."""
     fields = type(part).model_fields
-    return {key for key in fields if getattr(part, key) != fields[key].get_default(call_default_factory=True)}
+    return {
+        key
+        for key in fields
+        if getattr(part, key) != fields[key].get_default(call_default_factory=True, validated_data={})
+    }
 
 
 def _expected(what: str, names: Iterable[str], found: str) -> str:

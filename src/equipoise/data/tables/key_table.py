@@ -39,7 +39,7 @@ def _rows(place: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if name == "kind" and field.description is None:
             continue
-        default = field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True, validated_data={})
         shown = "" if default in (PydanticUndefined, None, "", {}, ()) else f"`{_as_yaml(default)}`"
         shown = "required" if field.is_required() else shown
         meaning = (field.description or "").replace("|", "\\|")
