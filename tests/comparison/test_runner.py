@@ -289,7 +289,10 @@ def test_a_refused_training_does_not_say_that_it_starts_over(tmp_path: Path) -> 
     train_into(tmp_path, once)
     with own_folder(tmp_path), pytest.raises(FolderInUseError):
         train_into(tmp_path, once, listener=listener)
-    assert listener.notes == []
+    with pytest.raises(SettingError):
+        train_into(tmp_path, plan(methods=["equal"], model_options={"bottom": [0]}), listener=listener)
+    assert not any("Starting over" in note for note in listener.notes)
+    assert not (tmp_path / "checkpoint.before").exists()
     train_into(tmp_path, once, listener=listener)
     assert f"Starting over; earlier checkpoints are moved to {tmp_path / 'checkpoint.before'}" in listener.notes
 

@@ -296,12 +296,14 @@ def train_into(
         job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
         checkpoint = folder / "checkpoint"
+        aside = ""
         if not resume and not (world is not None and world.restarted) and last_checkpoint(checkpoint) is not None:
-            aside = set_aside_folder(checkpoint)
-            instead = ", replacing older ones" if aside.exists() else ""
-            listener.noted(f"Starting over; earlier checkpoints are moved to {aside}{instead}")
+            there = set_aside_folder(checkpoint)
+            aside = f"{there}{', replacing older ones' if there.exists() else ''}"
 
         def show_steps(done: int, total: int) -> None:
+            if done == 1 and aside:  # not before: settings that are refused move nothing
+                listener.noted(f"Starting over; earlier checkpoints are moved to {aside}")
             if done == 1 and writes:  # what an earlier training has left
                 if (folder / "run.json").exists():
                     (folder / "run.json").replace(folder / "run.before.json")

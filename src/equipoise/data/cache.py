@@ -202,14 +202,7 @@ def read_dataset(path: Path) -> Dataset:
 
 def _read_splits(file: pq.ParquetFile, description: _Description) -> list[Split]:
     schema, rows = description.schema, sum(description.rows)
-    whole = Split(
-        torch.empty(rows, len(schema.categorical_columns), dtype=torch.int32),
-        torch.empty(rows, len(schema.numeric_columns)),
-        torch.empty(rows, len(schema.tasks)),
-        torch.empty(rows),
-        torch.empty(rows) if description.has_importance else None,
-        {name: torch.empty(rows, dtype=torch.int64) for name in description.keys},
-    )
+    whole = Split.empty(schema, rows, importance=description.has_importance, keys=description.keys)
     places = list(_places(whole, description))
     begin = 0
     for batch in file.iter_batches(_BLOCK_ROWS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -82,6 +82,23 @@ class Split:
                     f"{name} of a split should have as many rows as labels and lie on the same device "
                     f"({rows[0]}, {device}), found {tensor.shape[0]} on {tensor.device}."
                 )
+
+    @staticmethod
+    def empty(schema: Schema, rows: int, /, *, importance: bool, keys: Iterable[str]) -> Split:
+        """Return a split of the right shape whose values are still to be written.
+
+        Args:
+            importance: whether rows have an importance.
+            keys: the names of its keys.
+        """
+        return Split(
+            torch.empty(rows, len(schema.categorical_columns), dtype=torch.int32),
+            torch.empty(rows, len(schema.numeric_columns)),
+            torch.empty(rows, len(schema.tasks)),
+            torch.empty(rows),
+            torch.empty(rows) if importance else None,
+            {key: torch.empty(rows, dtype=torch.int64) for key in keys},
+        )
 
     @staticmethod
     def joined(parts: Sequence[Split], /) -> Split:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from equipoise.comparison.audit import Audit, Probe
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
-from equipoise.report.analysis import MIN_PAIRS, Analysis, analyse
+from equipoise.report.analysis import MIN_PAIRS, Analysis, Gain, analyse
 from equipoise.report.phrases import listed
 from equipoise.report.statistics import PairedComparison, relative_gain
 from equipoise.report.tables import PERCENT, number, percent, signed
@@ -38,14 +38,9 @@ class Way:
     by_task: Mapping[str, PairedComparison]
 
     @property
-    def clear(self) -> bool:
-        """True if the whole interval lies above zero, over enough seeds."""
-        return self.gain.verdict == "above" and self.gain.pairs >= MIN_PAIRS
-
-    @property
     def pays(self) -> bool:
         """True if the gain is clear and large enough to act on."""
-        return self.clear and (self.gain.mean or 0.0) >= RELEVANT
+        return _pays(self.gain)
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class TaskFinding:
     @property
     def suffers(self) -> bool:
         """True if a model of its own is clearly better: negative transfer."""
-        return _is_clear(self.alone)
+        return _pays(self.alone)
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ def _task(name: str, place: int, settled: Sequence[Probe], ways: Sequence[Way]) 
     joint = [(way.label, way.by_task[name]) for way in ways if way.name != SINGLE_TASK and name in way.by_task]
     best = max(joint, key=lambda found: found[1].mean or -math.inf, default=None)
     short = share < _DROWNED / len(names)
-    gains = _is_clear(alone) or (best is not None and _is_clear(best[1]))
+    gains = _pays(alone) or (best is not None and _pays(best[1]))
     return TaskFinding(
         name,
         share,
@@ -169,10 +164,9 @@ def _task(name: str, place: int, settled: Sequence[Probe], ways: Sequence[Way]) 
     )
 
 
-def _is_clear(found: PairedComparison | None) -> bool:
-    return (
-        found is not None and found.pairs >= MIN_PAIRS and found.verdict == "above" and (found.mean or 0.0) >= RELEVANT
-    )
+def _pays(found: PairedComparison | None) -> bool:
+    """Return True if a gain is clear, over enough seeds, and large enough to act on."""
+    return found is not None and Gain(found).better and (found.mean or 0.0) >= RELEVANT
 
 
 def _advice(joint: Sequence[Way], alone: Way | None) -> tuple[Advice, str]:
@@ -206,7 +200,7 @@ def _task_reasons(tasks: Sequence[TaskFinding]) -> list[str]:
     equal_share = 1 / len(tasks)
     for task in tasks:
         if task.drowned_out:
-            name, gain = task.best if task.best is not None and _is_clear(task.best[1]) else ("", None)
+            name, gain = task.best if task.best is not None and _pays(task.best[1]) else ("", None)
             wins = f"with {name} its NE gains {percent(gain.mean, 1)}" if gain is not None else ""
             if task.suffers and task.alone is not None:
                 own = f"with a model of its own {percent(task.alone.mean, 1)}"

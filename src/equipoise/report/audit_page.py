@@ -8,8 +8,9 @@ from typing import Any
 
 from equipoise.comparison.audit import Audit, read_audit
 from equipoise.comparison.results import Results
+from equipoise.report.analysis import Gain
 from equipoise.report.audit_findings import Conclusion, TaskFinding, Way, conclude
-from equipoise.report.charts import Chart, Panel, axes, line_colour, text
+from equipoise.report.charts import Chart, Panel, axes, gain_figure, gain_point, line_colour, text
 from equipoise.report.phrases import counted
 from equipoise.report.statistics import PairedComparison
 from equipoise.report.tables import PERCENT, Cell, Column, Row, Table, number, percent, signed
@@ -71,26 +72,8 @@ def _gain_chart(ways: Sequence[Way]) -> Chart | None:
     shown = sorted((way for way in ways if way.gain.mean is not None), key=lambda way: way.gain.mean or 0.0)
     if not shown:
         return None
-    layout = axes(height=92 + 34 * len(shown), x="←  worse      gain over equal weights, % of NE      better  →")
-    layout["showlegend"] = False
-    layout["xaxis"] |= {"rangemode": "tozero", "zeroline": True, "zerolinecolor": "#1b2430", "zerolinewidth": 1.5}
-    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
-    return Chart("gains", [[Panel("", {"data": [_gain_point(way) for way in shown], "layout": layout})]])
-
-
-def _gain_point(way: Way) -> dict[str, Any]:
-    gain = way.gain
-    colour = {"above": "#0072B2", "below": "#D55E00"}.get(gain.verdict, "#5b6675")
-    point: dict[str, Any] = {
-        "type": "scatter", "mode": "markers", "x": [gain.mean], "y": [text(way.label)],
-        "marker": {"size": 11, "color": colour}, "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
-    }  # fmt: skip
-    if gain.mean is not None and gain.low is not None and gain.high is not None:
-        point["error_x"] = {
-            "type": "data", "symmetric": False, "array": [gain.high - gain.mean], "arrayminus": [gain.mean - gain.low],
-            "thickness": 2, "width": 5, "color": colour,
-        }  # fmt: skip
-    return point
+    points = [gain_point(way.label, way.gain, Gain(way.gain).verdict) for way in shown]
+    return Chart("gains", [[Panel("", gain_figure(points))]])
 
 
 def _share_chart(audit: Audit) -> Chart:

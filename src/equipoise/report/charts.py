@@ -14,6 +14,7 @@ from equipoise.comparison.tuned_rates import rate_of
 from equipoise.comparison.tuning import mean_ne, tasks_with_ne
 from equipoise.report.analysis import Analysis, MethodResult
 from equipoise.report.measures import MEASURES, Measure
+from equipoise.report.statistics import PairedComparison
 from equipoise.training import Run
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "axes",
     "curve_chart",
     "gain_chart",
+    "gain_figure",
+    "gain_point",
     "line_colour",
     "line_style",
     "short",
@@ -85,21 +88,11 @@ class Chart:
 
 def gain_chart(analysis: Analysis) -> Chart | None:
     """NE gain over equal weights per method, with 95 % intervals; None where there is nothing to compare."""
-    data = [_gain_point(entry) for entry in reversed(analysis.ranked) if entry.ne_gain is not None]
+    data = [_point_of_method(entry) for entry in reversed(analysis.ranked) if entry.ne_gain is not None]
     data = [trace for trace in data if trace["x"] != [None]]
     if not data:
         return None
-    layout = axes(height=92 + 34 * len(data), x="←  worse      better  →")
-    layout["showlegend"] = False
-    layout["xaxis"] |= {
-        "rangemode": "tozero",
-        "zeroline": True,
-        "zerolinecolor": _INK,
-        "zerolinewidth": 1.5,
-        "ticksuffix": " %",
-    }
-    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
-    return Chart(f"gain-{analysis.view}", [[Panel("", {"data": data, "layout": layout})]])
+    return Chart(f"gain-{analysis.view}", [[Panel("", gain_figure(data))]])
 
 
 def curve_chart(results: Results, kind: Literal["binary", "regression"] = "binary") -> Chart | None:
@@ -173,23 +166,43 @@ def text(label: str) -> str:
     return html.escape(label, quote=False)
 
 
-def _gain_point(entry: MethodResult) -> dict[str, Any]:
+def _point_of_method(entry: MethodResult) -> dict[str, Any]:
     found = entry.ne_gain.over_seeds if entry.ne_gain else None
-    mean = found.mean if found else None
     verdict = entry.ne_gain.verdict if entry.ne_gain else "untested"
-    colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
     symbol = "diamond" if entry.is_single_task else "circle"
     if verdict in {"above", "below"} and entry.ne_gain and not entry.ne_gain.firm:
         symbol += "-open"
-    trace: dict[str, Any] = {
-        "type": "scatter", "mode": "markers", "x": [short(mean)], "y": [text(entry.method.label)],
+    return gain_point(entry.method.label, found, verdict, symbol)
+
+
+def gain_figure(points: Sequence[Figure]) -> Figure:
+    """Return the figure of gains, each of :func:`gain_point`, from the lowest line up."""
+    layout = axes(height=92 + 34 * len(points), x="←  worse      better  →")
+    layout["showlegend"] = False
+    layout["xaxis"] |= {
+        "rangemode": "tozero",
+        "zeroline": True,
+        "zerolinecolor": _INK,
+        "zerolinewidth": 1.5,
+        "ticksuffix": " %",
+    }
+    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
+    return {"data": list(points), "layout": layout}
+
+
+def gain_point(label: str, gain: PairedComparison | None, verdict: str, symbol: str = "circle") -> Figure:
+    """Return a gain in per cent with its interval, coloured by its verdict; no point where there is no mean."""
+    colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
+    mean = gain.mean if gain else None
+    trace: Figure = {
+        "type": "scatter", "mode": "markers", "x": [short(mean)], "y": [text(label)],
         "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"color": colour, "width": 2}},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }  # fmt: skip
-    if found and mean is not None and found.low is not None and found.high is not None:
+    if gain and mean is not None and gain.low is not None and gain.high is not None:
         trace["error_x"] = {
-            "type": "data", "symmetric": False, "array": [short(found.high - mean)],
-            "arrayminus": [short(mean - found.low)], "thickness": 2, "width": 5, "color": colour,
+            "type": "data", "symmetric": False, "array": [short(gain.high - mean)],
+            "arrayminus": [short(mean - gain.low)], "thickness": 2, "width": 5, "color": colour,
         }  # fmt: skip
     return trace
 

@@ -13,7 +13,7 @@ import pytest
 
 from equipoise.data import Dataset, from_files
 from equipoise.data.tables import build
-from equipoise.data.tables.content import content_hash
+from equipoise.data.tables.content import code_hash, content_hash
 from equipoise.errors import DataError
 from tests.data.tables.conftest import FEATURES, TASKS, campaign
 from tests.data.tables.test_build import assert_same
@@ -165,3 +165,13 @@ def test_a_killed_preparation_leaves_nothing_that_the_next_one_takes(cache: Path
     whole = from_files("ranker.yaml")
     assert sum(map(len, (whole.train, whole.validation, whole.test))) == LOG.height
     assert len([path for path in (cache / "text-files").iterdir() if not path.name.startswith(".")]) == 1
+
+
+def test_another_code_has_another_hash_so_that_it_builds_anew(tmp_path: Path) -> None:
+    hashes = set()
+    for place, text in enumerate(("a = 1\n", "a = 2\n", "a = 1\n")):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / "rules.py").write_text(text)
+        hashes.add(code_hash(folder))
+    assert len(hashes) == 2

@@ -37,6 +37,13 @@ def test_by_time_equal_times_stay_together_and_each_split_is_later(
     assert parts[0].max() < parts[1].min() <= parts[1].max() < parts[2].min()
 
 
+def test_by_time_seconds_that_are_read_as_milliseconds_are_noted() -> None:
+    seconds = pl.DataFrame({"ts": np.arange(100) * 3600 + 1_700_000_000})
+    assert not any("state the unit" in note for note in split(seconds, time="ts").notes)
+    wrong = split(seconds, time={"column": "ts", "unit": "ms"}).notes
+    assert any("1970" in note and "state the unit of `time`" in note for note in wrong)
+
+
 def test_by_time_the_shares_are_met_where_times_differ() -> None:
     order = np.random.default_rng(0).permutation(1000)
     found = split(pl.DataFrame({"ts": order}), time="ts", split={"validation": 0.1, "test": 0.3})

@@ -95,7 +95,7 @@ class Encoding(BaseModel):
                 used.add(encoder.table)
         if unused := sorted(self.tables.keys() - used):
             raise ValueError(f"expected tables that features read, found also {', '.join(unused)}")
-        self.schema_of_batches  # noqa: B018
+        _ = self.schema_of_batches  # raises where names or tables do not fit
         return self
 
     @classmethod

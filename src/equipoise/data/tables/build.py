@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
+from equipoise.data import encoding
 from equipoise.data.cache import cached
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.tables.config import TableConfig
-from equipoise.data.tables.content import Stamp, content_hash, stamp_of
+from equipoise.data.tables.content import Stamp, code_hash, content_hash, stamp_of
 from equipoise.data.tables.feature_checks import constant_features, refuse_answers
 from equipoise.data.tables.files import open_locations
 from equipoise.data.tables.frames import open_frame
@@ -26,7 +26,7 @@ from equipoise.settings_file import read_settings
 
 __all__ = ["described", "from_files", "from_frame"]
 
-_VERSION: Final = "2"  # to change whenever the same files and description give another data set
+_CODE: Final = (Path(__file__).parent, Path(encoding.__file__).parent)  # what decides the data set beside its files
 
 
 def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Dataset:
@@ -57,7 +57,7 @@ def from_files(config: Path | str | Mapping[str, Any] | TableConfig, /) -> Datas
 
     options = {**config.model_dump(mode="json", exclude={"files"}), "contents": contents}
     reading = {"format": config.format, "separator": config.separator, "null_values": list(config.null_values)}
-    found = cached(re.sub(r"\W+", "-", config.name), options, build, version=_VERSION)
+    found = cached(re.sub(r"\W+", "-", config.name), options, build, version=code_hash(*_CODE))
     return replace(found, reading=reading, source=", ".join(config.files))
 
 
@@ -113,14 +113,7 @@ def _dataset(found: Preparation) -> Dataset:
     schema, config = found.schema, found.config
     counts = dict(zip(SPLITS, found.assignment.counts, strict=True))
     splits = {
-        name: Split(
-            torch.empty(rows, len(schema.categorical_columns), dtype=torch.int32),
-            torch.empty(rows, len(schema.numeric_columns)),
-            torch.empty(rows, len(schema.tasks)),
-            torch.empty(rows),
-            torch.empty(rows) if config.weight else None,
-            {key: torch.empty(rows, dtype=torch.int64) for key in found.keys},
-        )
+        name: Split.empty(schema, rows, importance=bool(config.weight), keys=found.keys)
         for name, rows in counts.items()
     }
     done = dict.fromkeys(SPLITS, 0)

@@ -22,6 +22,7 @@ __all__ = ["SPLITS", "Assignment", "assign"]
 
 SPLITS: Final = ("train", "validation", "test")
 _DAY: Final = 86_400
+_FIRST_USUAL: Final = 631_152_000  # 1990: times that all lie before it may have been read in a wrong unit
 _MOST_DAYS: Final = 3660  # longer spans are no logs with a row on each day
 
 
@@ -100,6 +101,7 @@ def _by_time(table: Table, config: TableConfig) -> Assignment:
         "(UTC). No row is later than one of the next split, as in production: nothing is learned from the future. "
         "Users and items may occur in several splits.",
         *_missing_days(distinct),
+        *_doubtful_times(distinct, column),
     ]
     return Assignment(part, tuple(notes))
 
@@ -134,6 +136,15 @@ def _missing_days(distinct: NDArray[np.int64]) -> Iterator[str]:
         yield (
             f"{count} of {span} days have no rows, the first of them "
             f"{datetime.fromtimestamp(gap * _DAY, UTC):%Y-%m-%d}."
+        )
+
+
+def _doubtful_times(distinct: NDArray[np.int64], column: str) -> Iterator[str]:
+    """Note times that all lie before 1990, as seconds do that are read as milliseconds."""
+    if distinct[-1] < _FIRST_USUAL:
+        yield (
+            f"The times in {column} lie from {_shown(distinct[0])} to {_shown(distinct[-1])}: if that is not so, state "
+            "the unit of `time`."
         )
 
 
