@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.gloo_end import end_rank
+
 
 def on_ranks(ranks: int, folder: Path, work: Callable[[int], dict]) -> list[dict]:
     """Return the result of ``work(rank)`` on each rank; ``work`` must be at the top of a module."""
@@ -28,5 +30,4 @@ def _run(rank: int, ranks: int, folder: Path, work: Callable[[int], dict]) -> No
     )
     torch.set_num_threads(1)
     torch.save(work(rank), folder / f"rank{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()

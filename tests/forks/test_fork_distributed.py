@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from equipoise import paused
 from equipoise.forks import fork as fork_module
 from equipoise.forks.multibalance import MultiBalance
+from tests.gloo_end import end_rank
 
 RANKS = 2
 MANY = 100  # steps
@@ -284,8 +285,7 @@ def work(rank: int, folder: Path) -> None:
     start(rank, folder / "second rendezvous")
     results["after a second start"] = without_ddp(rank)
     torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from equipoise.optim import Clippy
+from tests.gloo_end import end_rank
 
 
 def make() -> tuple[nn.Module, Clippy]:
@@ -65,8 +66,7 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     found = {flat: goes_on(rank, folder / f"flat-{flat}", flat) for flat in (False, True)}
     torch.save(found, folder / f"rank{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.optim import PUB, AdaTask, Clippy
+from tests.gloo_end import end_rank
 
 RANKS, TASKS, STEPS, ROWS = 2, 3, 8, 8
 
@@ -146,8 +147,7 @@ def work(rank: int, folder: Path) -> None:
     results: dict = {name: train(name, rank) for name in CASES}
     results["collectives"] = count_collectives(rank)
     torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from equipoise.optim import PUB, AdaTask
+from tests.gloo_end import end_rank
 
 FORMS = {
     "pub": lambda net, **where: PUB(adam(net), shared=net.bottom.parameters(), update_every=2, **where),
@@ -158,8 +159,7 @@ def work(rank: int, folder: Path) -> None:
         **{f"other leaves, {form}": other_leaves(rank, form) for form in FORMS},
     }
     torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from equipoise.ranking.metrics import (
 )
 from equipoise.ranking.predictions import predictions, scores
 from equipoise.schema import Numeric, Sampled, Schema, Task
+from tests.gloo_end import end_rank
 
 NAN = float("nan")
 SPEND = Task("spend", kind="regression", mean=3.0, scale=2.0, after="click")
@@ -200,8 +201,7 @@ def on_rank(rank: int, folder: str) -> None:
         for each in (metrics, grouped, *singles.values()):
             each.reset()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.barrier()  # gloo's threads now and then abort a process that ends at once
-    torch.distributed.destroy_process_group()
+    end_rank()
 
 
 def test_two_ranks_with_unequal_rows_or_none_agree_with_one_process(tmp_path: Path) -> None:

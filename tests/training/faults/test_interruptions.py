@@ -15,6 +15,7 @@ from equipoise.data import Dataset
 from equipoise.training import METHODS, Run, StoppedError, World, listening, train
 from equipoise.training.faults import interruptions
 from equipoise.training.faults.interruptions import StopPoll, TerminatedError
+from tests.gloo_end import end_rank
 
 SETTINGS = {"epochs": 3, "batch_size": 64, "lr": 1e-2, "evaluations": 4, "monitor_reads": 9}
 
@@ -90,8 +91,7 @@ def ask(rank: int) -> dict:
 def work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=(folder / "rendezvous").as_uri(), rank=rank, world_size=2)
     torch.save(ask(rank), folder / f"{rank}.pt")
-    dist.barrier()  # gloo's threads now and then abort a process that ends at once
-    dist.destroy_process_group()
+    end_rank()
 
 
 def test_ranks_end_together_once_one_is_told_to_and_seldom_ask(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _write_part(folder: Path, split: SplitName, place: int, layout: Layout, rows
     group_rows = rows_per_group(layout)
     path = folder / split / f"part-{place:05d}.parquet"
     with replace_file(path) as temporary:
-        # LZ4 without dictionaries: measured fastest to read, see benchmarks/stream_layouts.py
+        # LZ4 without dictionaries is read fastest of what is compressed and others can read: stream-layouts.md
         with pq.ParquetWriter(
             temporary, layout.arrow_schema, compression="lz4", use_dictionary=False, write_statistics=False,
             write_page_checksum=True,
