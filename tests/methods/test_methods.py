@@ -266,3 +266,14 @@ def test_the_names_are_known_without_importing_any_optional_package() -> None:
     code = "import sys; from equipoise.methods import METHODS; list(METHODS); print('torchjd' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_search_names_one_open_option_with_values() -> None:
+    method = Method("searched", fork=MultiBalance, search={"gamma": (0.01, 0.1)})
+    assert method.with_options(beta=0.5).search == {"gamma": (0.01, 0.1)}
+    assert method.with_options(gamma=0.5).search == {}  # what is stated is not searched
+    for wrong in ({"gamma": ()}, {"gamma": (0.1,), "beta": (0.1,)}, {"gama": (0.1,)}):
+        with pytest.raises(MethodError, match=r"search|takes"):
+            Method("searched", fork=MultiBalance, search=wrong)
+    with pytest.raises(MethodError, match="not fixed"):
+        Method("searched", fork=MultiBalance, options={"gamma": 0.5}, search={"gamma": (0.1,)})

@@ -19,6 +19,7 @@ from torch.optim import Adam, Optimizer
 from equipoise.errors import SettingError
 from equipoise.jacobian import JacobianDescent
 from equipoise.loss_weighting import LossWeighting
+from equipoise.scalars import Scalar
 
 __all__ = ["NEEDS", "Method", "MethodError"]
 
@@ -61,10 +62,11 @@ class Method:
             ``jacobian`` implies the needs for the tasks' gradients and for whole optimizer steps.
         options: values of options that differ from the factories' defaults. They are part of the method, and cannot be
             overridden by name.
+        search: the main option and the values of it that tuning tries, where the paper tunes one: at most one option.
 
     Raises:
         MethodError: a need or an option is not known, two factories have an option of the same name, or the method has
-            both ``optimizer`` and ``jacobian``.
+            both ``optimizer`` and ``jacobian``; ``search`` names an option that is fixed, or several.
 
     Example:
         >>> from equipoise import MultiBalance
@@ -83,6 +85,7 @@ class Method:
     jacobian: Callable[..., Callable[[Tensor], Tensor]] | None = None
     needs: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
@@ -94,6 +97,12 @@ class Method:
         if self.jacobian is not None and self.optimizer is not None:
             raise MethodError(f"Method {self.name!r}: expected either optimizer or jacobian, found both.")
         self._refuse_unknown(self.options)
+        self._refuse_unknown(self.search)
+        if len(self.search) > 1 or self.search.keys() & self.options.keys() or not all(self.search.values()):
+            raise MethodError(
+                f"Method {self.name!r}: expected search to hold one option that is not fixed, with the values to try; "
+                f"found {dict(self.search)!r}."
+            )
 
     @property
     def family(self) -> str:
@@ -162,7 +171,10 @@ class Method:
             name, label = f"{self.name},{stated}", f"{self.label.removesuffix(')')},{stated})"
         else:
             name, label = f"{self.name}:{stated}", f"{self.label} ({stated})"
-        changed = dataclasses.replace(self, name=name, label=label, options={**self.options, **options})
+        changed = dataclasses.replace(
+            self, name=name, label=label, options={**self.options, **options},
+            search={name: values for name, values in self.search.items() if name not in options},
+        )  # fmt: skip
         try:
             changed.settings(("a", "b"))
         except (TypeError, ValueError) as error:
