@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from equipoise.errors import SettingError
-from equipoise.scalars import Scalar, parse_value
+from equipoise.scalars import Value, parse_value
 
 __all__ = ["Registry", "registered", "restore"]
 
@@ -121,7 +121,7 @@ class Registry(Generic[Entry]):
             found = place[name] = self._unpickle(name, found)
         return self._adapted(name, self._follow(found, f"{self.kind} {name!r}") if isinstance(found, str) else found)
 
-    def parse(self, text: str, /) -> tuple[str, dict[str, Scalar | list[int]]]:
+    def parse(self, text: str, /) -> tuple[str, dict[str, Value]]:
         """Split a name or import path from the options behind a colon.
 
         Raises:
@@ -135,7 +135,7 @@ class Registry(Generic[Entry]):
         name, colon, stated = text.partition(":")
         if name not in self and (path := _PATH_AND_OPTIONS.fullmatch(text)) and "=" not in path["path"]:
             name, colon, stated = path["path"], ":" if path["options"] is not None else "", path["options"] or ""
-        options: dict[str, Scalar | list[int]] = {}
+        options: dict[str, Value] = {}
         for pair in stated.split(",") if colon else ():
             key, equals, value = pair.partition("=")
             what = f"{self.kind.capitalize()} {name!r}"

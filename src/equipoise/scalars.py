@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Final
 
-__all__ = ["Scalar", "parse_scalar", "parse_value"]
+__all__ = ["Scalar", "Value", "parse_scalar", "parse_value", "spell_value"]
 
 Scalar = bool | int | float | str
 
-_WIDTHS: Final = re.compile(r"\d+(-\d+)+")
+Value = Scalar | list[int] | list[float]
+
+_LIST: Final = re.compile(r"(\d+\.?\d*|\.\d+)(-(\d+\.?\d*|\.\d+))+")
 
 
 def parse_scalar(text: str, /) -> Scalar:
@@ -29,11 +32,28 @@ def parse_scalar(text: str, /) -> Scalar:
     return text
 
 
-def parse_value(text: str, /) -> Scalar | list[int]:
-    """Convert a word as :func:`parse_scalar` does, or ``128-64`` to a list of numbers.
+def parse_value(text: str, /) -> Value:
+    """Convert a word as :func:`parse_scalar` does, or numbers with hyphens between them to a list.
 
     Example:
-        >>> parse_value("128-64"), parse_value("128")
-        ([128, 64], 128)
+        >>> parse_value("128-64"), parse_value("128"), parse_value("1-0.5-3")
+        ([128, 64], 128, [1.0, 0.5, 3.0])
     """
-    return [int(number) for number in text.split("-")] if _WIDTHS.fullmatch(text) else parse_scalar(text)
+    if not _LIST.fullmatch(text):
+        return parse_scalar(text)
+    parts = text.split("-")
+    return [float(part) for part in parts] if "." in text else [int(part) for part in parts]
+
+
+def spell_value(value: object, /) -> str:
+    """Return a word that :func:`parse_value` converts to an equal value.
+
+    Example:
+        >>> spell_value([1.0, 0.5, 1e-05]), spell_value([128, 64]), spell_value(1e-05), spell_value(True)
+        ('1-0.5-0.00001', '128-64', '1e-05', 'true')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, list | tuple):
+        return str(value)
+    return "-".join(format(Decimal(repr(part)), "f").removesuffix(".0") for part in value)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from equipoise.errors import SettingError
-from equipoise.scalars import Scalar, parse_value
+from equipoise.scalars import Value, parse_value, spell_value
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -374,7 +374,7 @@ def command_words(command: Command, stated: Mapping[str, Any], /) -> list[str]:
             words += [option] if value else []
         elif isinstance(value, Mapping):
             for key, entry in value.items():
-                words += [option, f"{key}={_as_word(entry)}"]
+                words += [option, f"{key}={spell_value(entry)}"]
         elif isinstance(value, list):
             words += [option, ",".join(map(str, value))]
         elif value is not None:
@@ -420,7 +420,7 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[int]]:
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Value]:
     """Return ``KEY=VALUE`` words of the command line as a mapping; ``128-64`` becomes a list of numbers.
 
     Raises:
@@ -432,7 +432,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Scalar | list[in
         >>> parse_pairs(["bottom=128-64"], "--model-option")
         {'bottom': [128, 64]}
     """
-    found: dict[str, Scalar | list[int]] = {}
+    found: dict[str, Value] = {}
     for pair in pairs:
         key, equals, value = pair.rpartition("=")  # a method's name may hold an equals sign of its own
         if not equals or not key:
@@ -473,8 +473,3 @@ def _explain(error: ValidationError, settings: type[TrainingSettings]) -> str:
 
 def _as_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else str(value)
-
-
-def _as_word(value: Any) -> Any:
-    """Return a value as a word of the command line."""
-    return "-".join(map(str, value)) if isinstance(value, list) else value

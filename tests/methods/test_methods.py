@@ -120,8 +120,12 @@ def test_options_can_be_added_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["equal", "multibalance:beta=0.30", "pub:form=matched,update_every=2", "clippy:relative=1"]
-)
+    "text",
+    [
+        "equal", "multibalance:beta=0.30", "pub:form=matched,update_every=2", "clippy:relative=1",
+        "static:weights=1-0.5-3", "static:weights=.00001-2", "multibalance:overlap=true",
+    ],
+)  # fmt: skip
 def test_a_name_with_options_names_the_same_method_again(text: str) -> None:
     method = parse_method(text)
     assert parse_method(method.name) == method
@@ -184,6 +188,9 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("pub:shared=1", "takes form, update_every; found shared"),
         ("pub-adatask:form=ours", "Around AdaTask form must be"),
         ("clippy:relative=-1", "relative must be at least 0, found -1"),
+        ("static:weights=1", "expected one number per task, with hyphens between as in 1-0.5-3; found 1"),
+        ("static:weights=1--1", "expected one number per task.*found '1--1'"),
+        ("static:weights=0-0", r"finite numbers of at least 0, one of them above 0; found \[0, 0\]"),
         ("no_such_package:METHOD", r"function|method 'no_such_package:METHOD'.*No module named 'no_such_package'"),
         ("math:pi", "'math:pi' cannot be used: expected an equipoise.methods.Method, found float"),
     ],

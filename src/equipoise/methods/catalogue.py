@@ -10,6 +10,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.forks import GradDrop, MultiBalance
+from equipoise.loss_weighting import static_weights
 from equipoise.methods import from_torchjd
 from equipoise.methods.method import Method
 from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
@@ -46,6 +47,10 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         needs=frozenset({"a model per task"}),
     ),
     Method("equal", "Equal weights", "The plain sum of the losses."),
+    Method(
+        "static", "Static weights", "Losses weighed by fixed numbers, as a team tunes them by hand.",
+        loss_weighting=static_weights,
+    ),
     Method(
         "multibalance", "MultiBalance",
         "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,

@@ -19,7 +19,7 @@ from torch.optim import Adam, Optimizer
 from equipoise.errors import SettingError
 from equipoise.jacobian import JacobianDescent
 from equipoise.loss_weighting import LossWeighting
-from equipoise.scalars import Scalar
+from equipoise.scalars import Scalar, spell_value
 
 __all__ = ["NEEDS", "Method", "MethodError"]
 
@@ -164,7 +164,7 @@ class Method:
             kinds, kind = _KINDS.get(type(known[name]), ((object,), ""))
             if type(value) not in kinds and object not in kinds:
                 raise MethodError(f"Method {self.name!r}: {name} must be {kind}, found {value!r}.")
-        stated = ",".join(f"{name}={value}" for name, value in options.items())
+        stated = ",".join(f"{name}={spell_value(value)}" for name, value in options.items())
         if not stated:
             return self
         if "=" in self.name:  # options were set before
@@ -175,8 +175,10 @@ class Method:
             self, name=name, label=label, options={**self.options, **options},
             search={name: values for name, values in self.search.items() if name not in options},
         )  # fmt: skip
+        # An option that is a list has one entry per task; the training's own tasks are not known here.
+        tasks = max([2, *(len(value) for value in options.values() if isinstance(value, list))])
         try:
-            changed.settings(("a", "b"))
+            changed.settings([f"task {place}" for place in range(tasks)])
         except (TypeError, ValueError) as error:
             raise MethodError(f"Method {changed.name!r}: {error}") from error
         return changed
