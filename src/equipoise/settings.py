@@ -197,6 +197,12 @@ class TrainingSettings(BaseModel):
     loss_scale: Annotated[dict[str, Positive], About(metavar="TASK=FACTOR")] = Field(
         default_factory=dict, description="Multiply one task's loss, to test robustness; reported losses are unscaled."
     )
+    task_weights: Annotated[
+        dict[str, Positive], About(commands=("train", "compare"), option="--task-weight", metavar="TASK=W")
+    ] = Field(
+        default_factory=dict,
+        description="Preferences: next to a task of weight 1, a task of weight 9 has 9 times the say. Default: 1 each.",
+    )
     sharding: Annotated[Sharding, About(commands=("train",), metavar="HOW")] = Field(
         "ddp", description="How the processes of torchrun share the model."
     )

@@ -21,8 +21,9 @@ from equipoise.training import Run
 __all__ = ["DEFAULT_RATE", "Choice", "ChosenRate", "Rate", "chosen_rate", "rate_of", "source_commit", "tuned_choices"]
 
 _RECIPE: Final = (
-    "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "optimizer",
-    "optimizer_options", "weight_decay", "table_optimizer", "table_lr", "warmup", "clip_norm", "ema", "stop_on",
+    "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "task_weights",
+    "optimizer", "optimizer_options", "weight_decay", "table_optimizer", "table_lr", "warmup", "clip_norm", "ema",
+    "stop_on",
 )  # fmt: skip
 """The settings that a tuned rate belongs to; those that a file does not name had their defaults."""
 

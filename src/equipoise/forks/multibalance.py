@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
+from equipoise.preferences import preference_factors
 from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
@@ -139,7 +140,7 @@ class MultiBalance(Fork):
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
         self.reduction: Reduction = reduction
-        self._factors = _preferences(task_weights, self.tasks)
+        self._factors = preference_factors(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
@@ -229,16 +230,3 @@ def _to_unit_mean_square(lengths: Tensor, present: Tensor) -> Tensor:
     lengths = torch.where(present, lengths, 0.0)
     lengths = lengths / lengths.amax()  # squares of small numbers may vanish
     return lengths / (lengths.square().sum() / present.sum()).sqrt()
-
-
-def _preferences(task_weights: Sequence[float] | None, tasks: Sequence[str]) -> list[float]:
-    """Return the factors p of the tasks, of mean 1."""
-    weights = [1.0] * len(tasks) if task_weights is None else task_weights
-    usable = isinstance(weights, Sequence) and all(isinstance(weight, int | float) for weight in weights)
-    if not usable or len(weights) != len(tasks) or not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(
-            f"task_weights must be a list of {len(tasks)} positive finite numbers, one for each of "
-            f"{', '.join(tasks)}; found {task_weights!r}."
-        )
-    mean = math.fsum(weights) / len(weights)
-    return [weight / mean for weight in weights]

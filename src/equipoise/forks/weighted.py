@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
+from equipoise.preferences import preference_factors
 
 __all__ = ["Weighted"]
 
@@ -25,15 +26,20 @@ class Weighted(Fork):
     function's input depends on which are present; so such a fork cannot be used in a captured CUDA graph or in a model
     compiled with ``fullgraph=True``. Fixed numbers have neither limit.
 
+    ``task_weights`` multiply the weights after the function, which is not told of them: next to a task of weight 1, a
+    task of weight 9 gets 9 times the weight that it would get with equal preferences. What the function promises of its
+    own weights, such as no conflict, need not hold of these.
+
     Args:
         tasks: the tasks' names, or how many there are.
         weighting: from a symmetric matrix of shape [K, K], K the number of present tasks, float32 or wider, to
             weights of shape [K]; or one finite number per task. A module becomes a part of the fork, with its state.
+        task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
 
     Raises:
-        ValueError: ``weighting`` is neither a function nor one finite number per task; in the backward pass, if the
-            function does not return one weight per task.
+        ValueError: ``weighting`` is neither a function nor one finite number per task, or ``task_weights`` are not one
+            positive number per task; in the backward pass, if the function does not return one weight per task.
 
     Example:
         >>> fork = Weighted(["click", "like"], lambda gram: 1 / gram.diagonal().sqrt())
@@ -49,9 +55,13 @@ class Weighted(Fork):
         tasks: int | Sequence[str],
         weighting: Callable[[Tensor], Tensor] | Sequence[float],
         *,
+        task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(tasks, process_group=process_group)
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        factors = preference_factors(task_weights, self.tasks)
+        self.preferences = torch.tensor(factors, dtype=self.last_weights.dtype)
         if not callable(weighting):
             weighting = _fixed(weighting, self.tasks)
             self.fixed = torch.tensor(weighting, dtype=self.last_weights.dtype)
@@ -59,6 +69,10 @@ class Weighted(Fork):
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
+        weights = self._weights(gram, present)
+        return weights if self.task_weights is None else weights * self.preferences
+
+    def _weights(self, gram: Tensor, present: Tensor) -> Tensor:
         if not callable(self.weighting):
             return self.fixed.to(gram.dtype)
         here = present.nonzero().squeeze(1)
@@ -77,7 +91,8 @@ class Weighted(Fork):
     def extra_repr(self) -> str:
         """Return the constructor's arguments; a module is shown as a part of the fork."""
         shown = "" if isinstance(self.weighting, torch.nn.Module) else f", weighting={self.weighting!r}"
-        return f"{super().extra_repr()}{shown}"
+        preferring = "" if self.task_weights is None else f", task_weights={self.task_weights}"
+        return f"{super().extra_repr()}{shown}{preferring}"
 
 
 def _fixed(weights: Sequence[float], tasks: Sequence[str]) -> tuple[float, ...]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from equipoise.preferences import preference_factors
+
 __all__ = ["LossWeighting"]
 
 
@@ -21,6 +23,10 @@ class LossWeighting(nn.Module):
     An absent task (no label in the batch, or a loss that is not finite) enters ``S`` with its last known loss, or 1 if
     it had none. The weighting's state then stays finite; the absent task has no gradient in the model.
 
+    ``task_weights`` multiply the weights after ``S``, which is not told of them: next to a task of weight 1, that of
+    weight 9 has 9 times the weight in the sum of losses that it would have with equal preferences. Learned parameters
+    of ``S`` get the same gradient.
+
     A saved state is matched by the tasks' names; their order may differ.
 
     Over several ranks :meth:`weigh` must be given the losses of the global batch, so that all ranks find equal weights.
@@ -29,6 +35,7 @@ class LossWeighting(nn.Module):
         tasks: the tasks' names.
         scalarizer: from losses of shape [M] to a scalar. If it has ``update(losses)``, this is called after each step
             and must step its parameters itself. If it has ``step()``, this is called after every epoch.
+        task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
 
     Attributes:
         tasks: the tasks' names.
@@ -48,7 +55,7 @@ class LossWeighting(nn.Module):
     last_weights: Tensor
     last_present: Tensor
 
-    def __init__(self, tasks: Sequence[str], scalarizer: Any) -> None:
+    def __init__(self, tasks: Sequence[str], scalarizer: Any, *, task_weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
         self.scalarizer = scalarizer
@@ -59,12 +66,15 @@ class LossWeighting(nn.Module):
         # No buffers: nobody should average, broadcast or save them.
         self.last_weights = ones.clone()
         self.last_present = torch.zeros_like(ones, dtype=torch.bool)
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
+        self.preferences = torch.tensor(preference_factors(task_weights, self.tasks))
         self.register_load_state_dict_pre_hook(_bring_into_order)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.last_weights = self.last_weights.to(self.last_losses)
         self.last_present = self.last_present.to(self.last_losses.device)
+        self.preferences = self.preferences.to(self.last_losses)
         return self
 
     def learned_parameters(self) -> list[nn.Parameter]:
@@ -89,8 +99,9 @@ class LossWeighting(nn.Module):
             found = torch.autograd.grad(self.scalarizer(values), [values, *learned])
         for parameter, gradient in zip(learned, found[1:], strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self.last_weights.copy_(found[0])
-        return found[0]
+        weights = found[0] if self.task_weights is None else found[0] * self.preferences
+        self.last_weights.copy_(weights)
+        return weights
 
     def after_step(self, losses: Tensor, present: Tensor, /) -> None:
         """Call the scalarizer's ``update`` after the optimizer's step, if it has one; arguments as in :meth:`weigh`."""
@@ -132,9 +143,10 @@ class LossWeighting(nn.Module):
                 setattr(self.scalarizer, name, _on(self.last_losses.device, value))
 
     def extra_repr(self) -> str:
-        """Return the tasks, and the scalarizer if it is not a module."""
+        """Return the tasks, the scalarizer if it is not a module, and the preferences."""
         shown = "" if isinstance(self.scalarizer, nn.Module) else f", scalarizer={self.scalarizer!r}"
-        return f"tasks={list(self.tasks)}{shown}"
+        preferring = "" if self.task_weights is None else f", task_weights={self.task_weights}"
+        return f"tasks={list(self.tasks)}{shown}{preferring}"
 
     def _seen(self, losses: Tensor, present: Tensor) -> Tensor:
         losses = losses.detach()

@@ -33,11 +33,13 @@ def pub_around_adatask(
     data_parallel: Module | dist.ProcessGroup | None = None,
     form: FormName = "matched",
     update_every: int = 10,
+    task_weights: Sequence[float] | None = None,
 ) -> PUB:
     """Build PUB over AdaTask, which balances updates computed with one optimizer state per task."""
     own = AdaTask(optimizer, shared=shared, data_parallel=data_parallel)
     return PUB(
-        own, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every
+        own, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every,
+        task_weights=task_weights,
     )  # fmt: skip
 
 

@@ -14,25 +14,40 @@ from equipoise.methods.method import MethodError
 __all__ = ["dwa", "famo", "mgda_at_fork", "mgda_on_parameters", "uncertainty_weighting"]
 
 
-def uncertainty_weighting(tasks: Sequence[str]) -> LossWeighting:
+def uncertainty_weighting(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
     """Build uncertainty weighting: ``Σ_m ½ exp(−s_m) L_m + ½ s_m`` with learned ``s``, which starts at 0."""
-    return LossWeighting(tasks, _torchjd("scalarization").UW(len(tasks)))
+    return LossWeighting(tasks, _torchjd("scalarization").UW(len(tasks)), task_weights=task_weights)
 
 
-def dwa(tasks: Sequence[str], *, temperature: float = 2.0) -> LossWeighting:
+def dwa(
+    tasks: Sequence[str], *, temperature: float = 2.0, task_weights: Sequence[float] | None = None
+) -> LossWeighting:
     """Build dynamic weight average: weights by the ratio of each loss's means over the last two epochs."""
-    return LossWeighting(tasks, _torchjd("scalarization").DWA(temperature))
+    return LossWeighting(tasks, _torchjd("scalarization").DWA(temperature), task_weights=task_weights)
 
 
-def famo(tasks: Sequence[str], *, weights_lr: float = 0.025, weights_decay: float = 1e-3) -> LossWeighting:
+def famo(
+    tasks: Sequence[str],
+    *,
+    weights_lr: float = 0.025,
+    weights_decay: float = 1e-3,
+    task_weights: Sequence[float] | None = None,
+) -> LossWeighting:
     """Build fast adaptive multitask optimization, with its own Adam for the weights' logits."""
     scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
-    return LossWeighting(tasks, scalarizer)
+    return LossWeighting(tasks, scalarizer, task_weights=task_weights)
 
 
-def mgda_at_fork(tasks: Sequence[str], *, epsilon: float = 1e-3, max_iters: int = 100) -> Weighted:
+def mgda_at_fork(
+    tasks: Sequence[str],
+    *,
+    epsilon: float = 1e-3,
+    max_iters: int = 100,
+    task_weights: Sequence[float] | None = None,
+) -> Weighted:
     """Build MGDA at the fork: the min-norm point of the gradients there, by Frank-Wolfe steps."""
-    return Weighted(tasks, _torchjd("aggregation").MGDAWeighting(epsilon=epsilon, max_iters=max_iters))
+    weighting = _torchjd("aggregation").MGDAWeighting(epsilon=epsilon, max_iters=max_iters)
+    return Weighted(tasks, weighting, task_weights=task_weights)
 
 
 def mgda_on_parameters(*, epsilon: float = 1e-3, max_iters: int = 100) -> Any:

@@ -62,6 +62,7 @@ class Method:
             ``jacobian`` implies the needs for the tasks' gradients and for whole optimizer steps.
         options: values of options that differ from the factories' defaults. They are part of the method, and cannot be
             overridden by name.
+        task_weights: preferences among the tasks, by name; see :meth:`with_task_weights`.
         search: the main option and the values of it that tuning tries, where the paper tunes one: at most one option.
 
     Raises:
@@ -86,6 +87,7 @@ class Method:
     needs: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
+    task_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
@@ -129,7 +131,7 @@ class Method:
         """True if the optimizer makes the backward passes itself and is told which ranks train together."""
         if "per-task backward" not in self.needs or self.optimizer is None:
             return True
-        return "data_parallel" in inspect.signature(self.optimizer).parameters
+        return "data_parallel" in parameters_of(self.optimizer)
 
     def known_options(self) -> dict[str, Any]:
         """Return the options of all factories, with their defaults."""
@@ -183,6 +185,39 @@ class Method:
             raise MethodError(f"Method {changed.name!r}: {error}") from error
         return changed
 
+    @property
+    def takes_task_weights(self) -> bool:
+        """True if preferences among the tasks change the training as they should.
+
+        They do where a factory has the parameter ``task_weights``, in the weighted sum of the losses, and where every
+        task has a model of its own, in which it has all the say.
+        """
+        return not self.factories or any("task_weights" in parameters_of(factory) for factory in self.factories)
+
+    def with_task_weights(self, task_weights: Mapping[str, float]) -> Method:
+        """Return the same method with preferences among the tasks: a positive number by name, 1 for other tasks.
+
+        Raises:
+            MethodError: it has no preferences, or what is built with it refuses them.
+
+        Example:
+            >>> from equipoise import MultiBalance
+            >>> method = Method("mb", fork=MultiBalance).with_task_weights({"click": 9.0})
+            >>> method.fork_factory(["click", "like"])().task_weights
+            [9.0, 1.0]
+        """
+        if not self.takes_task_weights:
+            raise MethodError(
+                f"Method {self.name!r} has no preferences among tasks: leave task_weights out, or use a method that "
+                "has them (equal, multibalance, pub, uw, …)."
+            )
+        preferring = dataclasses.replace(self, task_weights=dict(task_weights))
+        try:
+            preferring.settings([*task_weights, "any other task"])
+        except ValueError as error:
+            raise MethodError(f"Method {self.name!r}: {error}") from error
+        return preferring
+
     def settings(self, tasks: Sequence[str]) -> str:
         """Return the name and the ``repr`` of what would be built for these tasks, so that a changed default shows."""
         parameter = Parameter(torch.zeros(1))
@@ -205,17 +240,19 @@ class Method:
 
     def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
         """Return a function that builds a new fork for these tasks; None for the plain sum of gradients."""
-        return None if self.fork is None else partial(self.fork, list(tasks), **self._options_of(self.fork))
+        return None if self.fork is None else partial(self.fork, list(tasks), **self._keywords(self.fork, tasks))
 
     def build_loss_weighting(self, tasks: Sequence[str]) -> LossWeighting | None:
-        """Build a weighting of these tasks' losses; None for their plain sum.
+        """Build a weighting of these tasks' losses; None for their plain sum. A preference makes that a weighted sum.
 
         Raises:
             MethodError: what it learns from is not among the method's needs.
         """
         if self.loss_weighting is None:
-            return None
-        weighting = self.loss_weighting(list(tasks), **self._options_of(self.loss_weighting))
+            if self.factories or not self.task_weights or "a model per task" in self.needs:
+                return None
+            return LossWeighting(tasks, torch.sum, task_weights=self._weights_of(tasks))
+        weighting = self.loss_weighting(list(tasks), **self._keywords(self.loss_weighting, tasks))
         for learns, need in (
             (weighting.learns_after_step, "forward after step"), (weighting.learns_after_epoch, "epochs")
         ):  # fmt: skip
@@ -243,14 +280,14 @@ class Method:
                 process.
         """
         if self.jacobian is not None:
-            aggregator = self.jacobian(**self._options_of(self.jacobian))
+            aggregator = self.jacobian(**self._keywords(self.jacobian, tasks))
             return JacobianDescent(base, aggregator, shared=shared, tasks=tasks, data_parallel=data_parallel)
         if self.optimizer is None:
             return base
-        taken = inspect.signature(self.optimizer).parameters
+        taken = parameters_of(self.optimizer)
         given = {"shared": list(shared), "tasks": list(tasks), "data_parallel": data_parallel}
         given = {name: value for name, value in given.items() if name in taken}
-        return self.optimizer(base, **given, **self._options_of(self.optimizer))
+        return self.optimizer(base, **given, **self._keywords(self.optimizer, tasks))
 
     def backward(self, optimizer: Optimizer, losses: Sequence[Tensor], /) -> None:
         """Add the gradients of a group's losses, one scalar each, to the parameters' ``grad``."""
@@ -259,9 +296,16 @@ class Method:
         else:
             torch.autograd.backward(torch.stack(list(losses)).sum())
 
-    def _options_of(self, factory: Callable[..., Any]) -> dict[str, Any]:
+    def _keywords(self, factory: Callable[..., Any], tasks: Sequence[str]) -> dict[str, Any]:
+        """Return the options of a factory, and the preferences if it takes them."""
         known = keyword_options(factory)
-        return {name: value for name, value in self.options.items() if name in known}
+        stated = {name: value for name, value in self.options.items() if name in known}
+        if self.task_weights and "task_weights" in parameters_of(factory):
+            stated["task_weights"] = self._weights_of(tasks)
+        return stated
+
+    def _weights_of(self, tasks: Sequence[str]) -> list[float]:
+        return [self.task_weights.get(task, 1.0) for task in tasks]
 
     def _refuse_unknown(self, options: Mapping[str, Any]) -> None:
         known = self.known_options()
@@ -285,10 +329,15 @@ _KINDS: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
 """Of a default's type: the types that a value may have, and their name."""
 
 
+def parameters_of(factory: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """Return a factory's parameters by name."""
+    return inspect.signature(factory).parameters
+
+
 def keyword_options(build: Callable[..., object]) -> dict[str, Any]:
     """Return a factory's keyword-only parameters whose values one word can spell, with their defaults."""
     return {
         entry.name: entry.default
-        for entry in inspect.signature(build).parameters.values()
+        for entry in parameters_of(build).values()
         if entry.kind is inspect.Parameter.KEYWORD_ONLY and entry.name not in _NOT_FROM_TEXT
     }

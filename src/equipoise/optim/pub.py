@@ -150,6 +150,11 @@ class PUB(TaskOptimizer):
         self._metabalance = optimizer if isinstance(optimizer, MetaBalance) else None
         self.form: FormName = form or ("matched" if self._own else "ours")
         self._form = form_named(self.form)
+        if task_weights is not None and not self._form.solves:
+            raise ValueError(
+                f"form {self.form!r} keeps all weights at 1, so that task_weights would have no effect: leave them "
+                "out, or use another form."
+            )
         if isinstance(optimizer, TaskOptimizer) and not (self._shared_is_known and optimizer._shared_is_known):
             if optimizer._shared_is_known or self._shared_is_known:
                 self._settle_shared(self.shared or optimizer.shared)
@@ -340,5 +345,5 @@ class PUB(TaskOptimizer):
     def __repr__(self) -> str:
         return (
             f"PUB({self._inner_repr()}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
-            f"form={self.form!r})"
+            f"form={self.form!r}{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
         )

@@ -10,7 +10,7 @@ from typing import Final
 import torch.distributed as dist
 
 from equipoise.errors import SettingError
-from equipoise.methods import Method
+from equipoise.methods import Method, MethodError
 from equipoise.settings import Sharding, TrainingSettings
 from equipoise.training.ranks.world import World
 
@@ -67,6 +67,15 @@ def _sharding_needs_a_group(given: Combination) -> Iterator[str]:
             f"Sharding {given.sharding!r} needs torchrun, found a process by itself: launch with "
             "torchrun --nproc-per-node N (1 will do), or leave the sharding out."
         )
+
+
+@CHECKS.append
+def _preferences(given: Combination) -> Iterator[str]:
+    if given.settings.task_weights:
+        try:
+            given.method.with_task_weights(given.settings.task_weights)
+        except MethodError as error:
+            yield str(error)
 
 
 @CHECKS.append

@@ -57,8 +57,8 @@ class Learner:
         skipped_steps: the number of them that "skip-step" left out.
 
     Raises:
-        SettingError: the model, one of its options, the device or a task in ``loss_scale`` is not known, a
-            number is out of range, or the method cannot be trained with this sharding.
+        SettingError: the model, one of its options, the device or a task in ``loss_scale`` or
+            ``task_weights`` is not known, a number is out of range, or the method cannot be trained with this sharding.
     """
 
     def __init__(
@@ -83,7 +83,10 @@ class Learner:
         self._epoch_steps = epoch_steps
         self._in_equal_shares = sharding.startswith(("row-wise", "planner"))
         check_compatible(Combination(method, settings, self.world))
-        self._scale = _factors(schema.task_names, settings.loss_scale)
+        self._scale = _per_task(schema.task_names, settings.loss_scale, "Loss scales")
+        _per_task(schema.task_names, settings.task_weights, "Task weights")
+        if settings.task_weights:
+            self.method = method = method.with_task_weights(settings.task_weights)
         self._members = build_members(schema, method, settings, self.world, total_steps=total_steps)
         self._unchecked = self.world.rank == 0
         self._stage: Literal["whole", "begun", "moving"] = "whole"
@@ -388,11 +391,12 @@ def _of_tasks(values: Tensor, tasks: Sequence[int]) -> Tensor:
     return torch.stack([values[..., task] for task in tasks], dim=-1)
 
 
-def _factors(tasks: Sequence[str], stated: Mapping[str, float]) -> list[float]:
+def _per_task(tasks: Sequence[str], stated: Mapping[str, float], what: str) -> list[float]:
+    """Return the stated numbers of the tasks, 1 for a task without one."""
     unknown = sorted(stated.keys() - set(tasks))
     if unknown:
-        raise SettingError(f"Loss scales: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}.")
+        raise SettingError(f"{what}: expected tasks out of {', '.join(tasks)}; found {', '.join(unknown)}.")
     wrong = [f"{task}={factor}" for task, factor in stated.items() if not 0 < factor < float("inf")]
     if wrong:
-        raise SettingError(f"Loss scales must be positive and finite, found {', '.join(wrong)}.")
+        raise SettingError(f"{what} must be positive and finite, found {', '.join(wrong)}.")
     return [float(stated.get(task, 1.0)) for task in tasks]

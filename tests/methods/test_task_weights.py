@@ -1,0 +1,119 @@
+"""Preferences of every method that takes them: a say of 9 : 1 stays one of 9 : 1 for the whole training.
+
+Each method is driven by a stream of made-up gradients or losses, without a model.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.forks import Fork
+from equipoise.methods import CATALOGUE, METHODS, Method, MethodError
+from equipoise.settings import TrainingSettings
+from equipoise.training import IncompatibleError, Learner, SettingError
+from tests.methods.test_catalogue import SCHEMA, batch
+
+TASKS = ("a", "b", "c")
+WANTED = {"a": 9.0, "c": 2.0}
+STEPS = 500
+taking = [method for method in CATALOGUE if method.takes_task_weights and method.factories]
+
+
+@cache
+def vectors(step: int) -> Tensor:
+    """Return gradients of lengths that differ and drift, with some conflict between the first two."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randn(3, 40, generator=generator)
+    rows[0] -= 0.2 * rows[1]
+    return rows * torch.tensor([[0.009], [0.011], [0.01]]) * (1 + step / STEPS)
+
+
+def weights_of_fork(fork: Fork) -> Tensor:
+    torch.manual_seed(0)
+    for step in range(STEPS):
+        rows = vectors(step)
+        weights = fork.weigh(rows @ rows.T, torch.ones(3, dtype=torch.bool))
+    return weights
+
+
+def weights_of_losses(method: Method) -> Tensor:
+    weighting = method.build_loss_weighting(TASKS)
+    torch.manual_seed(0)
+    for step in range(STEPS):
+        losses = torch.tensor([0.05, 0.7, 2.0]) * (2 - step / STEPS) + 0.01 * torch.rand(3)
+        weights = weighting.weigh(losses, torch.ones(3, dtype=torch.bool))
+        for parameter in weighting.learned_parameters():
+            parameter.data -= 0.01 * parameter.grad
+            parameter.grad = None
+        weighting.after_step(losses, torch.ones(3, dtype=torch.bool))
+        if step % 50 == 49:
+            weighting.after_epoch()
+    return weights
+
+
+def shares_of_updates(method: Method) -> Tensor:
+    """Return the utilities ``w_m ⟨u_m, Σ w_j u_j⟩`` of the last solve."""
+    shared = torch.nn.Parameter(torch.zeros(40))
+    sgd = torch.optim.SGD([shared], lr=1e-3)
+    optimizer = method.build_optimizer(sgd, shared=[shared], tasks=TASKS)
+    for step in range(STEPS + 2):  # the last step solves
+        optimizer.zero_grad()
+        optimizer.backward(list(vectors(step) @ shared))
+        optimizer.step()
+    return optimizer.last_weights * (optimizer.last_gram @ optimizer.last_weights)
+
+
+def check_say(found: Tensor, equal: Tensor) -> None:
+    """Check that what decides each task's say is that of equal preferences, times the preference."""
+    wanted = torch.tensor([9.0, 1.0, 2.0], dtype=found.dtype) / 4
+    torch.testing.assert_close(found, equal * wanted, rtol=1e-3, atol=0)
+    assert equal.count_nonzero() >= 2
+
+
+@pytest.mark.parametrize("method", taking, ids=lambda method: method.name)
+def test_9_to_1_is_9_to_1_after_500_steps(method: Method) -> None:
+    if method.name == "pub-shipped":
+        pytest.skip("its weights are all 1")
+    preferring = method.with_task_weights(WANTED)
+    if method.fork is not None:
+        check_say(*(weights_of_fork(row.fork_factory(TASKS)()) for row in (preferring, method)))
+    elif method.loss_weighting is not None:
+        check_say(*map(weights_of_losses, (preferring, method)))
+    else:
+        utilities = shares_of_updates(preferring)
+        check_say(utilities / utilities.mean(), torch.ones_like(utilities))
+
+
+@pytest.mark.parametrize("method", CATALOGUE, ids=lambda method: method.name)
+def test_every_method_trains_with_preferences_or_refuses_them_with_a_remedy(method: Method) -> None:
+    settings = TrainingSettings.of(task_weights={"buy": 9.0})
+    if not method.takes_task_weights or method.name == "pub-shipped":
+        with pytest.raises(IncompatibleError, match=rf"'{method.name}'.*task_weights.*or use"):
+            Learner(SCHEMA, method, settings)
+        return
+    preferring, equal = Learner(SCHEMA, method, settings, epoch_steps=2), Learner(SCHEMA, method, TrainingSettings.of())
+    for step in range(3):
+        found, plain = preferring.step(batch(step)), equal.step(batch(step))
+    assert found.isfinite().all()
+    assert torch.equal(found, plain) is (method.name == "single-task")
+
+
+def test_equal_weights_with_preferences_are_the_weighted_sum_of_losses() -> None:
+    preferring = Learner(SCHEMA, METHODS["equal"], TrainingSettings.of(task_weights={"buy": 4.0}))
+    scaled = Learner(SCHEMA, METHODS["equal"], TrainingSettings.of(loss_scale={"click": 0.5, "like": 0.5, "buy": 2.0}))
+    for step in range(3):
+        assert torch.equal(preferring.step(batch(step)), scaled.step(batch(step)))
+
+
+def test_a_task_that_there_is_not_is_named() -> None:
+    with pytest.raises(SettingError, match="Task weights: expected tasks out of click, like, buy; found share"):
+        Learner(SCHEMA, METHODS["multibalance"], TrainingSettings.of(task_weights={"share": 2.0}))
+
+
+def test_a_method_without_preferences_says_so() -> None:
+    with pytest.raises(MethodError, match=r"'graddrop' has no preferences among tasks: leave task_weights out, or use"):
+        METHODS["graddrop"].with_task_weights({"a": 2.0})
+    with pytest.raises(MethodError, match=r"'pub-shipped': form 'shipped' keeps all weights at 1"):
+        METHODS["pub-shipped"].with_task_weights({"a": 2.0})
