@@ -41,7 +41,7 @@ def make_dataset(seed: int = 0) -> Dataset:
     return Dataset(
         "toy", schema, split(7), split(3), split(4), notes=("a", "b°"), best_ne={"click": 0.5},
         epochs=3, batch_size=64, licence="CC BY 4.0", source="https://example.com",
-        group="user", values={"day": ["Monday", "Tuesday"]}, slices=("day", "ad"),
+        group="user", values={"day": ["Monday", "Tuesday"]}, slices=("day", "ad"), user_groups=("day",),
     )  # fmt: skip
 
 
@@ -195,6 +195,7 @@ FIELDS = (
     "source",
     "group",
     "slices",
+    "user_groups",
     "keys",
 )
 PLACES = [*FIELDS, ("schema", "categorical"), ("schema", "numeric"), ("schema", "tasks"), ("rows", 0)]

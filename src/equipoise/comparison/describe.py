@@ -43,6 +43,7 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         },
         "natural_rate": _natural_rate(dataset.schema),
         "groups": _groups(dataset) if dataset.group else None,
+        "user_groups": list(dataset.user_groups),
         "methods": [
             {
                 "name": method.name, "label": method.label, "family": method.family,

@@ -98,6 +98,7 @@ class PlannedRuns(BaseModel):
     about_tasks: dict[str, PlannedTask] = Field(default_factory=dict)
     natural_rate: NaturalRate | None = None
     groups: Groups | None = None
+    user_groups: list[str] = Field(default_factory=list)
     methods: list[PlannedMethod] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     epochs: int

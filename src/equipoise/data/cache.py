@@ -49,6 +49,7 @@ class _Description:
     keys: tuple[str, ...]
     has_importance: bool
     encoding: str | None
+    user_groups: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -135,6 +136,7 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
         dataset.epochs, dataset.batch_size, dataset.licence, dataset.source, dataset.group,
         {name: list(words) for name, words in dataset.values.items()}, dataset.slices, tuple(first.keys),
         first.importance is not None, None if dataset.encoding is None else dataset.encoding.to_json(),
+        dataset.user_groups,
     )  # fmt: skip
     metadata = {_KEY: json.dumps(asdict(description)).encode()}
     schema = _as_table(first, description).schema.with_metadata(metadata)
@@ -196,7 +198,7 @@ def read_dataset(path: Path) -> Dataset:
     return Dataset(
         description.name, schema, train, validation, test, description.notes, description.best_ne,
         description.epochs, description.batch_size, description.licence, description.source, description.group,
-        description.values, description.slices, encoding,
+        description.values, description.slices, encoding, user_groups=description.user_groups,
     )  # fmt: skip
 
 

@@ -255,6 +255,7 @@ class Dataset:
         group: the key of the splits by which AUC is grouped, such as the user; none if empty.
         values: of keys and features, the names of their codes, for reports on slices.
         slices: the keys and categorical features by whose values metrics are reported.
+        user_groups: the slices that describe users; the report says who gains and who loses by them.
         encoding: what turned the rows of files or tables into these columns, for prediction and export; None where
             the data did not come as a table.
         reading: how files were read (``format``, ``separator``, ``null_values``), so that prediction reads others
@@ -283,6 +284,7 @@ class Dataset:
     slices: tuple[str, ...] = ()
     encoding: Encoding | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
+    user_groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for setting in ("epochs", "batch_size"):
@@ -294,6 +296,11 @@ class Dataset:
             raise DataError(
                 f"{self.name}: best_ne should be given for tasks out of {', '.join(self.schema.task_names)}; "
                 f"found {', '.join(unknown)}."
+            )
+        if unknown := [name for name in self.user_groups if name not in self.slices]:
+            raise DataError(
+                f"{self.name}: user_groups should name slices ({', '.join(self.slices) or 'none'}); found "
+                f"{', '.join(unknown)}."
             )
         for name, split in {"train": self.train, "validation": self.validation, "test": self.test}.items():
             if not callable(getattr(split, "batches", None)):

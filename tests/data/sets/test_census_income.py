@@ -194,6 +194,15 @@ def test_values_that_only_test_rows_hold_have_id_zero(nominal: Path) -> None:
     assert dataset.schema.categorical[race].cardinality == 3  # missing, a, b
 
 
+def test_people_are_grouped_by_columns_whose_ids_have_names(nominal: Path) -> None:
+    dataset = load("census-income", folder=nominal)
+    assert dataset.user_groups == dataset.slices == ("sex", "race", "citizenship")
+    for name in dataset.user_groups:
+        place = dataset.schema.categorical_columns.index(name)
+        assert len(dataset.values[name]) == dataset.schema.categorical[place].cardinality
+        assert dataset.values[name][0] == "missing"
+
+
 def test_codes_are_shifted_so_that_minus_one_is_missing_and_a_question_mark_too(nominal: Path) -> None:
     dataset = load_nominal(folder=nominal)
     with np.load(nominal / "census_nominal_codes.npz") as file:

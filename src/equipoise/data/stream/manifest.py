@@ -65,6 +65,7 @@ class About(_Stated):
     group: str = ""
     values: dict[str, list[str]] = Field(default_factory=dict)
     slices: tuple[str, ...] = ()
+    user_groups: tuple[str, ...] = ()
 
 
 class File(_Stated):

@@ -64,7 +64,7 @@ def prepare(
         about = About(
             name=config.name, columns=found.schema, keys=found.keys, importance=bool(config.weight), notes=found.notes,
             epochs=config.epochs, batch_size=config.batch_size, source=", ".join(config.files), group=config.user,
-            values=found.values, slices=tuple(found.slices),
+            values=found.values, slices=tuple(found.slices), user_groups=tuple(config.user_groups),
         )  # fmt: skip
         announce("Writing", 0.4)
         return Content(about, found.encoding, lambda first: _blocks(found, Layout(about), first, source, files))

@@ -30,4 +30,5 @@ def from_prepared(folder: Path | str, /) -> Dataset:
         about.name, about.columns, train, validation, test,
         about.notes, about.best_ne, about.epochs, about.batch_size, about.licence, about.source,
         group=about.group, values=about.values, slices=about.slices, encoding=encoding, reading=reading,
+        user_groups=about.user_groups,
     )  # fmt: skip

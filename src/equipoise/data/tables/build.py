@@ -129,7 +129,7 @@ def _dataset(found: Preparation) -> Dataset:
     return Dataset(
         config.name, schema, train, validation, test, notes=notes, epochs=config.epochs,
         batch_size=config.batch_size, group=config.user, values=found.values,
-        slices=tuple(found.slices), encoding=found.encoding,
+        slices=tuple(found.slices), encoding=found.encoding, user_groups=tuple(config.user_groups),
     )  # fmt: skip
 
 

@@ -316,6 +316,9 @@ you mean 'category'?
         default=SplitConfig(), validate_default=True, description="Split of the rows into train, validation and test."
     )
     slices: Names = Field(default=(), description="Columns or category features by whose values metrics are reported.")
+    user_groups: Names = Field(
+        default=(), description="Those of `slices` that describe users: the report says who gains and who loses."
+    )
     epochs: int = Field(default=1, ge=1, description="Passes over the train rows.")
     batch_size: int = Field(default=1024, ge=1, description="Rows per step.")
 

@@ -136,6 +136,9 @@ def cross_faults(config: TableConfig) -> Iterator[Fault]:
         yield from ((f"tasks.{name}.{key}", fault) for key, fault in _of_task(task, config.tasks))
     if config.sampled is not None:
         yield from _of_binary("sampled.task", config.sampled.task, config.tasks)
+    for name in config.user_groups:
+        if name not in config.slices:
+            yield "user_groups", _expected("columns of `slices`", config.slices, name)
     yield from ((f"split.{key}", fault) for key, fault in _of_split(config.split, config))
 
 

@@ -34,7 +34,8 @@ _EXAMPLE: Final = {
         "spend": {"kind": "regression", "loss": "log", "after": "purchase"},
     },
     "sampled": {"task": "click", "rate": 0.1},
-    "slices": ["item_id"],
+    "slices": ["item_id", "country"],
+    "user_groups": ["country"],
 }
 _TUNED: Final = ("lr", "table_decay")
 _WIDTH: Final = 46  # where comments begin

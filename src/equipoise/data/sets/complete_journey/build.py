@@ -15,12 +15,16 @@ from equipoise.data.sets.complete_journey.examples import TASKS, Examples
 from equipoise.data.sets.complete_journey.sampling import ROWS, WEEKS, Sample, check_options
 from equipoise.data.sets.complete_journey.tables import DISPLAYS, MAILERS, Tables
 from equipoise.data.source import DataSource, StageListener
+from equipoise.data.user_groups import with_activity
 from equipoise.schema import Sampled, Schema
 
 __all__ = ["SOURCE", "VERSION", "build", "ignore_stage", "load"]
 
-VERSION: Final = "5"
+VERSION: Final = "6"
 """Changes with whatever changes the examples, their features, or what the data set says of itself."""
+
+_USER_GROUPS: Final = ("age", "income", "kids_count")
+"""Columns of households that the report tells apart; 801 of the 2,469 households have stated them."""
 
 
 def load(
@@ -82,6 +86,9 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
     categorical, numeric, labels, weight = map(torch.from_numpy, blocks)
     keys = {"household": sample.exposures.household, "display": sample.exposures.display,
             "mailer": sample.exposures.mailer}  # fmt: skip
+    keys |= {
+        name: tables.household_columns[name][sample.exposures.household].astype(np.int64) + 1 for name in _USER_GROUPS
+    }
     whole = Split(
         categorical, numeric, labels, weight,
         keys={name: torch.from_numpy(codes.astype(np.int64)) for name, codes in keys.items()},
@@ -90,10 +97,12 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
     sampled = Sampled("purchase", sample.rate)
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS, sampled)
     announce("Complete Journey: built", 1.0)
-    return Dataset(
+    names = {name: ("not stated", *tables.household_values[name]) for name in _USER_GROUPS}
+    return with_activity(Dataset(
         SOURCE.name, schema, train, validation, test, notes=_notes(sample, tables), group="household",
-        values={"display": DISPLAYS, "mailer": MAILERS}, slices=("display", "mailer"), **SOURCE.for_dataset(),
-    )  # fmt: skip
+        values={"display": DISPLAYS, "mailer": MAILERS, **names}, slices=("display", "mailer", *_USER_GROUPS),
+        user_groups=_USER_GROUPS, **SOURCE.for_dataset(),
+    ))  # fmt: skip
 
 
 def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class Tables:
     Attributes:
         product_columns: name → code per product, -1 where missing, int32, shape [number of products].
         household_columns: the same per household.
+        household_values: name → the values of a household column, in the order of its codes.
         campaigns: household → bit mask of the campaigns it received.
         couponed: product → bit mask of the campaigns with a coupon for it.
         started: week → bit mask of the campaigns that started before that week.
@@ -108,6 +109,7 @@ class Tables:
     promotions: Promotions
     product_columns: dict[str, NDArray[np.int32]]
     household_columns: dict[str, NDArray[np.int32]]
+    household_values: dict[str, list[str]]
     campaigns: Codes
     couponed: Codes
     started: Codes
@@ -142,6 +144,7 @@ class Tables:
     @classmethod
     def _read(cls) -> Tables:
         transactions = _scan("transactions")
+        demographics = _scan("demographics")
         products = _scan("products").rename({"manufacturer_id": "manufacturer"})
         household_ids = transactions.select(pl.col("household_id").unique().sort()).collect().to_series()
         store_ids = transactions.select(pl.col("store_id").unique().sort()).collect().to_series()
@@ -156,7 +159,9 @@ class Tables:
             _purchases(transactions, households, stores, catalogue),
             _promotions(stores, catalogue),
             _attributes(products, "product_id", product_ids, _PRODUCT_COLUMNS),
-            _attributes(_scan("demographics"), "household_id", household_ids, _HOUSEHOLD_COLUMNS),
+            _attributes(demographics, "household_id", household_ids, _HOUSEHOLD_COLUMNS),
+            {name: demographics.select(pl.col(name).drop_nulls().unique().sort()).collect().to_series().to_list()
+             for name in _HOUSEHOLD_COLUMNS},
             campaigns, couponed, started, running,
         )  # fmt: skip
 
