@@ -57,10 +57,13 @@ _OWN: Final[dict[str, DataSource | str]] = {
     "aliexpress": "equipoise.data.sets.aliexpress:SOURCE",
     "ali-ccp": "equipoise.data.sets.ali_ccp:SOURCE",
     "kuairand": "equipoise.data.sets.kuairand:SOURCE",
+    "kuairand-slice": "equipoise.data.sets.kuairand_slice:SOURCE",
     "criteo-attribution": "equipoise.data.sets.criteo_attribution:SOURCE",
     "tenrec": "equipoise.data.sets.tenrec:SOURCE",
     "open-bandit": "equipoise.data.sets.open_bandit:SOURCE",
     "nycflights13": "equipoise.data.sets.nycflights13:SOURCE",
+    "two-digits": "equipoise.data.sets.two_digits:SOURCE",
+    "sentiment-snippets": "equipoise.data.sets.sentiment_snippets:SOURCE",
 }
 
 DATASETS: Final = Registry[DataSource]("data set", "equipoise.datasets", own=_OWN, adapt=_data_source, error=DataError)

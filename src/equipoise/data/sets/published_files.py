@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,27 @@ from typing import Any
 
 import polars as pl
 
+from equipoise.data.cache import cache_folder
 from equipoise.data.dataset import Dataset
 from equipoise.data.source import DataSource
 from equipoise.data.tables import TableConfig, from_frame
 from equipoise.errors import DataError
 
-__all__ = ["dataset_of", "find_files", "row_note"]
+__all__ = ["dataset_of", "find_files", "folder_of", "row_note"]
+
+
+def folder_of(name: str, folder: Path | str | None) -> Path:
+    """Return the folder that was given, else ``$EQUIPOISE_DATA/NAME`` if there is one, else NAME in the cache folder.
+
+    Example:
+        >>> folder_of("mnist", "digits").as_posix()
+        'digits'
+    """
+    if folder is not None:
+        return Path(folder)
+    root = os.environ.get("EQUIPOISE_DATA")
+    shared = Path(root) / name if root else None
+    return shared if shared is not None and shared.is_dir() else cache_folder() / name
 
 
 def find_files(folder: Path | str | None, patterns: Sequence[str], source: DataSource) -> list[Path]:
