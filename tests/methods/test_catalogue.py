@@ -118,6 +118,8 @@ def test_the_order_of_the_tasks_does_not_matter_to_rounding(method: Method) -> N
         pytest.skip("its draws are the same for both orders, but sums of three numbers round to different signs")
     if method.name == "metabalance":
         pytest.skip("its target is the first task")
+    if method.name == "ldc-mtl":
+        pytest.skip("it compares each task with the next")
     order = [2, 0, 1]
     turned = Schema(SCHEMA.categorical, SCHEMA.numeric, [SCHEMA.tasks[place] for place in order])
     one, other = learner(method), learner(method, turned)

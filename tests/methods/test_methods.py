@@ -209,6 +209,12 @@ def test_a_method_that_cannot_be_meant_is_refused_when_it_is_made() -> None:
         Method("own", fork=Relative, optimizer=Clippy)
 
 
+def test_options_with_one_number_per_task_go_with_preferences() -> None:
+    method = parse_method("static:weights=1-0.5-2-4").with_task_weights({"b": 3.0})
+    weighting = method.build_loss_weighting(("a", "b", "c", "d"))
+    assert weighting.weigh(torch.ones(4), torch.ones(4) > 0).tolist() == pytest.approx([2 / 3, 1, 4 / 3, 8 / 3])
+
+
 def test_every_row_has_something_to_say_for_itself() -> None:
     assert len({method.label for method in CATALOGUE}) == len(CATALOGUE)
     for method in CATALOGUE:

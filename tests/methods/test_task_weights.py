@@ -44,6 +44,8 @@ def weights_of_losses(method: Method) -> Tensor:
     for step in range(STEPS):
         losses = torch.tensor([0.05, 0.7, 2.0]) * (2 - step / STEPS) + 0.01 * torch.rand(3)
         weights = weighting.weigh(losses, torch.ones(3, dtype=torch.bool))
+        rows = weights.unsqueeze(1) * vectors(step)
+        weighting.after_backward(rows @ rows.T)
         for parameter in weighting.learned_parameters():
             parameter.data -= 0.01 * parameter.grad
             parameter.grad = None
@@ -76,11 +78,13 @@ def check_say(found: Tensor, equal: Tensor) -> None:
 def test_9_to_1_is_9_to_1_after_500_steps(method: Method) -> None:
     if method.name == "pub-shipped":
         pytest.skip("its weights are all 1")
+    if method.name == "famo-next-batch":
+        pytest.skip("it needs losses that follow the weights: see tests/loss_weighting/test_weighting.py")
     preferring = method.with_task_weights(WANTED)
-    if method.fork is not None:
-        check_say(*(weights_of_fork(row.fork_factory(TASKS)()) for row in (preferring, method)))
-    elif method.loss_weighting is not None:
+    if method.loss_weighting is not None:
         check_say(*map(weights_of_losses, (preferring, method)))
+    elif method.fork is not None:
+        check_say(*(weights_of_fork(row.fork_factory(TASKS)()) for row in (preferring, method)))
     else:
         utilities = shares_of_updates(preferring)
         check_say(utilities / utilities.mean(), torch.ones_like(utilities))

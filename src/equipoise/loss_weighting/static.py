@@ -14,13 +14,16 @@ from equipoise.loss_weighting.weighting import LossWeighting
 __all__ = ["StaticWeights", "static_weights"]
 
 
-def static_weights(tasks: Sequence[str], *, weights: Sequence[float] | None = None) -> LossWeighting:
+def static_weights(
+    tasks: Sequence[str], *, weights: Sequence[float] | None = None, task_weights: Sequence[float] | None = None
+) -> LossWeighting:
     """Build static weights: ``Σ_m w_m L_m``.
 
     Args:
         tasks: the tasks' names.
         weights: one number per task, in the order of ``tasks``. They are used as they are: twice the weights are twice
             the loss. None: all 1, the plain sum to the last bit.
+        task_weights: preferences, which multiply the weights.
 
     Raises:
         SettingError: there is not one number of at least 0 per task, or all are 0.
@@ -33,7 +36,7 @@ def static_weights(tasks: Sequence[str], *, weights: Sequence[float] | None = No
         equipoise.errors.SettingError: Static weights: expected 2 numbers, one for each of click, like; found [1, 1, 3].
     """
     if weights is None:
-        return LossWeighting(tasks, StaticWeights([1.0] * len(tasks)))
+        return LossWeighting(tasks, StaticWeights([1.0] * len(tasks)), task_weights=task_weights)
     if not isinstance(weights, list | tuple) or not all(isinstance(weight, int | float) for weight in weights):
         raise SettingError(
             f"Static weights: expected one number per task, with hyphens between as in 1-0.5-3; found {weights!r}."
@@ -42,7 +45,7 @@ def static_weights(tasks: Sequence[str], *, weights: Sequence[float] | None = No
         raise SettingError(
             f"Static weights: expected {len(tasks)} numbers, one for each of {', '.join(tasks)}; found {weights!r}."
         )
-    return LossWeighting(tasks, StaticWeights(weights))
+    return LossWeighting(tasks, StaticWeights(weights), task_weights=task_weights)
 
 
 class StaticWeights(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class LossWeighting(nn.Module):
 
     ``task_weights`` multiply the weights after ``S``, which is not told of them: next to a task of weight 1, that of
     weight 9 has 9 times the weight in the sum of losses that it would have with equal preferences. Learned parameters
-    of ``S`` get the same gradient.
+    of ``S`` get the same gradient. A method that equalises what it measures, by ``update`` or ``learn_from_gram``, is
+    shown each measure over the task's weight, so that it does not take the preference back.
 
     A saved state is matched by the tasks' names; their order may differ.
 
@@ -33,8 +34,13 @@ class LossWeighting(nn.Module):
 
     Args:
         tasks: the tasks' names.
-        scalarizer: from losses of shape [M] to a scalar. If it has ``update(losses)``, this is called after each step
-            and must step its parameters itself. If it has ``step()``, this is called after every epoch.
+        scalarizer: from losses of shape [M] to a scalar. It may have methods to learn by, besides parameters:
+            ``update(losses)`` after each step, to step its parameters itself, as in torchjd; ``step()`` after each
+            epoch, likewise; ``observe(losses, present)`` before each step's weights; ``learn_from_gram(gram, losses,
+            present)`` after each backward pass, ``gram`` the [M, M] inner products of the weighted losses' gradients
+            at the model's forks.
+        update_on: the batch whose losses ``update`` is given: the "same batch" once more after the step, which takes a
+            second forward pass, or the "next batch" before its step, which takes none.
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
 
     Attributes:
@@ -55,12 +61,23 @@ class LossWeighting(nn.Module):
     last_weights: Tensor
     last_present: Tensor
 
-    def __init__(self, tasks: Sequence[str], scalarizer: Any, *, task_weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        scalarizer: Any,
+        *,
+        update_on: Literal["same batch", "next batch"] = "same batch",
+        task_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
         self.scalarizer = scalarizer
-        self.learns_after_step = hasattr(scalarizer, "update")
+        self.update_on = update_on
+        self.begun = False  # the first batch is next to none
+        self.has_update = hasattr(scalarizer, "update")
+        self.learns_after_step = self.has_update and update_on == "same batch"
         self.learns_after_epoch = hasattr(scalarizer, "step")
+        self.learns_from_gram = hasattr(scalarizer, "learn_from_gram")
         ones = torch.ones(len(self.tasks))
         self.register_buffer("last_losses", ones)
         # No buffers: nobody should average, broadcast or save them.
@@ -79,7 +96,7 @@ class LossWeighting(nn.Module):
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """Return the scalarizer's parameters for the model's optimizer; none if the scalarizer steps them itself."""
-        if self.learns_after_step or not isinstance(self.scalarizer, nn.Module):
+        if self.has_update or not isinstance(self.scalarizer, nn.Module):
             return []
         return [parameter for parameter in self.scalarizer.parameters() if parameter.requires_grad]
 
@@ -93,7 +110,14 @@ class LossWeighting(nn.Module):
         Returns:
             Weights without a gradient, shape [M].
         """
-        values = self._seen(losses, present).requires_grad_()
+        before = self.last_losses.clone()
+        values = self._seen(losses, present)
+        if self.begun and self.has_update and self.update_on == "next batch":
+            self._update(before, values)
+        self.begun = True
+        if hasattr(self.scalarizer, "observe"):
+            self.scalarizer.observe(values, self.last_present)
+        values.requires_grad_()
         learned = self.learned_parameters()
         with torch.enable_grad():
             found = torch.autograd.grad(self.scalarizer(values), [values, *learned])
@@ -103,10 +127,27 @@ class LossWeighting(nn.Module):
         self.last_weights.copy_(weights)
         return weights
 
+    def after_backward(self, gram: Tensor, /) -> None:
+        """Show the scalarizer the Gram matrix of the step's backward pass, if it learns from it.
+
+        Args:
+            gram: inner products of the weighted losses' gradients over the global batch in unscaled units, shape
+                [M, M]; a task whose diagonal entry is 0 has no part.
+        """
+        if self.learns_from_gram:
+            gram = (gram / (self.preferences * self.preferences.unsqueeze(1))).to(self.last_losses.dtype)
+            self.scalarizer.learn_from_gram(gram, self.last_losses, self.last_present & (gram.diagonal() > 0))
+
     def after_step(self, losses: Tensor, present: Tensor, /) -> None:
-        """Call the scalarizer's ``update`` after the optimizer's step, if it has one; arguments as in :meth:`weigh`."""
+        """Call the scalarizer's ``update`` after the optimizer's step, if it takes the same batch.
+
+        Args:
+            losses: those of the same batch after the step, shape [M].
+            present: as in :meth:`weigh`.
+        """
         if self.learns_after_step:
-            self.scalarizer.update(self._seen(losses, present))
+            before = self.last_losses.clone()
+            self._update(before, self._seen(losses, present))
 
     def after_epoch(self) -> None:
         """Call the scalarizer's ``step`` at the end of an epoch, if it has one."""
@@ -123,7 +164,7 @@ class LossWeighting(nn.Module):
             name: value.state_dict() if isinstance(value, Optimizer) else value
             for name, value in self._attributes().items()
         }
-        return {"tasks": list(self.tasks), "scalarizer": held}
+        return {"tasks": list(self.tasks), "begun": self.begun, "scalarizer": held}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state that :meth:`get_extra_state` returned.
@@ -141,12 +182,21 @@ class LossWeighting(nn.Module):
                 held.load_state_dict(value)
             else:
                 setattr(self.scalarizer, name, _on(self.last_losses.device, value))
+        self.begun = state["begun"]
 
     def extra_repr(self) -> str:
         """Return the tasks, the scalarizer if it is not a module, and the preferences."""
         shown = "" if isinstance(self.scalarizer, nn.Module) else f", scalarizer={self.scalarizer!r}"
         preferring = "" if self.task_weights is None else f", task_weights={self.task_weights}"
-        return f"tasks={list(self.tasks)}{shown}{preferring}"
+        learning = ", update_on='next batch'" if self.update_on == "next batch" else ""
+        return f"tasks={list(self.tasks)}{shown}{learning}{preferring}"
+
+    def _update(self, before: Tensor, after: Tensor) -> None:
+        """Call ``update`` with the losses after a step, the logarithm of their fall divided by the preferences."""
+        if self.task_weights is not None:
+            before = before.clamp(min=torch.finfo(before.dtype).tiny)
+            after = before * (after / before) ** (1 / self.preferences)
+        self.scalarizer.update(after)
 
     def _seen(self, losses: Tensor, present: Tensor) -> Tensor:
         losses = losses.detach()
@@ -162,7 +212,7 @@ class LossWeighting(nn.Module):
 
     def _create_late_attributes(self) -> None:
         """Make one step and undo it, because torchjd's FAMO creates its optimizer in the first step."""
-        if self.learns_after_step:
+        if self.has_update:
             ones = torch.ones_like(self.last_losses)
             self.scalarizer(ones)
             self.scalarizer.update(ones)

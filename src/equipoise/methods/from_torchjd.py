@@ -11,19 +11,62 @@ from equipoise.forks import Weighted
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods.method import MethodError
 
-__all__ = ["dwa", "famo", "mgda_at_fork", "mgda_on_parameters", "uncertainty_weighting"]
+__all__ = [
+    "dwa",
+    "famo",
+    "famo_next_batch",
+    "geometric_mean",
+    "imtl_l",
+    "mgda_at_fork",
+    "mgda_on_parameters",
+    "smooth_tchebycheff",
+    "uncertainty_weighting",
+]
 
 
 def uncertainty_weighting(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
-    """Build uncertainty weighting: ``Σ_m ½ exp(−s_m) L_m + ½ s_m`` with learned ``s``, which starts at 0."""
+    """Build uncertainty weighting: ``Σ_m ½ exp(−s_m) L_m + ½ s_m`` with learned ``s``, which starts at 0.
+
+    ``s = log σ²`` as the paper advises; learned at the model's rate.
+    """
     return LossWeighting(tasks, _torchjd("scalarization").UW(len(tasks)), task_weights=task_weights)
+
+
+def imtl_l(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
+    """Build IMTL-L: ``Σ_m exp(s_m) L_m − s_m`` with learned ``s``, which starts at 0.
+
+    The paper's loss balance: at rest all ``exp(s_m) L_m`` are 1. Learned at the model's rate.
+    """
+    return LossWeighting(tasks, _torchjd("scalarization").IMTLL(len(tasks)), task_weights=task_weights)
 
 
 def dwa(
     tasks: Sequence[str], *, temperature: float = 2.0, task_weights: Sequence[float] | None = None
 ) -> LossWeighting:
-    """Build dynamic weight average: weights by the ratio of each loss's means over the last two epochs."""
+    """Build dynamic weight average: ``w = M softmax(r / temperature)``, ``r_m = L_m(e−1) / L_m(e−2)`` over epochs e.
+
+    The temperature is the paper's. All weights are 1 in the first two epochs.
+    """
     return LossWeighting(tasks, _torchjd("scalarization").DWA(temperature), task_weights=task_weights)
+
+
+def geometric_mean(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
+    """Build the geometric loss strategy: ``(Π_m L_m)^(1/M)``; each loss's weight is the mean over M times that loss.
+
+    torchjd checks in every step that no loss is negative, which waits for the device.
+    """
+    return LossWeighting(tasks, _torchjd("scalarization").GeometricMean(), task_weights=task_weights)
+
+
+def smooth_tchebycheff(
+    tasks: Sequence[str], *, mu: float = 0.1, task_weights: Sequence[float] | None = None
+) -> LossWeighting:
+    """Build smooth Tchebycheff scalarization: ``mu log Σ_m exp(L_m / (M mu))``, which nears the largest loss.
+
+    With equal preferences and the ideal point 0. The paper tries ``mu`` of 0.01, 0.1, 0.5 and 1 and names none as the
+    best; 0.1 is our choice among them.
+    """
+    return LossWeighting(tasks, _torchjd("scalarization").STCH(mu), task_weights=task_weights)
 
 
 def famo(
@@ -33,9 +76,29 @@ def famo(
     weights_decay: float = 1e-3,
     task_weights: Sequence[float] | None = None,
 ) -> LossWeighting:
-    """Build fast adaptive multitask optimization, with its own Adam for the weights' logits."""
+    """Build fast adaptive multitask optimization, with its own Adam for the weights' logits.
+
+    The paper's Algorithm 2, with its rate and decay: a second forward pass shows how the step changed the losses of
+    the same batch.
+    """
     scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
     return LossWeighting(tasks, scalarizer, task_weights=task_weights)
+
+
+def famo_next_batch(
+    tasks: Sequence[str],
+    *,
+    weights_lr: float = 0.025,
+    weights_decay: float = 1e-3,
+    task_weights: Sequence[float] | None = None,
+) -> LossWeighting:
+    """Build FAMO without its second forward pass: the next batch's losses stand for those after the step.
+
+    The difference between two batches comes on top of what the step changed. It does not add up: over many steps all
+    but the first and the last batch cancel. Apart from that as :func:`famo`.
+    """
+    scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
+    return LossWeighting(tasks, scalarizer, update_on="next batch", task_weights=task_weights)
 
 
 def mgda_at_fork(

@@ -109,7 +109,7 @@ class Method:
     @property
     def family(self) -> str:
         """The stage that the method changes, for grouping in a report."""
-        if self.fork is not None:
+        if self.fork is not None and self.loss_weighting is None:
             return "gradients at the fork"
         if self.jacobian is not None:
             return "gradients of the shared parameters"
@@ -177,10 +177,8 @@ class Method:
             self, name=name, label=label, options={**self.options, **options},
             search={name: values for name, values in self.search.items() if name not in options},
         )  # fmt: skip
-        # An option that is a list has one entry per task; the training's own tasks are not known here.
-        tasks = max([2, *(len(value) for value in options.values() if isinstance(value, list))])
         try:
-            changed.settings([f"task {place}" for place in range(tasks)])
+            changed.settings(changed._trial_tasks())
         except (TypeError, ValueError) as error:
             raise MethodError(f"Method {changed.name!r}: {error}") from error
         return changed
@@ -213,7 +211,7 @@ class Method:
             )
         preferring = dataclasses.replace(self, task_weights=dict(task_weights))
         try:
-            preferring.settings([*task_weights, "any other task"])
+            preferring.settings(preferring._trial_tasks())
         except ValueError as error:
             raise MethodError(f"Method {self.name!r}: {error}") from error
         return preferring
@@ -261,6 +259,11 @@ class Method:
                     f"Method {self.name!r}: its loss weighting {'learns' if learns else 'does not learn'} from that: "
                     f"expected needs {'with' if learns else 'without'} {need!r}; found {sorted(self.needs)}."
                 )
+        if weighting.learns_from_gram and self.fork is None:
+            raise MethodError(
+                f"Method {self.name!r}: its loss weighting learns from gradients at a fork, found none: give the "
+                "method a fork too, such as fork=Fork."
+            )
         return weighting
 
     def build_optimizer(
@@ -303,6 +306,12 @@ class Method:
         if self.task_weights and "task_weights" in parameters_of(factory):
             stated["task_weights"] = self._weights_of(tasks)
         return stated
+
+    def _trial_tasks(self) -> list[str]:
+        """Return tasks to check options with: those with a preference and others, as many as a list has entries."""
+        lengths = [len(value) for value in self.options.values() if isinstance(value, list)]
+        count = max(lengths, default=max(2, len(self.task_weights) + 1))
+        return [*self.task_weights, *(f"any task {place}" for place in range(count - len(self.task_weights)))]
 
     def _weights_of(self, tasks: Sequence[str]) -> list[float]:
         return [self.task_weights.get(task, 1.0) for task in tasks]

@@ -50,6 +50,7 @@ def _build_member(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         built = build_model(settings.model, schema, fork=method.fork_factory(group), **settings.model_options)
+        weighting = method.build_loss_weighting(group)  # it may draw numbers
     partition = partition_of(built, schema)
     tasks = [schema.task_names.index(task) for task in group]
     if len(tasks) < len(schema.tasks):
@@ -60,7 +61,6 @@ def _build_member(
     if spread:
         fused = fused_table_optimizer(settings)
         module = parallelize(built, settings.sharding, device=world.device, table_optimizer=fused)
-    weighting = method.build_loss_weighting(group)
     dense, shared = dense_parameters(module), {id(p) for p in partition.shared_parameters(built)}
     base = build_optimizer(module, list(dense.values()), settings)
     tables = {id(table) for table in embedding_tables(module)}

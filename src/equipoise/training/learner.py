@@ -135,6 +135,8 @@ class Learner:
                     member.weighting.load_state_dict(self._kept_weightings[place])
                 self.skipped_steps += 1
             else:
+                if member.weighting is not None and member.weighting.learns_from_gram:
+                    member.weighting.after_backward(member.gram())
                 member.clip_gradients(self._settings.clip_norm)
                 member.optimizer.step()
                 if member.weighting is not None and member.weighting.learns_after_step:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from equipoise.forks.fork import Fork
 from equipoise.loss_weighting import LossWeighting
 from equipoise.monitor import Monitor
 from equipoise.optim.rules import rule_of
@@ -119,6 +120,10 @@ class Member:
             for group in self.fused.param_groups:
                 group["lr"] = self.optimizer.param_groups[0]["lr"] * self.fused_share
             self.fused.step()
+
+    def gram(self) -> Tensor:
+        """Return the Gram matrix of the tasks' gradients in the last backward pass, summed over the model's forks."""
+        return torch.stack([part.last_gram for part in self.model.modules() if isinstance(part, Fork)]).sum(0)
 
     def weighting_state(self) -> dict[str, Any]:
         """Return the state of the loss weighting, empty without one."""
@@ -259,6 +264,7 @@ def _rehearse(weighting: LossWeighting, found: Mapping[str, Any], place: str) ->
         copied.load_state_dict(copy.deepcopy(state))  # an optimizer keeps the very tensors that it is given
         loaded.update(copy.deepcopy(copied.state_dict()))
         copied.weigh(losses, losses.bool())
+        copied.after_backward(losses.diag())
         copied.after_step(losses, losses.bool())
         copied.after_epoch()
 
