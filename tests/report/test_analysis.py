@@ -9,6 +9,7 @@ from scipy import stats
 
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.report.analysis import analyse, has_natural_view
+from equipoise.report.diverged import with_diverged_counted
 
 
 def rewrite(folder, change):
@@ -69,11 +70,45 @@ def test_holm_counts_every_test_of_its_table(comparison):
     assert smallest.adjusted_p == pytest.approx(15 * smallest.over_seeds.p)
 
 
-def test_diverged_and_missing_seeds_are_counted_and_left_out(comparison):
+def test_missing_seeds_are_left_out_and_a_diverged_one_counts_as_a_model_without_skill(comparison):
     folder = comparison(seeds=4, diverged=(("pub", 0),), left_out=(("pub", 1),))
     found = analyse(ResultFolder(folder).results()).method("pub")
     assert (found.ok, found.diverged, found.missing) == (2, 1, 1)
-    assert (found.ne_gain.over_seeds.pairs, found.ne_gain.over_seeds.unpaired) == (2, 2)
+    assert (found.ne_gain.over_seeds.pairs, found.ne_gain.over_seeds.unpaired) == (3, 1)
+    assert found.ne == pytest.approx((by_hand(folder, "pub", "ne").mean(axis=1).sum() + 1) / 3)
+    assert found.auc == pytest.approx((by_hand(folder, "pub", "auc").mean(axis=1).sum() + 0.5) / 3)
+    equal = by_hand(folder, "equal", "ne").mean(axis=1)
+    pub = np.array([1, *by_hand(folder, "pub", "ne").mean(axis=1)])
+    assert found.ne_gain.mean == pytest.approx(np.mean(100 * (1 - pub / equal[[0, 2, 3]])))
+
+
+@pytest.mark.parametrize("overfitted", [False, True])
+def test_a_diverged_run_is_no_better_than_the_worst_other_of_its_seed(comparison, overfitted):
+    folder = comparison(methods=("equal", "pub", "clippy"), seeds=2, diverged=(("pub", 0),))
+
+    def overfit(run):
+        if overfitted and (run["method"], run["seed"]) == ("clippy", 0):
+            run["test"]["coupon"] |= {"ne": 3.0, "auc": 0.4, "log_loss": 1.2}
+
+    rewrite(folder, overfit)
+    results = ResultFolder(folder).results()
+    coupon = next(run for run in with_diverged_counted(results).runs if (run.method, run.seed) == ("pub", 0)).test[
+        "coupon"
+    ]
+    # the made-up log loss is 0.4 NE, which is the entropy of the base rate
+    expected = {"ne": 3.0, "auc": 0.4, "log_loss": 1.2} if overfitted else {"ne": 1.0, "auc": 0.5, "log_loss": 0.4}
+    assert {name: coupon[name] for name in expected} == pytest.approx(expected)
+    assert math.isnan(coupon["calibration"])
+    assert [run for run in with_diverged_counted(results).runs if run.seed == 1] == [
+        run for run in results.runs if run.seed == 1
+    ]
+
+
+def test_where_every_run_diverged_none_is_made_up(comparison):
+    folder = comparison(methods=("equal", "pub"), seeds=1, diverged=(("equal", 0), ("pub", 0)))
+    results = ResultFolder(folder).results()
+    assert with_diverged_counted(results) is results
+    assert analyse(results).method("pub").ne is None
 
 
 def test_ranking_puts_the_lowest_mean_ne_first_and_what_has_none_last(comparison):

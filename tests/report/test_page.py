@@ -201,14 +201,16 @@ def test_before_the_first_run_ends_there_is_a_report(comparison):
 
 
 def test_the_table_holds_rate_gain_interval_test_speed_memory_and_seeds(comparison):
-    first = result_rows(comparison(diverged=(("multibalance", 4),)))[0]
+    rows = result_rows(comparison(diverged=(("pub", 4),)))
+    first = rows[0]
     assert first["Method"] == "MultiBalance"
     assert first["Learning rate"] == "0.01"
     assert re.fullmatch(r"▲ \+2\.\d\d\s% \(\+\d\.\d\d to \+\d\.\d\d\)", first["NE gain over equal weights"])
     assert first["p"].startswith("< 0.001 (Holm")
     assert first["Speed"] == "× 0.987 (0.972 to 0.999)"
     assert first["Peak memory"] == "193 MB"
-    assert first["Seeds"] == "4 of 5 (1 diverged)"
+    assert first["Seeds"] == "5 of 5"
+    assert [row["Seeds"] for row in rows if row["Method"] == "PUB"] == ["4 of 5 (1 diverged)"]
 
 
 def test_markdown_holds_the_tables_of_the_report(comparison):

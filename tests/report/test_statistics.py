@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from equipoise.report.statistics import delta_m, holm, interval, paired_comparison, relative_gain
+from equipoise.report.statistics import (
+    delta_m,
+    gain_over_seeds_and_users,
+    holm,
+    interval,
+    paired_comparison,
+    relative_gain,
+)
 
 finite = st.floats(-1e3, 1e3, allow_nan=False)
 
@@ -148,3 +155,91 @@ def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
         assert p <= found <= min(1.0, p * len(p_values)) + 1e-12
     order = np.argsort(p_values, kind="stable")
     assert list(np.array(adjusted)[order]) == sorted(adjusted)
+
+
+def of_users(*, seeds=6, tasks=2, groups=12):
+    """Return losses of a method and its reference, weights and positives, all plausible and random."""
+    rng = np.random.default_rng(7)
+    weight = rng.integers(50, 90, (tasks, groups)).astype(float)
+    positives = weight * rng.uniform(0.05, 0.4, (tasks, groups))
+    reference = weight * rng.uniform(0.3, 0.5, (tasks, groups)) * rng.uniform(0.95, 1.05, (seeds, tasks, groups))
+    return reference * rng.uniform(0.9, 1.02, (seeds, tasks, groups)), reference, weight, positives
+
+
+def test_the_bootstrap_over_seeds_and_users_is_that_of_loops():
+    loss, reference, weight, positives = of_users()
+    seeds, tasks, groups = loss.shape
+    generator = np.random.default_rng(0)
+    drawn_groups = generator.multinomial(groups, np.full(groups, 1 / groups), size=300)
+    drawn_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=300)
+
+    def mean_ne(losses, chosen):
+        of_tasks = []
+        for task in range(tasks):
+            total = sum(chosen[at] * weight[task, at] for at in range(groups))
+            rate = sum(chosen[at] * positives[task, at] for at in range(groups)) / total
+            entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+            of_tasks.append(sum(chosen[at] * losses[task, at] for at in range(groups)) / total / entropy)
+        return sum(of_tasks) / tasks
+
+    def gain(chosen_seeds, chosen_groups):
+        total = 0.0
+        for seed in range(seeds):
+            ours, theirs = (mean_ne(sums[seed], chosen_groups) for sums in (loss, reference))
+            total += chosen_seeds[seed] * 100 * (1 - ours / theirs)
+        return total / seeds
+
+    mean = gain([1] * seeds, [1] * groups)
+    draws = [gain(*chosen) for chosen in zip(drawn_seeds, drawn_groups, strict=True)]
+    wider = math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
+    expected = [mean + wider * (end - mean) for end in np.quantile(draws, [0.025, 0.975])]
+    found = gain_over_seeds_and_users(loss, reference, weight, positives, draws=300)
+    assert found.mean == pytest.approx(mean)
+    assert [found.low, found.high] == pytest.approx(expected)
+    assert found.excludes_zero == (expected[0] > 0 or expected[1] < 0)
+
+
+def test_without_variation_among_users_the_bootstrap_gives_the_interval_of_student():
+    gains = np.array([0.3, 0.1, 0.25, 0.4, 0.2, 0.35, 0.15, 0.3])
+    reference = np.full((8, 1, 10), 20.0)
+    loss = reference * (1 - gains[:, None, None] / 100)
+    weight = np.full((1, 10), 50.0)
+    found, seeds = gain_over_seeds_and_users(loss, reference, weight, weight / 4, draws=20_000), interval(list(gains))
+    assert found.mean == pytest.approx(seeds.mean)
+    assert (found.low, found.high) == pytest.approx((seeds.low, seeds.high), rel=0.05)
+
+
+def test_without_variation_among_seeds_the_bootstrap_gives_the_closed_form_over_groups():
+    groups, seeds = 64, 5
+    of_group = np.random.default_rng(1).normal(0.4, 0.05, groups) * 50
+    reference, weight = np.full((seeds, 1, groups), 25.0), np.full((1, groups), 50.0)
+    loss = np.broadcast_to(of_group, (seeds, 1, groups))
+    found = gain_over_seeds_and_users(loss, reference, weight, weight / 4, draws=20_000)
+    standard_error = 100 * np.std(of_group / 25) / math.sqrt(groups)
+    half = stats.t.ppf(0.975, seeds - 1) * math.sqrt(seeds / (seeds - 1)) * standard_error
+    assert found.mean == pytest.approx(100 * (1 - of_group.mean() / 25))
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_users_that_are_hard_for_both_sides_do_not_widen_the_interval():
+    loss, reference, weight, _ = of_users()
+    hard = np.random.default_rng(3).uniform(0.2, 5, (1, 1, 12))
+    even = np.full_like(weight, 60.0)
+
+    def width(losses, references):
+        found = gain_over_seeds_and_users(losses, references, even, even / 4)
+        return found.high - found.low
+
+    shift = loss.mean(axis=2, keepdims=True) / reference.mean(axis=2, keepdims=True)
+    assert width(reference * hard * shift, reference * hard) == pytest.approx(
+        width(reference * shift, reference), rel=0.1
+    )
+
+
+def test_one_seed_or_one_group_or_one_class_has_no_interval_over_users():
+    loss, reference, weight, positives = of_users()
+    assert gain_over_seeds_and_users(loss[:1], reference[:1], weight, positives) is None
+    assert gain_over_seeds_and_users(loss[..., :1], reference[..., :1], weight[:, :1], positives[:, :1]) is None
+    assert gain_over_seeds_and_users(loss, reference, weight, positives * 0) is None
+    with pytest.raises(ValueError, match=r"Expected losses of shape \[seeds, tasks, groups\]"):
+        gain_over_seeds_and_users(loss, reference, weight[:1], positives)

@@ -14,6 +14,7 @@ from equipoise.training import Run
 __all__ = [
     "EQUAL_WEIGHTS",
     "SINGLE_TASK",
+    "STATIC_WEIGHTS",
     "Groups",
     "LabelCount",
     "LabelRate",
@@ -30,6 +31,10 @@ EQUAL_WEIGHTS = "equal"
 
 SINGLE_TASK = "single-task"
 """One model per task: what negative transfer and delta-m are measured against."""
+
+
+STATIC_WEIGHTS = "static"
+"""Fixed weights of the losses: the cheapest alternative to balancing."""
 
 
 class PlannedMethod(BaseModel):

@@ -10,6 +10,7 @@ from typing import Literal
 from equipoise.comparison.results import (
     EQUAL_WEIGHTS,
     SINGLE_TASK,
+    STATIC_WEIGHTS,
     PlannedMethod,
     PlannedRuns,
     PlannedTask,
@@ -17,6 +18,7 @@ from equipoise.comparison.results import (
     Throughput,
 )
 from equipoise.comparison.tuned_rates import Rate, rate_of
+from equipoise.report.diverged import with_diverged_counted
 from equipoise.report.measures import MEASURES, Measure, error_name, measures_of
 from equipoise.report.statistics import (
     PairedComparison,
@@ -105,7 +107,8 @@ class TaskResult:
     """One method on one task; the keys are names of metrics.
 
     Attributes:
-        values: means over the seeds that ended well; ``None`` without one, or where the metric is not defined.
+        values: means over the seeds, ``log_loss`` and ``calibration`` of binary tasks among them; ``None`` without a
+            run, or where the metric is not defined.
         gains: over equal weights, + is better, in per cent or as a difference (:class:`Measure`); empty for equal
             weights itself, or where there is none.
         transfer: the same over training alone: below zero is negative transfer.
@@ -128,6 +131,8 @@ class MethodResult:
         missing: seeds that have not run yet.
         auc: mean over the binary tasks in :attr:`Analysis.means_over`, then over seeds; ``None`` without one.
         gauc: the same of grouped AUC.
+        log_loss: the same of log loss.
+        miscalibration: the same of ``|calibration - 1|``, without the runs that diverged.
         r2: the same of R², over regressions with enough rows.
         ne: mean normalized error over :attr:`Analysis.means_over`, then over seeds.
         ne_gain: gain in it over equal weights in per cent; ``None`` for equal weights itself.
@@ -145,6 +150,8 @@ class MethodResult:
     missing: int
     auc: float | None
     gauc: float | None
+    log_loss: float | None
+    miscalibration: float | None
     r2: float | None
     ne: float | None
     ne_gain: Gain | None
@@ -158,6 +165,11 @@ class MethodResult:
     def is_reference(self) -> bool:
         """True if this is equal weights."""
         return self.method.name == EQUAL_WEIGHTS
+
+    @property
+    def is_static(self) -> bool:
+        """True if this is fixed weights of the losses, searched or given."""
+        return self.method.name.split(":")[0] == STATIC_WEIGHTS
 
     @property
     def is_single_task(self) -> bool:
@@ -219,8 +231,12 @@ def has_natural_view(results: Results) -> bool:
 
 
 def analyse(results: Results, view: View = "test") -> Analysis:
-    """Return all numbers of the report's tables for one view, from the finished runs."""
-    plan = results.plan
+    """Return all numbers of the report's tables for one view, from the finished runs.
+
+    A run that diverged counts against its method, see :func:`equipoise.report.diverged.with_diverged_counted`.
+    """
+    plan, ended_of = results.plan, results.of
+    results = with_diverged_counted(results)
     ok = {method.name: _ok_runs(results, method.name) for method in plan.methods}
     ended_well = [run for runs in ok.values() for run in runs]
     scored = tuple(
@@ -239,7 +255,8 @@ def analyse(results: Results, view: View = "test") -> Analysis:
     control = results.throughput.get(EQUAL_WEIGHTS)
     methods = []
     for method in plan.methods:
-        ended = results.of(method.name)
+        ended = ended_of(method.name)
+        diverged = sum(run.status == "diverged" for run in ended)
         runs = ok[method.name]
         against_equal = equal if method.name != EQUAL_WEIGHTS else []
         against_alone = alone if method.name != SINGLE_TASK else []
@@ -247,7 +264,11 @@ def analyse(results: Results, view: View = "test") -> Analysis:
             task: TaskResult(
                 values={
                     name: _mean(_per_seed(runs, view, [task], name))
-                    for name in (*(measure.name for measure in measures_of(plan.about(task))), "calibration")
+                    for name in (
+                        *(measure.name for measure in measures_of(plan.about(task))),
+                        "log_loss",
+                        "calibration",
+                    )
                 },
                 gains=_gains(runs, against_equal, view, task, plan.about(task)),
                 transfer=_gains(runs, against_alone, view, task, plan.about(task)),
@@ -260,11 +281,13 @@ def analyse(results: Results, view: View = "test") -> Analysis:
             MethodResult(
                 method=method,
                 rates=tuple(sorted({rate_of(run) for run in ended})) or _planned_rate(results, method.name),
-                ok=len(runs),
-                diverged=len(ended) - len(runs),
+                ok=len(ended) - diverged,
+                diverged=diverged,
                 missing=len(plan.seeds) - len(ended),
                 auc=_mean(_per_seed(runs, view, classes, "auc")),
                 gauc=_mean(_per_seed(runs, view, classes, "gauc")),
+                log_loss=_mean(_per_seed(runs, view, classes, "log_loss")),
+                miscalibration=_mean(_miscalibration(runs, view, classes)),
                 r2=_mean(_per_seed(runs, view, numbers, "r2")),
                 ne=_mean(_per_seed(runs, view, means_over, "ne")),
                 ne_gain=_gain(runs, against_equal, view, means_over, MEASURES["ne"]) if against_equal else None,
@@ -326,6 +349,11 @@ def _per_seed(runs: Sequence[Run], view: View, tasks: Sequence[str], metric: str
         run.seed: math.fsum(_value(run, view, task, metric) for task in tasks) / len(tasks) for run in runs if tasks
     }
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def _miscalibration(runs: Sequence[Run], view: View, tasks: Sequence[str]) -> dict[int, float]:
+    values = {run.seed: [abs(_value(run, view, task, "calibration") - 1) for task in tasks] for run in runs if tasks}
+    return {seed: math.fsum(off) / len(off) for seed, off in values.items() if all(map(math.isfinite, off))}
 
 
 def _mean(values: Mapping[int, float]) -> float | None:

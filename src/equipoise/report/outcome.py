@@ -73,7 +73,7 @@ def _headline(
     lowest = f"{named.method.label} has the lowest {mean_error} over {tasks}: {values}"
     gain = named.ne_gain
     if gain is None or gain.mean is None or gain.verdict == "untested":
-        return f"{lowest}. The difference cannot be tested, for want of seeds that ended well with both."
+        return f"{lowest}. The difference cannot be tested, for want of seeds that both have run."
     if not (gain.better and gain.firm):
         return f"No method is clearly better than equal weights. {lowest}{_why_not_clear(gain)}."
     said = f"a gain of {number(gain.mean, 2)}{PERCENT} ({_tested(gain)})."

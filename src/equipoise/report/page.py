@@ -14,6 +14,7 @@ from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
 from equipoise.report.calibration_chart import calibration_chart
 from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
+from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.measures import MEASURES, error_name
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
@@ -249,7 +250,8 @@ def _procedure(results: Results) -> list[tuple[str, str]]:
             "Statistics",
             "differences between methods are paired by seed; 95 % Student-t intervals of their mean; p from "
             "two-sided paired t-tests, adjusted with Holm's method within each table by task and each column "
-            "of the main table; seeds that diverged on either side are left out. Gains are claimed from "
+            "of the main table. "
+            f"{DIVERGED_COUNTS}. Gains are claimed from "
             f"{MIN_PAIRS} paired seeds on",
         ),
         (

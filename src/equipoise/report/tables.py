@@ -169,7 +169,7 @@ def _overall_gain(entry: MethodResult, *, marked: bool) -> Cell:
     if entry.is_reference:
         return Cell("reference")
     if gain is None or gain.mean is None:
-        return Cell(NONE, hint="No seed has ended well both here and with equal weights.")
+        return Cell(NONE, hint="No seed has been run both here and with equal weights.")
     below = _between(gain.over_seeds, 2) or f"{gain.over_seeds.pairs} paired seed: no interval"
     if gain.over_seeds.pairs > 1 and gain.over_seeds.low is None:
         below = "the same in every seed: no test"

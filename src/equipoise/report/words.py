@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, PlannedRuns, Results
 from equipoise.comparison.tuning import tasks_with_ne
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis
+from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.phrases import counted, is_or_are, listed
 from equipoise.report.tables import PERCENT, percent
 from equipoise.training import Run
@@ -101,7 +102,8 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
     diverged = [entry for entry in analysis.methods if entry.diverged]
     if diverged:
         said = listed([f"{entry.method.label} ({counted(entry.diverged, 'seed')})" for entry in diverged])
-        found.append(f"Diverged: {said}. These seeds are left out of means and comparisons, which flatters the method.")
+        found.append(f"Diverged: {said}. {DIVERGED_COUNTS}.")
+    found += _without_static_weights(analysis)
     found += [_not_finite(method, runs) for method in plan.methods if (runs := _with_bad_steps(results, method.name))]
     if analysis.unscored:
         found.append(
@@ -118,6 +120,13 @@ def cautions(results: Results, analysis: Analysis) -> list[str]:
         )
     found += _doubtful_rates(results)
     return found
+
+
+def _without_static_weights(analysis: Analysis) -> list[str]:
+    """Say that fixed weights are missing, which are the cheapest alternative to any balancing method."""
+    if len(analysis.joint) < 2 or any(entry.is_static for entry in analysis.joint):
+        return []
+    return ["No fixed static weights in this table: a few weights tried on validation data may gain as much."]
 
 
 def _with_bad_steps(results: Results, method: str) -> list[Run]:
