@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Method
 from equipoise.report.calibration_chart import calibration_chart
 from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
 from equipoise.report.diverged import DIVERGED_COUNTS
+from equipoise.report.markdown import markdown_table, no_tags, one_line
 from equipoise.report.measures import MEASURES, error_name
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
 from equipoise.report.outcome import summary
@@ -59,37 +59,37 @@ def write_markdown(folder: Path) -> Path:
     """
     results = ResultFolder(folder).results()
     content = _content(results)
-    lines = [f"# {_no_tags(content['title'])}", "", _no_tags(content["subtitle"]), ""]
+    lines = [f"# {no_tags(content['title'])}", "", no_tags(content["subtitle"]), ""]
     if results.plan.generated:
         lines += ["**Generated data: a program made these rows, nobody acted on them.**", ""]
-    lines += [f"- {_no_tags(caution)}" for caution in content["cautions"]]
+    lines += [f"- {no_tags(caution)}" for caution in content["cautions"]]
     for view in content["views"]:
         lines += [
             "",
             f"## {view['title']}",
             "",
-            _no_tags(" ".join(view["summary"])),
+            no_tags(" ".join(view["summary"])),
             "",
-            *_markdown_table(view["main"]),
+            *markdown_table(view["main"]),
         ]
         lines += ["", f"Second lines are 95 % intervals. {_MARKS}"]
         for title, table in view["by_task"]:
-            lines += ["", f"### {title}", "", *_markdown_table(table)]
+            lines += ["", f"### {title}", "", *markdown_table(table)]
         if view["calibration_table"]:
-            lines += ["", "### Calibration by task, 1 is right", "", *_markdown_table(view["calibration_table"])]
+            lines += ["", "### Calibration by task, 1 is right", "", *markdown_table(view["calibration_table"])]
         if view["transfer"]:
-            lines += ["", "### Against training each task alone", "", _no_tags(" ".join(view["transfer_summary"]))]
+            lines += ["", "### Against training each task alone", "", no_tags(" ".join(view["transfer_summary"]))]
         for title, table in view["transfer"]:
-            lines += ["", f"{title}:", "", *_markdown_table(table)]
+            lines += ["", f"{title}:", "", *markdown_table(table)]
     if content["slices"]:
-        lines += ["", "## Slices", "", *(f"- {_no_tags(finding)}" for finding in content["slice_findings"])]
+        lines += ["", "## Slices", "", *(f"- {no_tags(finding)}" for finding in content["slice_findings"])]
         for title, table in content["slices"]:
-            lines += ["", f"### {_no_tags(title)}", "", *_markdown_table(table)]
+            lines += ["", f"### {no_tags(title)}", "", *markdown_table(table)]
     if content["tuning"]:
-        lines += ["", "## Learning rates: validation mean NE", "", *_markdown_table(content["tuning"])]
-    lines += ["", "## Data", "", *(f"- {_no_tags(note)}" for note in results.plan.dataset_notes), ""]
-    lines += [*_markdown_table(content["data"]), "", "## How it was done", ""]
-    lines += [f"- {name}: {_no_tags(value)}" for name, value in content["procedure"]]
+        lines += ["", "## Learning rates: validation mean NE", "", *markdown_table(content["tuning"])]
+    lines += ["", "## Data", "", *(f"- {no_tags(note)}" for note in results.plan.dataset_notes), ""]
+    lines += [*markdown_table(content["data"]), "", "## How it was done", ""]
+    lines += [f"- {name}: {no_tags(value)}" for name, value in content["procedure"]]
     lines += ["", "```", content["command"], "```", ""]
     return write_whole(folder / "report.md", "\n".join(lines))
 
@@ -102,7 +102,7 @@ def result_rows(folder: Path) -> list[dict[str, str]]:
     """
     table = tables.main_table(analyse(ResultFolder(folder).results()))
     return [
-        {column.title: _one_line(cell) for column, cell in zip(table.columns, row.cells, strict=True)}
+        {column.title: one_line(cell) for column, cell in zip(table.columns, row.cells, strict=True)}
         for row in table.rows
     ]
 
@@ -160,7 +160,9 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
         "gains": gain_chart(analysis),
         "main": tables.main_table(analysis),
         "by_task": _by_task(results, analysis),
-        "calibration_table": tables.calibration_table(analysis, binary) if (binary := _binary(analysis)) else None,
+        "calibration_table": tables.values_table(analysis, "calibration", binary, digits=3)
+        if (binary := _binary(analysis))
+        else None,
         "calibration": calibration_chart(results, analysis),
         "transfer_summary": text.transfer_summary(analysis),
         "transfer": _transfer(analysis),
@@ -348,24 +350,3 @@ def _machine(machine: Mapping[str, Any]) -> str:
         return "not recorded"
     cores = f", {counted(machine['cores'], 'core')}" if machine.get("cores") else ""
     return f"{machine['cpu']}{cores}"
-
-
-def _one_line(cell: tables.Cell) -> str:
-    return f"{cell.text} ({cell.below})" if cell.below else cell.text
-
-
-def _markdown_table(table: tables.Table) -> Sequence[str]:
-    def line(cells: Sequence[str]) -> str:
-        escaped = [_no_tags(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells]
-        return f"| {' | '.join(escaped)} |"
-
-    return [
-        line([column.title for column in table.columns]),
-        line(["---:" if column.numeric else "---" for column in table.columns]),
-        *(line([_one_line(cell) for cell in row.cells]) for row in table.rows),
-    ]
-
-
-def _no_tags(words: str) -> str:
-    """Escape names of users, so that none becomes a tag where Markdown is shown as HTML."""
-    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", words)

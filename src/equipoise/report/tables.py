@@ -10,25 +10,31 @@ from typing import Literal
 from equipoise.comparison.results import Throughput
 from equipoise.report.analysis import Analysis, Gain, MethodResult
 from equipoise.report.measures import MEASURES, Measure
-from equipoise.report.statistics import PairedComparison
+from equipoise.report.statistics import Interval, PairedComparison
 
 __all__ = [
     "Cell",
     "Column",
     "Row",
     "Table",
-    "calibration_table",
+    "between",
     "gain_text",
+    "ground_colour",
     "in_unit",
     "main_table",
     "mark",
+    "memory_text",
+    "name_cell",
     "number",
     "p_value",
     "percent",
     "regression_table",
+    "row_kind",
     "signed",
     "task_table",
     "transfer_table",
+    "values_table",
+    "with_columns",
 ]
 
 NONE = "–"
@@ -71,6 +77,18 @@ class Table:
 
     columns: Sequence[Column]
     rows: Sequence[Row] = field(default_factory=list)
+
+
+def with_columns(table: Table, after: str, columns: Sequence[Column], cells: Sequence[Sequence[Cell]]) -> Table:
+    """Return a table with more columns behind the one of that title; ``cells`` of each row in their order."""
+    place = [column.title for column in table.columns].index(after) + 1
+    return Table(
+        [*table.columns[:place], *columns, *table.columns[place:]],
+        [
+            replace(row, cells=[*row.cells[:place], *more, *row.cells[place:]])
+            for row, more in zip(table.rows, cells, strict=True)
+        ],
+    )
 
 
 def number(value: float | None, digits: int) -> str:
@@ -133,13 +151,15 @@ def mark(gain: Gain | None) -> str:
     return "△" if gain.better else "▽"
 
 
-def _between(found: PairedComparison, digits: int, unit: str = "") -> str:
+def between(found: PairedComparison | Interval, digits: int, unit: str = "") -> str:
+    """Format an interval; nothing where there is none."""
     if found.low is None or found.high is None:
         return ""
     return f"{signed(found.low, digits)} to {signed(found.high, digits)}{unit}"
 
 
-def _memory(amount: float | None) -> str:
+def memory_text(amount: float | None) -> str:
+    """Format a number of bytes."""
     if amount is None:
         return NONE
     return f"{amount / 1e9:.2f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
@@ -155,11 +175,13 @@ def _seeds(entry: MethodResult) -> Cell:
     return Cell(f"{entry.ok} of {planned}", ", ".join(notes), tone="warn" if entry.diverged else "")
 
 
-def _kind(entry: MethodResult) -> Literal["", "reference", "aside"]:
+def row_kind(entry: MethodResult) -> Literal["", "reference", "aside"]:
+    """Return how the row of a method looks: equal weights and single-task training are not like the others."""
     return "reference" if entry.is_reference else "aside" if entry.is_single_task else ""
 
 
-def _name(entry: MethodResult) -> Cell:
+def name_cell(entry: MethodResult) -> Cell:
+    """Return the first cell of a method's row."""
     below = "the reference" if entry.is_reference else "one model per task" if entry.is_single_task else ""
     return Cell(entry.method.label, below, hint=entry.method.summary)
 
@@ -170,7 +192,7 @@ def _overall_gain(entry: MethodResult, *, marked: bool) -> Cell:
         return Cell("reference")
     if gain is None or gain.mean is None:
         return Cell(NONE, hint="No seed has been run both here and with equal weights.")
-    below = _between(gain.over_seeds, 2) or f"{gain.over_seeds.pairs} paired seed: no interval"
+    below = between(gain.over_seeds, 2) or f"{gain.over_seeds.pairs} paired seed: no interval"
     if gain.over_seeds.pairs > 1 and gain.over_seeds.low is None:
         below = "the same in every seed: no test"
     return Cell(
@@ -244,18 +266,18 @@ def main_table(analysis: Analysis) -> Table:
         rows.append(
             Row(
                 [
-                    _name(entry),
+                    name_cell(entry),
                     _rates(entry),
                     *(_highest(entry, analysis, name) for name in shown),
                     Cell(number(entry.ne, 4), tone="best" if entry is best else ""),
                     _overall_gain(entry, marked=analysis.ranks),
                     Cell(p_value(p), f"Holm {p_value(gain.adjusted_p)}" if gain and p is not None else ""),
-                    Cell(percent(delta.mean, 2), _between(delta, 2)) if delta and has_delta else Cell(NONE),
+                    Cell(percent(delta.mean, 2), between(delta, 2)) if delta and has_delta else Cell(NONE),
                     _speed(entry),
-                    Cell(_memory(entry.peak_memory)),
+                    Cell(memory_text(entry.peak_memory)),
                     _seeds(entry),
                 ],
-                _kind(entry),
+                row_kind(entry),
             )
         )
     return Table(columns, rows)
@@ -278,7 +300,7 @@ def task_table(
     """
     cells = {task: _task_cells(analysis, task, measure) for task in tasks}
     rows = [
-        Row([_name(entry), *(cells[task][at] for task in tasks)], _kind(entry))
+        Row([name_cell(entry), *(cells[task][at] for task in tasks)], row_kind(entry))
         for at, entry in enumerate(analysis.ranked)
     ]
     if reachable:
@@ -298,7 +320,8 @@ def regression_table(analysis: Analysis) -> Table:
         for column in _task_columns(analysis, [task])
     ]
     rows = [
-        Row([_name(entry), *(column[at] for column in cells)], _kind(entry)) for at, entry in enumerate(analysis.ranked)
+        Row([name_cell(entry), *(column[at] for column in cells)], row_kind(entry))
+        for at, entry in enumerate(analysis.ranked)
     ]
     return Table([Column("Method", numeric=False), *columns], rows)
 
@@ -317,16 +340,19 @@ def _task_cells(analysis: Analysis, task: str, measure: Measure) -> list[Cell]:
                 gain_text(gain, measure, marked=ranks),
                 hint=_gain_hint(gain, measure),
                 tone="best" if value is not None and value == best and not entry.is_single_task else "",
-                background=_background(gain, measure) if ranks else "",
+                background=ground_colour(gain, measure) if ranks else "",
             )
         )
     return cells
 
 
-def calibration_table(analysis: Analysis, tasks: Sequence[str]) -> Table:
-    """Build a table of methods by tasks: mean prediction over mean label."""
+def values_table(analysis: Analysis, metric: str, tasks: Sequence[str], *, digits: int) -> Table:
+    """Build a table of methods by tasks: means of a metric over seeds, such as ``calibration`` or ``log_loss``."""
     rows = [
-        Row([_name(entry), *(Cell(number(entry.tasks[task].values["calibration"], 3)) for task in tasks)], _kind(entry))
+        Row(
+            [name_cell(entry), *(Cell(number(entry.tasks[task].values[metric], digits)) for task in tasks)],
+            row_kind(entry),
+        )
         for entry in analysis.ranked
     ]
     return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
@@ -337,18 +363,18 @@ def transfer_table(analysis: Analysis, measure: Measure, tasks: Sequence[str]) -
     joint = sorted(analysis.joint, key=lambda entry: not entry.is_reference)
     rows = []
     for entry in joint:
-        cells = [_name(entry)]
+        cells = [name_cell(entry)]
         for task in tasks:
             gain = entry.tasks[task].transfer.get(measure.name)
             cells.append(
                 Cell(
                     gain_text(gain, measure, marked=task not in analysis.few) or NONE,
-                    _between(gain.over_seeds, measure.digits_of_gain) if gain else "",
+                    between(gain.over_seeds, measure.digits_of_gain) if gain else "",
                     hint=_gain_hint(gain, measure),
-                    background=_background(gain, measure) if task not in analysis.few else "",
+                    background=ground_colour(gain, measure) if task not in analysis.few else "",
                 )
             )
-        rows.append(Row(cells, _kind(entry)))
+        rows.append(Row(cells, row_kind(entry)))
     return Table([Column("Method", numeric=False), *_task_columns(analysis, tasks)], rows)
 
 
@@ -374,16 +400,16 @@ def gain_text(gain: Gain | None, measure: Measure, *, marked: bool) -> str:
 def _gain_hint(gain: Gain | None, measure: Measure) -> str:
     if gain is None or gain.mean is None:
         return ""
-    between = _between(gain.over_seeds, 2 if measure.relative else 4, PERCENT if measure.relative else "")
-    if not between:
+    interval = between(gain.over_seeds, 2 if measure.relative else 4, PERCENT if measure.relative else "")
+    if not interval:
         return f"{gain.over_seeds.pairs} paired seeds: no interval, no test"
     return (
-        f"95 % interval {between}; p {p_value(gain.over_seeds.p)}, adjusted {p_value(gain.adjusted_p)}; "
+        f"95 % interval {interval}; p {p_value(gain.over_seeds.p)}, adjusted {p_value(gain.adjusted_p)}; "
         f"{gain.over_seeds.pairs} paired seeds"
     )
 
 
-def _background(gain: Gain | None, measure: Measure) -> str:
+def ground_colour(gain: Gain | None, measure: Measure) -> str:
     """Return a background colour as strong as a clear change is large; none if the change is not clear."""
     if gain is None or gain.mean is None or not gain.significant:
         return ""

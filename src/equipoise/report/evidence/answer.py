@@ -1,0 +1,211 @@
+"""The evidence page's answer in sentences, which claim only what the intervals support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equipoise.comparison.tuning import scores_of
+from equipoise.report.analysis import MIN_PAIRS, Gain, gain_between
+from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
+from equipoise.report.evidence.suite import Setting, Suite
+from equipoise.report.phrases import counted, equals, is_or_are, listed
+from equipoise.report.tables import PERCENT, between, number, percent
+
+__all__ = ["answer", "tasks_of_setting"]
+
+
+def answer(suite: Suite, overall: Overall) -> list[str]:
+    """Return the outcome of a suite: does balancing pay, where, for which task, at what cost, and is a row better.
+
+    Everything called clear needs three paired seeds, a 95 % interval that excludes zero, and Holm's adjustment.
+    """
+    focus = overall.focus
+    if focus is None:
+        return [
+            "No setting has results of equal weights and of a balancing method yet, so there is nothing to compare."
+        ]
+    if all(gain.verdict == "untested" for gain in focus.gains.values()):
+        return [f"Too few seeds to say whether balancing pays: at least {MIN_PAIRS} are needed in a setting."]
+    return [
+        _does_it_pay(suite, focus),
+        *_with_users(suite, focus),
+        *_which_tasks(focus),
+        *_at_what_cost(suite, focus),
+        *_is_a_row_better(overall, focus),
+        *_static_weights(suite, focus),
+        *_others(overall, focus),
+    ]
+
+
+def _does_it_pay(suite: Suite, focus: MethodOverall) -> str:
+    titles = _titles(suite)
+    better = {titles[name]: gain for name, gain in focus.gains.items() if gain.firm and gain.better}
+    worse = {titles[name]: gain for name, gain in focus.gains.items() if gain.firm and gain.worse}
+    of = counted(len(focus.gains), "setting")
+    if not better and not worse:
+        return f"{focus.label} is in none of {of} clearly better than equal weights, and in none clearly worse."
+    losses = f"clearly worse in {_with_gains(worse)}" if worse else "clearly worse in none"
+    if not better:
+        return f"{focus.label} does not pay here: of {of} it is clearly better than equal weights in none, {losses}."
+    return (
+        f"{focus.label} is clearly better than equal weights in {len(better)} of {of}: {_with_gains(better)}; it is "
+        f"{losses}."
+    )
+
+
+def _with_gains(gains: dict[str, Gain]) -> str:
+    by_size = sorted(gains.items(), key=lambda entry: -abs(entry[1].mean or 0.0))
+    return listed([f"{title} (NE {percent(gain.mean, 2)}, {between(gain.over_seeds, 2)})" for title, gain in by_size])
+
+
+def _titles(suite: Suite) -> dict[str, str]:
+    return {setting.name: setting.title for setting in suite.settings}
+
+
+def _with_users(suite: Suite, focus: MethodOverall) -> list[str]:
+    """Say whether clear gains stay clear when users are drawn anew as well."""
+    clear = [s for s in suite.settings if (gain := focus.gains.get(s.name)) and gain.firm and gain.better]
+    found = {s.title: s.gains_over_users[focus.name] for s in clear if focus.name in s.gains_over_users}
+    without = [s.title for s in clear if s.title not in found]
+    stays = [title for title, over_users in found.items() if over_users.low > 0]
+    goes = [
+        f"{title} ({between(over_users, 2)}{PERCENT})" for title, over_users in found.items() if over_users.low <= 0
+    ]
+    said = []
+    if stays:
+        said.append(f"With users drawn anew as well as seeds, the interval still excludes zero in {listed(stays)}.")
+    if goes:
+        said.append(f"With users drawn anew as well as seeds, the interval includes zero in {listed(goes)}.")
+    if without:
+        said.append(f"In {listed(without)} intervals cover seeds alone: the runs hold no groups of users.")
+    return said
+
+
+def _which_tasks(focus: MethodOverall) -> list[str]:
+    tested = counted(focus.tasks, "task")
+    if not focus.tasks:
+        return []
+    if not focus.tasks_better and not focus.tasks_worse:
+        return [f"Of {tested} over all settings none is clearly better or worse, once p is adjusted for their number."]
+    gained = f"gains on {_named(focus.tasks_better)}" if focus.tasks_better else "gains clearly on none"
+    lost = f"loses on {_named(focus.tasks_worse)}" if focus.tasks_worse else "loses clearly on none"
+    return [f"Task by task it {gained}, and {lost}, of {tested} over all settings."]
+
+
+def _named(changes: Sequence[TaskChange], *, setting: bool = True) -> str:
+    by_size = sorted(changes, key=lambda change: -abs(change.gain.mean or 0.0))
+    return listed(
+        [
+            f"{change.task} ({f'{change.setting}: ' if setting else ''}NE {percent(change.gain.mean, 1)}"
+            + ("" if change.positives is None else f", {change.positives:,} positive test rows")
+            + ")"
+            for change in by_size
+        ]
+    )
+
+
+def tasks_of_setting(setting: Setting, focus: MethodOverall | None) -> str:
+    """Say which tasks of one setting clearly gain and lose with the method that the page is about."""
+    if focus is None or setting.name not in focus.gains:
+        return ""
+    gained, lost = (
+        [change for change in changes if change.setting == setting.title]
+        for changes in (focus.tasks_better, focus.tasks_worse)
+    )
+    if not gained and not lost:
+        return f"With {focus.label} no single task is clearly better or worse than with equal weights."
+    said = [
+        f"{verb} on {_named(changes, setting=False)}"
+        for verb, changes in (("gains", gained), ("loses", lost))
+        if changes
+    ]
+    return f"{focus.label} {' and '.join(said)}."
+
+
+def _at_what_cost(suite: Suite, focus: MethodOverall) -> list[str]:
+    """Say how fast it trains; a setting whose interval does not allow it is counted as not clear."""
+    entries = [entry for setting in suite.settings if (entry := setting.analysis.method(focus.name)) and entry.speed]
+    if not entries:
+        return ["Its speed has not been measured."]
+    said = []
+    for verdict in ("slower", "faster"):
+        ratios = [entry.speed.ratio for entry in entries if entry.speed and entry.speed_verdict == verdict]
+        if ratios:
+            ends = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+            said.append(f"{verdict} than equal weights in {counted(len(ratios), 'setting')} (QPS ratio {ends})")
+    same = sum(entry.speed_verdict == "same" for entry in entries)
+    unclear = sum(entry.speed_verdict == "unclear" for entry in entries)
+    if same:
+        said.append(f"as fast, within 5{PERCENT}, in {counted(same, 'setting')}")
+    if unclear:
+        said.append(f"neither clearly faster nor slower in {counted(unclear, 'setting')}")
+    return [f"It trains {listed(said)}."]
+
+
+def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
+    ranks = overall.ranks
+    if ranks is None or focus.rank is None:
+        return []
+    over = f"over {counted(ranks.data_sets, 'setting')} and {counted(len(ranks.average), 'method')}"
+    before = [method for method in overall.methods if method.rank is not None and method.rank < focus.rank]
+    if not before:
+        first = f"By average rank {over} no row is better than {focus.label} ({number(focus.rank, 2)})."
+    else:
+        named = listed([f"{method.label} ({number(method.rank, 2)})" for method in before])
+        first = f"By average rank {over} {named} {is_or_are(before)} before {focus.label} ({number(focus.rank, 2)})."
+    if ranks.critical_difference is None:
+        return [first]
+    said = [first]
+    distance = ranks.critical_difference
+    clear = [method.label for method in before if focus.rank - (method.rank or 0.0) > distance]
+    if before:
+        said.append(
+            f"Beyond the critical difference of {number(distance, 2)} {is_or_are(clear)} {listed(clear)}."
+            if clear
+            else f"None of them by more than the critical difference of {number(distance, 2)}."
+        )
+    if ranks.p is not None:
+        verdict = "are not all alike" if ranks.p < 0.05 else "cannot be told apart as a whole"
+        said.append(f"The methods' ranks {verdict} (Friedman test, p {equals(ranks.p)}).")
+    return said
+
+
+def _static_weights(suite: Suite, focus: MethodOverall) -> list[str]:
+    """Say what searched static weights reached, and how one training of the method compares."""
+    said = []
+    for setting in suite.settings:
+        entry = next((found for found in setting.analysis.joint if found.is_static), None)
+        if entry is None or entry.ne_gain is None or entry.ne_gain.mean is None or focus.name not in _names(setting):
+            continue
+        trials = len(scores_of(setting.results.tuning, entry.method.name))
+        searched = f"searched in {counted(trials, 'trial')}" if trials else "given beforehand"
+        against = gain_between(setting.results, focus.name, entry.method.name, setting.analysis.means_over)
+        reached = f"{percent(entry.ne_gain.mean, 2)} ({between(entry.ne_gain.over_seeds, 2)})"
+        compared = f"{focus.label} against them {percent(against.mean, 2)} ({between(against.over_seeds, 2)})"
+        verdict = {"above": "clearly better", "below": "clearly worse"}.get(against.verdict, "not told apart")
+        said.append(f"{setting.title}: {reached}, {searched}; {compared}, {verdict}")
+    if not said:
+        return ["No setting has fixed static weights, the cheapest alternative to balancing."]
+    return [f"Static weights gain over equal weights: {'; '.join(said)}."]
+
+
+def _names(setting: Setting) -> set[str]:
+    return {entry.method.name for entry in setting.analysis.joint if entry.ne is not None}
+
+
+def _others(overall: Overall, focus: MethodOverall) -> list[str]:
+    """Name the other methods by their clear wins and losses."""
+    others = [m for m in overall.methods if m.gains and m.is_joint and m is not focus]
+    wins, losses = [], []
+    for method in others:
+        better, _, worse = method.counts(firm=True)
+        if better:
+            wins.append(f"{method.label} ({better} of {len(method.gains)}" + (f", worse in {worse})" if worse else ")"))
+        elif worse:
+            losses.append(f"{method.label} ({worse} of {len(method.gains)})")
+    said = []
+    if wins:
+        said.append(f"Also clearly better than equal weights in some setting: {listed(wins)}.")
+    if losses:
+        said.append(f"Clearly worse in some setting and better in none: {listed(losses)}.")
+    return said

@@ -1,0 +1,80 @@
+"""Warnings that a reader of a suite needs before trusting its numbers."""
+
+from __future__ import annotations
+
+from equipoise.report.analysis import MIN_PAIRS
+from equipoise.report.diverged import DIVERGED_COUNTS
+from equipoise.report.evidence.overall import Overall
+from equipoise.report.evidence.suite import Setting, Suite
+from equipoise.report.phrases import counted, listed
+
+__all__ = ["suite_cautions"]
+
+
+def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
+    """Return what is missing, busy, untuned or generated, each in a sentence."""
+    found = []
+    if suite.not_begun:
+        found.append(f"Not begun: {listed(suite.not_begun)}.")
+    unfinished = [
+        f"{setting.title} ({len(setting.results.runs)} of {counted(setting.results.planned, 'run')})"
+        for setting in suite.settings
+        if not setting.finished
+    ]
+    if unfinished:
+        found.append(f"Not finished: {listed(unfinished)}. Ranks and means over settings leave them out.")
+    without_rank = [
+        f"{setting.title} (every task has too few test rows of one class)"
+        if not setting.analysis.ranks
+        else f"{setting.title} (no results of equal weights and another method)"
+        for setting in suite.settings
+        if setting.finished and not setting.has_gains
+    ]
+    if without_rank:
+        found.append(f"No method is ranked in {listed(without_rank)}.")
+    found += _unranked(overall)
+    seeds = {setting.title: len(setting.results.plan.seeds) for setting in suite.settings}
+    few = [f"{title} ({counted(count, 'seed')})" for title, count in seeds.items() if count < MIN_PAIRS]
+    if few:
+        found.append(f"Too few seeds to claim a gain: {listed(few)}.")
+    diverged = [f"{m.label} ({m.diverged} of {m.runs})" for m in overall.methods if m.diverged]
+    if diverged:
+        found.append(f"Diverged: {listed(diverged)}. {DIVERGED_COUNTS}.")
+    of = {
+        "No fixed static weights": [s.title for s in suite.settings if not any(e.is_static for e in s.analysis.joint)],
+        "Rates not tuned": [s.title for s in suite.settings if not s.results.tuning],
+        "Speed not measured": [s.title for s in suite.settings if not s.results.throughput],
+        "Machine too busy to measure speed": [s.title for s in suite.settings if s.analysis.busy],
+        "Generated data, on which nobody acted": [s.title for s in suite.settings if s.results.plan.generated],
+        "Learning rate or table decay at the edge of the grid": [
+            f"{s.title} ({listed(edge)})"
+            for s in suite.settings
+            if (edge := [m.label for m in s.results.plan.methods if s.results.at_edge(m.name)])
+        ],
+    }
+    found += [f"{what}: {listed(titles)}." for what, titles in of.items() if titles]
+    data_sets = {setting.results.plan.dataset for setting in overall.ranked}
+    if overall.ranks and 1 < len(overall.ranked) != len(data_sets):
+        found.append(
+            f"The {len(overall.ranked)} ranked settings are on {counted(len(data_sets), 'data set')}: settings on the "
+            "same data are not independent, as the Friedman test supposes."
+        )
+    return found
+
+
+def _unranked(overall: Overall) -> list[str]:
+    """Name the methods without a rank, because a setting lacks them."""
+    missing = [
+        f"{method.label} (not in {listed(absent)})"
+        for method in overall.methods
+        if method.is_joint
+        and method.rank is None
+        and (absent := [s.title for s in overall.ranked if not has_result(s, method.name)])
+    ]
+    return [f"Not ranked, because a setting lacks them: {listed(missing)}."] if missing else []
+
+
+def has_result(setting: Setting, name: str) -> bool:
+    """Return whether a method has a mean error in a setting."""
+    entry = setting.analysis.method(name)
+    return entry is not None and entry.ne is not None

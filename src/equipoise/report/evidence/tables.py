@@ -1,0 +1,230 @@
+"""The evidence page's tables: over all settings, for each setting, and about tuning."""
+
+from __future__ import annotations
+
+import math
+
+from equipoise.report.analysis import Gain, MethodResult
+from equipoise.report.diverged import DIVERGED_COUNTS
+from equipoise.report.evidence.overall import MethodOverall, Overall
+from equipoise.report.evidence.sensitivity import Sensitivity, sensitivities
+from equipoise.report.evidence.suite import Setting, Suite
+from equipoise.report.measures import MEASURES
+from equipoise.report.statistics import Interval
+from equipoise.report.tables import (
+    NONE,
+    PERCENT,
+    Cell,
+    Column,
+    Row,
+    Table,
+    between,
+    ground_colour,
+    main_table,
+    mark,
+    name_cell,
+    number,
+    percent,
+    row_kind,
+    signed,
+    transfer_table,
+    values_table,
+    with_columns,
+)
+
+__all__ = [
+    "gains_by_setting",
+    "overall_table",
+    "sensitivity_table",
+    "setting_table",
+    "setting_tables",
+    "task_gain_table",
+]
+
+_NE = MEASURES["ne"]
+
+
+def overall_table(overall: Overall) -> Table:
+    """Build the table of methods over all settings: rank, gains, tasks, cost and diverged runs."""
+    columns = [
+        Column("Method", numeric=False),
+        Column("Average rank", "By mean NE within each finished setting; 1 is the best of the joint methods."),
+        Column("Mean gain", "Mean over the finished settings of the NE gain over equal weights."),
+        Column(
+            "Settings better / unclear / worse",
+            "By the 95 % interval over seeds. Below: after Holm's adjustment for the number of methods.",
+        ),
+        Column("Tasks better / worse", "Clearly better or worse in NE, after Holm's adjustment; out of all tested."),
+        Column("Speed", "Geometric mean of the QPS ratios over the settings measured on a quiet machine."),
+        Column("Memory", "Geometric mean of peak memory over that of equal weights."),
+        Column("Diverged", f"{DIVERGED_COUNTS}."),
+    ]
+    rows = []
+    for method in overall.methods:
+        better, unclear, worse = method.counts()
+        firm = method.counts(firm=True)
+        compared = bool(method.gains)
+        rows.append(
+            Row(
+                [
+                    Cell(method.label, _reference_note(method), method.summary),
+                    Cell(number(method.rank, 2)),
+                    Cell(NONE if method.mean_gain is None or method.is_reference else percent(method.mean_gain, 2)),
+                    Cell(f"{better} / {unclear} / {worse}", f"{firm[0]} / {firm[1]} / {firm[2]} (Holm)")
+                    if compared
+                    else Cell(NONE),
+                    Cell(f"{len(method.tasks_better)} / {len(method.tasks_worse)}", f"of {method.tasks}")
+                    if compared
+                    else Cell(NONE),
+                    Cell(NONE if method.speed is None else f"× {method.speed:.2f}"),
+                    Cell(NONE if method.memory is None else f"× {method.memory:.2f}"),
+                    Cell(f"{method.diverged} of {method.runs}", tone="warn" if method.diverged else ""),
+                ],
+                "reference" if method.is_reference else "" if method.is_joint else "aside",
+            )
+        )
+    return Table(columns, rows)
+
+
+def _reference_note(method: MethodOverall) -> str:
+    if method.is_reference:
+        return "the reference"
+    if method.is_single_task:
+        return "one model per task"
+    return "searched, a training per trial" if method.is_static else ""
+
+
+def gains_by_setting(suite: Suite, overall: Overall) -> Table:
+    """Build a table of methods by settings: the gain in mean NE, with its interval over seeds and its mark."""
+    shown = [setting for setting in suite.settings if setting.has_gains]
+    columns = [
+        Column("Method", numeric=False),
+        *(Column(setting.title if setting.finished else f"{setting.title} (unfinished)") for setting in shown),
+    ]
+    rows = []
+    for method in overall.methods:
+        if method.is_reference:
+            continue
+        cells = []
+        for setting in shown:
+            entry = setting.analysis.method(method.name)
+            cells.append(_gain_cell(entry.ne_gain if entry else None, setting.gains_over_users.get(method.name)))
+        rows.append(Row([Cell(method.label, hint=method.summary), *cells], "" if method.is_joint else "aside"))
+    return Table(columns, rows)
+
+
+def _gain_cell(gain: Gain | None, over_users: Interval | None, *, digits: int = 2) -> Cell:
+    """Return a gain with its mark and the interval over seeds, coloured where it is clear."""
+    if gain is None or gain.mean is None:
+        return Cell(NONE)
+    hint = "" if over_users is None else f"over seeds and users {between(over_users, digits)}{PERCENT}"
+    return Cell(
+        f"{mark(gain)} {percent(gain.mean, digits)}".strip(),
+        between(gain.over_seeds, digits),
+        hint,
+        background=ground_colour(gain, _NE),
+    )
+
+
+def setting_table(setting: Setting) -> Table:
+    """Build the table of one setting: that of its report, with log loss, miscalibration and intervals over users."""
+    analysis = setting.analysis
+    table = main_table(analysis)
+    gain = next(column.title for column in table.columns if column.title.endswith("gain over equal weights"))
+    if setting.gains_over_users:
+        hint = "95 % interval over seeds and users: both are drawn anew, 2,000 times."
+        cells = [[_users_cell(setting.gains_over_users.get(entry.method.name))] for entry in analysis.ranked]
+        table = with_columns(table, gain, [Column("… seeds and users", hint)], cells)
+    quality = [
+        Column("Log loss", "Mean over binary tasks and seeds."),
+        Column("Calibration off by", "Mean over tasks and seeds of |mean prediction / mean label − 1|."),
+    ]
+    error = next(column.title for column in table.columns if column.title == f"Mean {analysis.error}")
+    return with_columns(table, error, quality, [_quality_cells(entry) for entry in analysis.ranked])
+
+
+def _users_cell(found: Interval | None) -> Cell:
+    return (
+        Cell(NONE) if found is None else Cell(between(found, 2), "excludes 0" if found.excludes_zero else "includes 0")
+    )
+
+
+def _quality_cells(entry: MethodResult) -> list[Cell]:
+    off = entry.miscalibration
+    return [
+        Cell(number(entry.log_loss, 4)),
+        Cell(NONE if off is None or not math.isfinite(off) else f"{100 * off:.1f}{PERCENT}"),
+    ]
+
+
+def task_gain_table(setting: Setting) -> Table:
+    """Build a table of methods by tasks: the gain in NE over equal weights, with each task's positive test rows."""
+    analysis = setting.analysis
+    columns = [Column("Method", numeric=False), *(_task_column(setting, task) for task in analysis.tasks)]
+    rows = []
+    for entry in analysis.ranked:
+        if entry.is_reference:
+            continue
+        cells = [
+            _gain_cell(
+                entry.tasks[task].gains.get("ne"), setting.task_gains_over_users[task].get(entry.method.name), digits=1
+            )
+            for task in analysis.tasks
+        ]
+        rows.append(Row([name_cell(entry), *cells], row_kind(entry)))
+    return Table(columns, rows)
+
+
+def _task_column(setting: Setting, task: str) -> Column:
+    positives = setting.positives(task)
+    counted = "" if positives is None else f", {positives:,} positives"
+    few = "Too few test rows of one class: mostly chance, in no mean." if task in setting.analysis.few else ""
+    return Column(f"{task}{counted}", few)
+
+
+def setting_tables(setting: Setting) -> list[tuple[str, Table]]:
+    """Return the other tables of a setting with their headings: transfer, NE, AUC, log loss and calibration by task."""
+    analysis = setting.analysis
+    binary = [task for task in analysis.tasks if task not in analysis.regressions]
+    found = []
+    if any(task.transfer for entry in analysis.methods for task in entry.tasks.values()):
+        heading = f"Negative transfer: NE gain over one model per task, {PERCENT.strip()}; below zero the task loses"
+        found.append((heading, transfer_table(analysis, _NE, analysis.tasks)))
+    found.append(("NE by task, lower is better", values_table(analysis, "ne", analysis.tasks, digits=4)))
+    if binary:
+        found += [
+            ("AUC by task, higher is better", values_table(analysis, "auc", binary, digits=4)),
+            ("Log loss by task, lower is better", values_table(analysis, "log_loss", binary, digits=4)),
+            ("Calibration by task, 1 is right", values_table(analysis, "calibration", binary, digits=3)),
+        ]
+    return found
+
+
+def sensitivity_table(suite: Suite, overall: Overall) -> Table | None:
+    """Build a table of methods by settings: what all trials gave on validation rows; None without any tuning."""
+    tuned = {setting.name: {found.name: found for found in sensitivities(setting)} for setting in suite.settings}
+    shown = [setting for setting in suite.settings if tuned[setting.name]]
+    if not shown:
+        return None
+    columns = [Column("Method", numeric=False), *(Column(setting.title) for setting in shown)]
+    rows = []
+    for method in overall.methods:
+        cells = [_trials_cell(tuned[setting.name].get(method.name), method) for setting in shown]
+        if any(cell.text != NONE for cell in cells):
+            kind = "reference" if method.is_reference else "" if method.is_joint else "aside"
+            rows.append(Row([Cell(method.label, hint=method.summary), *cells], kind))
+    return Table(columns, rows)
+
+
+def _trials_cell(found: Sensitivity | None, method: MethodOverall) -> Cell:
+    """Return the best, median and worst validation NE, and the share of trials better than tuned equal weights."""
+    if found is None:
+        return Cell(NONE)
+    share = found.better_than_baseline
+    better = "" if share is None or method.is_reference else f"{100 * share:.0f}{PERCENT} beat equal weights"
+    count = f"{len(found.errors)} trials" + (f", {found.diverged} diverged" if found.diverged else "")
+    return Cell(
+        f"{found.best:.4f} / {found.median:.4f} / {found.worst:.4f}",
+        f"{signed(found.spread, 1)}{PERCENT} at the median{'; ' if better else ''}{better}",
+        count,
+    )
