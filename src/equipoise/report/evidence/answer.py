@@ -151,8 +151,8 @@ def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
     if not before:
         first = f"By average rank {over} no row is better than {focus.label} ({number(focus.rank, 2)})."
     else:
-        named = listed([f"{method.label} ({number(method.rank, 2)})" for method in before])
-        first = f"By average rank {over} {named} {is_or_are(before)} before {focus.label} ({number(focus.rank, 2)})."
+        named = [f"{method.label} ({number(method.rank, 2)})" for method in before]
+        first = f"By average rank {over} {listed(named)} {is_or_are(named)} before {focus.label} ({number(focus.rank, 2)})."
     if ranks.critical_difference is None:
         return [first]
     said = [first]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from equipoise.report.analysis import Gain, MethodResult
 from equipoise.report.diverged import DIVERGED_COUNTS
@@ -80,10 +81,14 @@ def overall_table(overall: Overall) -> Table:
                     Cell(NONE if method.memory is None else f"× {method.memory:.2f}"),
                     Cell(f"{method.diverged} of {method.runs}", tone="warn" if method.diverged else ""),
                 ],
-                "reference" if method.is_reference else "" if method.is_joint else "aside",
+                _kind(method),
             )
         )
     return Table(columns, rows)
+
+
+def _kind(method: MethodOverall) -> Literal["", "reference", "aside"]:
+    return "reference" if method.is_reference else "" if method.is_joint else "aside"
 
 
 def _reference_note(method: MethodOverall) -> str:
@@ -109,7 +114,7 @@ def gains_by_setting(suite: Suite, overall: Overall) -> Table:
         for setting in shown:
             entry = setting.analysis.method(method.name)
             cells.append(_gain_cell(entry.ne_gain if entry else None, setting.gains_over_users.get(method.name)))
-        rows.append(Row([Cell(method.label, hint=method.summary), *cells], "" if method.is_joint else "aside"))
+        rows.append(Row([Cell(method.label, hint=method.summary), *cells], _kind(method)))
     return Table(columns, rows)
 
 
@@ -211,8 +216,7 @@ def sensitivity_table(suite: Suite, overall: Overall) -> Table | None:
     for method in overall.methods:
         cells = [_trials_cell(tuned[setting.name].get(method.name), method) for setting in shown]
         if any(cell.text != NONE for cell in cells):
-            kind = "reference" if method.is_reference else "" if method.is_joint else "aside"
-            rows.append(Row([Cell(method.label, hint=method.summary), *cells], kind))
+            rows.append(Row([Cell(method.label, hint=method.summary), *cells], _kind(method)))
     return Table(columns, rows)
 
 
