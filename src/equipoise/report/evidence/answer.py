@@ -152,7 +152,9 @@ def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
         first = f"By average rank {over} no row is better than {focus.label} ({number(focus.rank, 2)})."
     else:
         named = [f"{method.label} ({number(method.rank, 2)})" for method in before]
-        first = f"By average rank {over} {listed(named)} {is_or_are(named)} before {focus.label} ({number(focus.rank, 2)})."
+        first = (
+            f"By average rank {over} {listed(named)} {is_or_are(named)} before {focus.label} ({number(focus.rank, 2)})."
+        )
     if ranks.critical_difference is None:
         return [first]
     said = [first]
