@@ -9,7 +9,20 @@ from typer.core import TyperGroup
 
 __all__ = ["app", "data_app"]
 
-_ORDER_OF_USE: Final = ("init", "data", "audit", "compare", "train", "predict", "export", "report", "methods", "config")
+_ORDER_OF_USE: Final = (
+    "init",
+    "data",
+    "audit",
+    "compare",
+    "train",
+    "predict",
+    "export",
+    "replay",
+    "auction",
+    "report",
+    "methods",
+    "config",
+)
 
 
 class _InOrderOfUse(TyperGroup):

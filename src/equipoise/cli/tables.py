@@ -11,9 +11,10 @@ from rich.text import Text
 
 from equipoise.data.summary import Summary
 from equipoise.report.page import headline, result_rows
+from equipoise.report.tables import Table as ReportTable
 from equipoise.training import METHODS, Run
 
-__all__ = ["feature_table", "label_table", "method_table", "run_tables", "summary_table"]
+__all__ = ["feature_table", "label_table", "method_table", "run_tables", "summary_table", "terminal_table"]
 
 _SHOWN = {
     "Method": "method", "Mean AUC": "AUC", "Mean R²": "R²", "Mean NE": "NE", "Mean NSE": "NSE",
@@ -119,6 +120,16 @@ def summary_table(folder: Path) -> Table:
         table.add_row(*map(Text, cells.values()))
     table.caption = Text(headline(folder))
     table.caption_justify = "left"
+    return table
+
+
+def terminal_table(found: ReportTable, title: str) -> Table:
+    """Return a table of a report, each cell with its second line below."""
+    table = Table(title=title, title_justify="left")
+    for column in found.columns:
+        table.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold")
+    for row in found.rows:
+        table.add_row(*(Text(f"{cell.text}\n{cell.below}" if cell.below else cell.text) for cell in row.cells))
     return table
 
 

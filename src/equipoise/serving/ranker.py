@@ -73,6 +73,15 @@ class Ranker:
     reading: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that :meth:`predict` reads.
+
+        Raises:
+            SettingError: there is no encoding.
+        """
+        return self._of_rows().encoding.columns
+
     def predict(self, table: Any, /) -> pl.DataFrame:
         """Return the predictions for raw rows, one column per task, named after it.
 
