@@ -17,7 +17,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Adam, Optimizer
 
 from equipoise.errors import SettingError
-from equipoise.jacobian import JacobianDescent
+from equipoise.jacobian import JacobianDescent, TaskAggregator
 from equipoise.loss_weighting import LossWeighting
 from equipoise.scalars import Scalar, spell_value
 
@@ -83,7 +83,7 @@ class Method:
     fork: Callable[..., Module] | None = None
     loss_weighting: Callable[..., LossWeighting] | None = None
     optimizer: Callable[..., Optimizer] | None = None
-    jacobian: Callable[..., Callable[[Tensor], Tensor]] | None = None
+    jacobian: Callable[..., Callable[[Tensor], Tensor] | TaskAggregator] | None = None
     needs: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
