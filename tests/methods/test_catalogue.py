@@ -1,5 +1,7 @@
 """Tests of every row of the catalogue, so that a new row needs no new test file."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def batch(step: int, tasks: int = 3) -> Batch:
 
 
 def learner(method: Method, schema: Schema = SCHEMA, **settings) -> Learner:
-    return Learner(schema, method, TrainingSettings.of(lr=0.01, seed=2, **settings), epoch_steps=5)
+    return Learner(schema, method, TrainingSettings.of(**{"lr": 0.01, "seed": 2, **settings}), epoch_steps=5)
 
 
 def parameters(trained: Learner) -> list[Tensor]:
@@ -39,10 +41,18 @@ def weightings(trained: Learner) -> list[Tensor]:
     return [v for m in trained._members if m.weighting for v in m.weighting.state_dict().values() if torch.is_tensor(v)]
 
 
-@rows_of_the_catalogue
-@pytest.mark.parametrize("model", ["shared-bottom", "mmoe", "ple"])
+def methods_with_models() -> Iterator[tuple[Method, str]]:
+    """Pair every method with every model; those on parameters do not meet the model, so one of them meets all three."""
+    for method in CATALOGUE:
+        for model in ("shared-bottom", "mmoe", "ple"):
+            if model == "shared-bottom" or method.jacobian is None or method.name == "mgda-parameters":
+                yield pytest.param(method, model, id=f"{model}-{method.name}")
+
+
+@pytest.mark.parametrize(("method", "model"), methods_with_models())
 def test_every_tasks_loss_falls(method: Method, model: str) -> None:
-    trained = learner(method, model=model)
+    # DB-MTL averages gradients over ten steps before Adam does: at a large rate it oscillates for longer.
+    trained = learner(method, model=model, lr=0.003 if method.name == "db-mtl-parameters" else 0.01)
     losses = torch.stack([trained.step(batch(step)) for step in range(40)])
     assert (losses[-5:].mean(0) < losses[:5].mean(0)).all()
 
@@ -116,10 +126,12 @@ def test_one_task_alone_can_be_trained(method: Method) -> None:
 def test_the_order_of_the_tasks_does_not_matter_to_rounding(method: Method) -> None:
     if method.name == "graddrop":
         pytest.skip("its draws are the same for both orders, but sums of three numbers round to different signs")
-    if method.name == "metabalance":
+    if method.name in {"metabalance", "pcd-parameters"}:
         pytest.skip("its target is the first task")
     if method.name == "ldc-mtl":
         pytest.skip("it compares each task with the next")
+    if method.name in {"pcgrad-parameters", "gradvac-parameters"}:
+        pytest.skip("it visits the tasks in an order that is drawn by place")
     order = [2, 0, 1]
     turned = Schema(SCHEMA.categorical, SCHEMA.numeric, [SCHEMA.tasks[place] for place in order])
     one, other = learner(method), learner(method, turned)

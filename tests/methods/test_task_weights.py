@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from equipoise.forks import Fork
+from equipoise.jacobian.from_gram import Bargaining
 from equipoise.methods import CATALOGUE, METHODS, Method, MethodError
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, Learner, SettingError
@@ -55,6 +56,27 @@ def weights_of_losses(method: Method) -> Tensor:
     return weights
 
 
+def weights_of_gradients(method: Method) -> Tensor:
+    """Return what each gradient counts in the last joint one, after descent on orthogonal gradients; their sum is 1.
+
+    Of the methods that solve ``w (G w)^a = p`` it is the left-hand side.
+    """
+    shared = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
+    optimizer = method.build_optimizer(torch.optim.SGD([shared], lr=1.0), shared=[shared], tasks=TASKS)
+    basis = torch.linalg.qr(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()).Q.T
+    for step in range(0 if optimizer.aggregator.kept else STEPS - 1, STEPS):  # without a state the last step is all
+        rows = basis * vectors(step).norm(dim=1, keepdim=True)
+        before = shared.detach().clone()
+        optimizer.zero_grad()
+        optimizer.backward(list(rows @ shared))
+        optimizer.step()
+    gains = rows @ (before - shared.detach())
+    weights = gains / rows.square().sum(1)
+    if isinstance(optimizer.aggregator, Bargaining):
+        weights = weights * gains**optimizer.aggregator.exponent
+    return weights / weights.sum()
+
+
 def shares_of_updates(method: Method) -> Tensor:
     """Return the utilities ``w_m ⟨u_m, Σ w_j u_j⟩`` of the last solve."""
     shared = torch.nn.Parameter(torch.zeros(40))
@@ -81,7 +103,12 @@ def test_9_to_1_is_9_to_1_after_500_steps(method: Method) -> None:
     if method.name == "famo-next-batch":
         pytest.skip("it needs losses that follow the weights: see tests/loss_weighting/test_weighting.py")
     preferring = method.with_task_weights(WANTED)
-    if method.loss_weighting is not None:
+    if method.jacobian is not None:
+        found, equal = map(weights_of_gradients, (preferring, method))
+        wanted = equal * torch.tensor([9.0, 1.0, 2.0], dtype=torch.float64)
+        torch.testing.assert_close(found, wanted / wanted.sum(), rtol=1e-3, atol=0)
+        assert equal.count_nonzero() >= 2
+    elif method.loss_weighting is not None:
         check_say(*map(weights_of_losses, (preferring, method)))
     elif method.fork is not None:
         check_say(*(weights_of_fork(row.fork_factory(TASKS)()) for row in (preferring, method)))

@@ -13,6 +13,7 @@ from equipoise.forks import Fork, GradDrop, MultiBalance
 from equipoise.loss_weighting import gradnorm, loss_discrepancy_control, random_weights, static_weights
 from equipoise.methods import from_torchjd
 from equipoise.methods.method import Method
+from equipoise.methods.on_parameters import ON_PARAMETERS
 from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 from equipoise.optim.forms import FormName
 
@@ -168,8 +169,5 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         "ICML, arXiv 1711.02257", 2018, fork=plain_fork, loss_weighting=gradnorm,
         search={"alpha": (0.0, 0.5, 1.0, 1.5)},
     ),
-    Method(
-        "mgda-parameters", "MGDA on parameters", "The shortest convex combination of the shared parameters' gradients.",
-        "NeurIPS, arXiv 1810.04650", 2018, jacobian=from_torchjd.mgda_on_parameters,
-    ),
+    *ON_PARAMETERS,
 )  # fmt: skip

@@ -18,7 +18,6 @@ __all__ = [
     "geometric_mean",
     "imtl_l",
     "mgda_at_fork",
-    "mgda_on_parameters",
     "smooth_tchebycheff",
     "uncertainty_weighting",
 ]
@@ -111,11 +110,6 @@ def mgda_at_fork(
     """Build MGDA at the fork: the min-norm point of the gradients there, by Frank-Wolfe steps."""
     weighting = _torchjd("aggregation").MGDAWeighting(epsilon=epsilon, max_iters=max_iters)
     return Weighted(tasks, weighting, task_weights=task_weights)
-
-
-def mgda_on_parameters(*, epsilon: float = 1e-3, max_iters: int = 100) -> Any:
-    """Build MGDA on parameters: the min-norm point of the shared parameters' gradients, by Frank-Wolfe steps."""
-    return _torchjd("aggregation").MGDA(epsilon=epsilon, max_iters=max_iters)
 
 
 def _torchjd(module: str) -> Any:
