@@ -211,6 +211,16 @@ def test_drift_turns_what_ids_mean_from_the_first_rows_to_the_last(drift: float,
     assert low < np.corrcoef(first, last)[0, 1] < high
 
 
+def test_sudden_drift_comes_at_once_and_nothing_drifts_before_or_after() -> None:
+    chunk = whole(frequent(drift=1.0, drift_at=0.5))
+    logits, ids = true_logits(chunk)[:, LIKE], chunk.categorical[:, 0]
+    parts = (slice(20_000), slice(80_000, 100_000), slice(100_000, 120_000), slice(-20_000, None))
+    first, before, after, last = (effect_of_ids(logits[part], ids[part]) for part in parts)
+    assert np.corrcoef(first, before)[0, 1] > 0.95
+    assert abs(np.corrcoef(before, after)[0, 1]) < 0.4
+    assert np.corrcoef(after, last)[0, 1] > 0.95
+
+
 @pytest.mark.parametrize("imbalance", [1.0, 3.0, 100.0])
 def test_loss_imbalance_divides_initial_losses_step_by_step(imbalance: float) -> None:
     plain, scaled = Funnel().rates, Funnel(loss_imbalance=imbalance).rates
@@ -260,6 +270,7 @@ def test_the_signature_of_load_lists_every_knob() -> None:
         ({"conflict": "high"}, "conflict .* found 'high'"),
         ({"conflict": math.nan}, "conflict .* found nan"),
         ({"drift": True}, "drift .* found True"),
+        ({"drift_at": 1.5}, "drift_at .* from 0 to 1, found 1.5"),
         ({"loss_imbalance": 0.5}, "loss_imbalance .* from 1 to 1000, found 0.5"),
         ({"like_rate": 0}, "like_rate .* found 0"),
         ({"conversion_rate": 0.2}, r"conversion_rate should be at most click_rate \(0.08\).* found 0.2"),

@@ -94,6 +94,8 @@ class Funnel:
             ``loss_imbalance^(m/3)`` for m = 0 (click), 1, 2, 3 (conversion), by making labels rarer. (To
             scale a loss without touching the data, scale it in training.)
         drift: the rotation of the weight vectors from the first row to the last, in quarter turns, in [0, 1].
+        drift_at: 0: the rotation is even over all rows; else the share of the rows after which all of it comes at
+            once, in [0, 1].
         click_rate: expected share of positive labels, in [1e-5, 0.5].
         like_rate: the same, before ``loss_imbalance`` acts.
         long_view_rate: the same, before ``loss_imbalance`` acts.
@@ -118,6 +120,7 @@ class Funnel:
     conflict: float = 0.0
     loss_imbalance: float = 1.0
     drift: float = 0.0
+    drift_at: float = 0.0
     click_rate: float = 0.08
     like_rate: float = 0.03
     long_view_rate: float = 0.15
@@ -133,6 +136,7 @@ class Funnel:
         _expect("conflict", self.conflict, float, -1, 1)
         _expect("loss_imbalance", self.loss_imbalance, float, 1, 1000)
         _expect("drift", self.drift, float, 0, 1)
+        _expect("drift_at", self.drift_at, float, 0, 1)
         for task in TASKS:
             _expect(f"{task.name}_rate", getattr(self, f"{task.name}_rate"), float, 1e-5, 0.5)
         if self.conversion_rate > self.click_rate:
@@ -344,7 +348,8 @@ class _Truth:
         """Return the true logits, shape [4, B]."""
         logits = self._read(phi, self.first)
         if self.funnel.drift:
-            angle = np.float32(self.funnel.drift * math.pi / 2) * time
+            turned = (time >= self.funnel.drift_at).astype(np.float32) if self.funnel.drift_at else time
+            angle = np.float32(self.funnel.drift * math.pi / 2) * turned
             logits = np.cos(angle) * logits + np.sin(angle) * self._read(phi, self.later)
         return logits + self.intercepts.astype(np.float32)[:, None]
 
