@@ -312,9 +312,13 @@ class Settings(TrainingSettings):
     )
     tune_trials: Annotated[Annotated[int, Field(ge=1)] | None, _COMPARE] = Field(
         None,
-        description="Rates and decays per method that tuning tries, chosen by optuna's TPE between the ends of the "
-        "grids. Default: every point of the grids.",
+        description="Rates and decays, with values of its main option, that tuning tries per method, chosen by "
+        "optuna's TPE between the ends of the grids. Default: every point of the grids, at the default option.",
     )
+    trials: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        About(_COMPARE.commands, False, option="--trials", metavar="METHOD=N"),
+    ] = Field(default_factory=dict, description="Another number of trials for a method than tune_trials.")
     grid: Annotated[Annotated[list[Positive], Field(min_length=1)], _COMPARE] = Field(
         [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."
     )

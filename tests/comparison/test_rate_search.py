@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from equipoise import MultiBalance
 from equipoise.comparison import runner as runner_module
+from equipoise.comparison.jobs import method_at
 from equipoise.comparison.rate_search import RateSearch
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.runner import run_comparison
 from equipoise.comparison.tuned_rates import Choice, Rate
+from equipoise.comparison.tuning import choose_rates
+from equipoise.data import load
+from equipoise.methods import METHODS, Method, parse_method, register
 from equipoise.report.page import write_markdown
 from equipoise.settings import Settings
-from equipoise.training import Run
+from equipoise.training import Run, train
 
 BEST = Rate(0.02, 0.8)
+EQUAL, TASKS = parse_method("equal"), ("click", "like", "long_view", "conversion")
 
 
 def score(rate: Rate) -> float:
@@ -24,7 +30,7 @@ def score(rate: Rate) -> float:
 
 
 def proposals(score: Callable[[Rate], float | None], **settings: object) -> list[Rate]:
-    search, found = RateSearch(Settings.of(**settings)), []
+    search, found = RateSearch(Settings.of(**settings), EQUAL, TASKS), []
     while asked := search.ask():
         found += asked
         search.tell({rate: score(rate) for rate in asked})
@@ -34,8 +40,13 @@ def proposals(score: Callable[[Rate], float | None], **settings: object) -> list
 
 def test_without_trials_every_point_of_the_grid_is_proposed_once_in_its_order_and_in_one_round() -> None:
     settings = Settings.of(grid=[1e-2, 1e-3, 1e-2], decay_grid=[0.3, 0.0])
-    assert RateSearch(settings).rounds == 1
-    assert RateSearch(settings).ask() == [Rate(1e-2, 0.3), Rate(1e-2, 0.0), Rate(1e-3, 0.3), Rate(1e-3, 0.0)]
+    assert RateSearch(settings, EQUAL, TASKS).rounds == 1
+    assert RateSearch(settings, EQUAL, TASKS).ask() == [
+        Rate(1e-2, 0.3),
+        Rate(1e-2, 0.0),
+        Rate(1e-3, 0.3),
+        Rate(1e-3, 0.0),
+    ]
 
 
 def test_with_trials_the_search_stays_within_the_grids_and_comes_nearer_to_the_best_than_the_grid() -> None:
@@ -108,3 +119,51 @@ def test_a_comparison_searches_with_equal_budget_and_goes_on_where_it_was_cut_of
     }
     assert json.loads((tmp_path / "whole" / "plan.json").read_text())["options"]["tune_trials"] == 10
     assert "10 pairs of a rate from 0.001 to 0.03" in write_markdown(tmp_path / "whole").read_text()
+
+
+def test_the_main_option_is_searched_with_the_rate_and_trained_with(tmp_path: Path) -> None:
+    register(Method("searched", fork=MultiBalance, search={"gamma": (0.02, 0.5)}))
+    try:
+        search = RateSearch(Settings.of(tune_trials=12), METHODS["searched"], TASKS)
+        drawn = [rate for _ in range(search.rounds) for rate in search.ask()]
+        assert {rate.options for rate in drawn} == {"gamma=0.02", "gamma=0.5"}
+        settings = Settings.of(
+            data="funnel", data_options={"rows": 1500}, methods=["equal", "searched"], seeds=1, epochs=1,
+            batch_size=256, tune=True, tune_trials=5, trials={"equal": 2}, evaluations=1,
+        )  # fmt: skip
+        run_comparison(settings, tmp_path, jobs=1, speed=False)
+        results = ResultFolder(tmp_path).results()
+        assert len([run for run in results.tuning if run.method == "equal"]) == 2
+        assert {run.options for run in results.tuning if run.method == "searched"} == {"gamma=0.02", "gamma=0.5"}
+        (run,) = results.of("searched")
+        assert run.options == results.plan.chosen_options["searched"]
+        assert results.plan.rate("searched").options in write_markdown(tmp_path).read_text()
+        gamma = float(run.options.removeprefix("gamma="))
+        alone = train(
+            load("funnel", rows=1500), Method("alone", fork=MultiBalance, options={"gamma": gamma}),
+            epochs=1, batch_size=256, evaluations=1, lr=run.lr, table_decay=run.table_decay, seed=run.seed,
+        )  # fmt: skip
+        assert alone.test == run.test
+    finally:
+        METHODS.restore({})
+
+
+def test_weights_of_tasks_are_searched_from_equal_ones_and_keep_a_geometric_mean_of_one() -> None:
+    search = RateSearch(Settings.of(tune_trials=20), METHODS["static"], TASKS)
+    drawn = [rate.options.removeprefix("weights=") for rate in search.ask()]
+    weights = [[float(word) for word in words.split("-")] for words in drawn]
+    assert weights[0] == [1.0] * 4
+    assert all(math.isclose(math.prod(row), 1, rel_tol=0.02) for row in weights)
+    assert max(map(max, weights)) > 3
+
+
+def test_each_task_of_single_task_training_gets_the_rate_that_suits_its_own_model() -> None:
+    def run(lr: float, click: float, like: float) -> Run:
+        validation = {"click": {"ne": click}, "like": {"ne": like}}
+        return Run("single-task", 1000, lr, 1.0, validation=validation)
+
+    runs = [run(0.001, 0.9, 0.7), run(0.01, 0.8, 0.72), run(0.1, 0.95, 0.9)]
+    chosen = choose_rates(runs, apart=["single-task"])["single-task"]
+    assert chosen == Rate(0.01, 1.0, "rates=0.01-0.001,decays=1-1")
+    assert method_at("single-task", chosen).options == {"rates": [0.01, 0.001], "decays": [1.0, 1.0]}
+    assert choose_rates(runs) == {"single-task": Rate(0.01, 1.0)}

@@ -1,5 +1,6 @@
 """The record of a run: metrics of every kind of task, at both rates, by group and slice, and calibration curves."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,18 @@ def test_slices_are_those_of_keys_and_features_by_name(run: Run, dataset: Datase
         assert sum(part["tasks"]["click"]["positives"] for part in parts) == dataset.test.labels[:, 0].sum()
     codes = dataset.test.categorical[:, 0]
     assert items[0]["rows"] == (codes == int(items[0]["value"])).sum()
+
+
+def test_groups_of_users_sum_to_the_metrics_of_the_whole_split(run: Run, dataset: Dataset) -> None:
+    assert run.user_groups.keys() == {task.name for task in dataset.schema.tasks if task.binary}
+    for task, sums in run.user_groups.items():
+        loss, weight, positives = (math.fsum(sums[name]) for name in ("loss", "weight", "positives"))
+        rate = positives / weight
+        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        assert loss / weight == pytest.approx(run.test[task]["log_loss"], rel=1e-5)
+        assert loss / weight / entropy == pytest.approx(run.test[task]["ne"], rel=1e-5)
+        assert len(sums["loss"]) == 32
+        assert len(set(sums["weight"])) > 5
 
 
 def test_calibration_curves_hold_every_labelled_row_at_both_rates(run: Run, dataset: Dataset) -> None:

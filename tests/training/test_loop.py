@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from equipoise.data import Dataset, Split, load
 from equipoise.data.cache import read_dataset, write_dataset
+from equipoise.methods import MethodError
 from equipoise.ranking.metrics import auc, normalized_entropy
 from equipoise.schema import Batch, Schema
 from equipoise.settings import TrainingSettings
@@ -538,3 +539,13 @@ def test_a_split_that_fits_is_copied_to_the_device_once_and_gives_the_same_batch
 def test_on_a_cpu_the_batches_are_those_of_the_split_itself(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Split, "to", lambda *_: pytest.fail("the split was copied"))
     train(tiny, METHODS["equal"], **SETTINGS)
+
+
+def test_each_model_of_single_task_training_may_have_a_rate_of_its_own(tiny: Dataset) -> None:
+    settings = {"epochs": 1, "batch_size": 64, "evaluations": 1}
+    slow, fast = (train(tiny, "single-task", lr=lr, **settings) for lr in (1e-3, 1e-2))
+    mixed = train(tiny, "single-task:rates=0.001-0.01", lr=5e-2, **settings)
+    assert mixed.test == {"click": slow.test["click"], "like": fast.test["like"]}
+    for wrong in ("rates=0.1-0.1-0.1", "decays=0.1", "rates=0-0.1"):
+        with pytest.raises(MethodError, match="2 numbers"):
+            train(tiny, f"single-task:{wrong}", lr=1e-3, **settings)

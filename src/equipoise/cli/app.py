@@ -14,6 +14,7 @@ _ORDER_OF_USE: Final = (
     "data",
     "audit",
     "compare",
+    "evidence",
     "train",
     "predict",
     "export",

@@ -20,7 +20,6 @@ from rich.progress import (
 
 from equipoise.comparison.jobs import Job, RunListener
 from equipoise.comparison.time_left import in_words
-from equipoise.comparison.tuned_rates import Rate
 from equipoise.training import Run
 
 __all__ = ["DataBar", "Display"]
@@ -76,9 +75,7 @@ class Display(_Bars, RunListener):
         """Move a run's bar, which appears with its first step."""
         if job not in self._bars:
             name = job.method if len(job.method) <= _NAME_WIDTH else f"{job.method[: _NAME_WIDTH - 1]}…"
-            self._bars[job] = self._progress.add_task(
-                f"{name} {Rate(job.lr, job.table_decay)} #{job.seed}", total=total
-            )
+            self._bars[job] = self._progress.add_task(f"{name} {job.rate} #{job.seed}", total=total)
         self._progress.update(self._bars[job], completed=done)
         self._show_time_left(seconds_left)
 
@@ -87,7 +84,7 @@ class Display(_Bars, RunListener):
         if job in self._bars:
             self._progress.remove_task(self._bars.pop(job))
         console = self._progress.console
-        name = f"{job.method}, seed {job.seed}, rate {Rate(job.lr, job.table_decay)}"
+        name = f"{job.method}, seed {job.seed}, rate {job.rate}"
         left = "" if seconds_left is None else f"; {in_words(seconds_left)} left"
         if run.status == "diverged":
             console.print(f"{name}: diverged at step {run.steps}", style="yellow", soft_wrap=True)

@@ -21,14 +21,15 @@ from typing import Any, Self
 
 import torch
 
+from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
-from equipoise.methods import parse_method
+from equipoise.methods import METHODS, Method, parse_method
 from equipoise.registry import registered, restore
 from equipoise.settings import Settings
 from equipoise.training import NonFiniteError, Run, SettingError, train
 
-__all__ = ["Job", "OnSteps", "RunListener", "cores", "run_jobs"]
+__all__ = ["Job", "OnSteps", "RunListener", "cores", "method_at", "run_jobs"]
 
 _POLL_SECONDS = 0.1
 _REPORT_EVERY = 10  # steps between two messages of a worker
@@ -42,11 +43,17 @@ class Job:
     seed: int
     lr: float
     table_decay: float = 0.0
+    options: str = ""
 
     @classmethod
     def of(cls, run: Run) -> Self:
         """Return the job that gives this run."""
-        return cls(run.method, run.seed, run.lr, run.table_decay)
+        return cls(run.method, run.seed, *rate_of(run))
+
+    @property
+    def rate(self) -> Rate:
+        """The rate, with options of the method chosen with it."""
+        return Rate(self.lr, self.table_decay, self.options)
 
 
 class RunListener:
@@ -97,14 +104,28 @@ def run_jobs(
 
 def _run(settings: Settings, dataset: Dataset, job: Job, on_step: Callable[[int, int], None]) -> Run:
     try:
-        return train(
+        run = train(
             dataset,
-            parse_method(job.method),
+            method_at(job.method, job.rate),
             on_step=on_step,
             **settings.training(lr=job.lr, table_decay=job.table_decay, seed=job.seed).model_dump(),
         )
     except NonFiniteError as error:
-        return error.run  # that it diverged is a result too
+        run = error.run  # that it diverged is a result too
+    run.method, run.options = job.method, job.options
+    return run
+
+
+def method_at(name: str, rate: Rate, /) -> Method:
+    """Return the method of that name, with the options that tuning has chosen with its rate.
+
+    Example:
+        >>> method_at("multibalance:beta=0.3", Rate(0.01, options="gamma=0.1")).options
+        {'beta': 0.3, 'gamma': 0.1}
+    """
+    method = parse_method(name)
+    _, options = METHODS.parse(f"method:{rate.options}") if rate.options else ("", {})
+    return method.with_options(**options)
 
 
 @contextmanager

@@ -1,21 +1,24 @@
-"""The search for a method's learning rate and table decay: an optuna study that proposes, and is told the scores."""
+"""The search for a method's rate, table decay and main option: an optuna study that proposes, and is told scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final
 
 import optuna
 from optuna.samplers import TPESampler
 
+from equipoise.comparison.search_space import SearchSpace
 from equipoise.comparison.tuned_rates import Rate
+from equipoise.methods import Method
 from equipoise.settings import Settings
 
 __all__ = ["RateSearch"]
 
 _PER_ROUND: Final = 4  # rates proposed before any is told: fixed, so that the number of workers changes nothing
+_MOST_ROUNDS: Final = 8  # a long search proposes more at once: each round starts worker processes
 _SEED: Final = 0
 
 
@@ -23,18 +26,22 @@ class RateSearch:
     """Proposes rates for one method, round by round; every method gets the same number of them.
 
     Without ``tune_trials`` all points of the grids are proposed in one round. With it, optuna's TPE sampler chooses so
-    many between the ends of the grids, rates on a logarithmic scale: a third of them at random, then four at a time by
-    what was told before. The same scores give the same proposals, so a search that was cut off goes on where it was,
-    from the runs on disk.
+    many from the method's :class:`SearchSpace`: a third of them at random, then a few at a time by what was told
+    before. ``trials`` states another number for a method. The same scores give the same proposals, so a search that was
+    cut off goes on where it was, from the runs on disk.
 
     Args:
-        settings: ``grid``, ``decay_grid`` and ``tune_trials``.
+        settings: ``grid``, ``decay_grid``, ``tune_trials`` and ``trials``.
+        method: the method that is tuned.
+        tasks: the tasks' names.
 
     Attributes:
         trials: the number of rates in all.
 
     Example:
-        >>> search = RateSearch(Settings.of(grid=[1e-3, 1e-2], decay_grid=[0.0, 1.0]))
+        >>> from equipoise.methods import parse_method
+        >>> settings = Settings.of(grid=[1e-3, 1e-2], decay_grid=[0.0, 1.0])
+        >>> search = RateSearch(settings, parse_method("equal"), ["click", "like"])
         >>> [str(rate) for rate in search.ask()]
         ['0.001', '0.001, decay 1', '0.01', '0.01, decay 1']
         >>> search.tell({})
@@ -42,17 +49,20 @@ class RateSearch:
         []
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._rates, self._decays = settings.grid, settings.decay_grid
-        points = list(product(dict.fromkeys(self._rates), dict.fromkeys(self._decays)))
-        self.trials = settings.tune_trials or len(points)
-        self._per_round = self.trials if settings.tune_trials is None else _PER_ROUND
+    def __init__(self, settings: Settings, method: Method, tasks: Sequence[str]) -> None:
+        trials = settings.trials.get(method.name, settings.tune_trials)
+        self._space = SearchSpace(settings, method, tasks)
+        self._grid: list[Rate] = []
+        if trials is None:
+            points = product(dict.fromkeys(settings.grid), dict.fromkeys(settings.decay_grid))
+            self._grid = [Rate(lr, table_decay) for lr, table_decay in points]
+        self.trials = len(self._grid) if trials is None else trials
+        self._per_round = len(self._grid) or max(_PER_ROUND, math.ceil(self.trials / _MOST_ROUNDS))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = TPESampler(seed=_SEED, n_startup_trials=max(_PER_ROUND, self.trials // 3))
-        self._study = optuna.create_study(sampler=sampler)
-        if settings.tune_trials is None:
-            for lr, table_decay in points:
-                self._study.enqueue_trial({"lr": lr, "table_decay": table_decay})
+        startup = max(_PER_ROUND, self.trials // 3)
+        self._study = optuna.create_study(sampler=TPESampler(seed=_SEED, n_startup_trials=startup))
+        if self._space.start is not None:
+            self._study.enqueue_trial(self._space.start)
         self._left = self.trials
         self._asked: list[tuple[optuna.Trial, Rate]] = []
 
@@ -63,9 +73,12 @@ class RateSearch:
 
     def ask(self) -> list[Rate]:
         """Return the rates of the next round; none at the end."""
-        trials = [self._study.ask() for _ in range(min(self._left, self._per_round))]
-        self._left -= len(trials)
-        self._asked = [(trial, self._rate(trial)) for trial in trials]
+        count = min(self._left, self._per_round)
+        self._left -= count
+        if self._grid:
+            return self._grid[:count]
+        trials = [self._study.ask() for _ in range(count)]
+        self._asked = [(trial, self._space.draw(trial)) for trial in trials]
         return [rate for _, rate in self._asked]
 
     def tell(self, scores: Mapping[Rate, float | None], /) -> None:
@@ -74,7 +87,3 @@ class RateSearch:
             score = scores.get(rate)
             self._study.tell(trial, math.inf if score is None else score)
         self._asked = []
-
-    def _rate(self, trial: optuna.Trial) -> Rate:
-        lr = trial.suggest_float("lr", min(self._rates), max(self._rates), log=True)
-        return Rate(lr, trial.suggest_float("table_decay", min(self._decays), max(self._decays)))

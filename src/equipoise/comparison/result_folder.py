@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from equipoise.comparison.tuned_rates import Choice
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
-__all__ = ["FolderError", "ResultFolder", "write_json"]
+__all__ = ["FolderError", "ResultFolder", "without_details", "write_json"]
 
 _THROUGHPUT: Final = TypeAdapter(dict[str, Throughput])
 
@@ -71,7 +72,10 @@ class ResultFolder:
 
     def write_tuned(self, choice: Choice, /) -> None:
         """Write ``tuned.json``: the rates that tuning chose, and the recipe they belong to."""
-        chosen = {name: rate._asdict() for name, rate in choice.chosen.items()}
+        chosen = {
+            name: {key: value for key, value in rate._asdict().items() if value != ""}
+            for name, rate in choice.chosen.items()
+        }
         write_json(self._tuned, choice.model_dump(mode="json") | {"chosen": chosen})
 
     def add_run(self, run: Run, /) -> None:
@@ -79,8 +83,11 @@ class ResultFolder:
         _append(self._runs, run)
 
     def add_tuning_run(self, run: Run, /) -> None:
-        """Add a run that helps to choose rates; it is on disk when this returns."""
-        _append(self._tuning, run)
+        """Add a run that helps to choose rates; it is on disk when this returns.
+
+        What only reports of single runs show is left out: curves, monitor, slices and groups of users.
+        """
+        _append(self._tuning, without_details(run))
 
     def plan(self) -> PlannedRuns:
         """Return what was to be run.
@@ -152,6 +159,18 @@ class ResultFolder:
             if run.method in planned and run.seed in plan.seeds and plan.uses(run)
         }
         return Results(plan, tuple(last.values()), tuple(self.tuning_runs()), self.throughput())
+
+
+def without_details(run: Run, /) -> Run:
+    """Return the run with its metrics alone, which take a tenth of the room.
+
+    Example:
+        >>> without_details(Run("equal", 0, 1e-3, settings={"lr": 1e-3})).settings
+        {}
+    """
+    return replace(
+        run, curve=[], monitor=[], calibration={}, calibration_natural={}, slices={}, user_groups={}, settings={}
+    )  # fmt: skip
 
 
 def write_json(path: Path, content: Mapping[str, Any], /) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ EQUAL_WEIGHTS = "equal"
 
 SINGLE_TASK = "single-task"
 """One model per task: what negative transfer and delta-m are measured against."""
+
+_EDGE = 0.1  # the share of a range that counts as its end
 
 
 STATIC_WEIGHTS = "static"
@@ -111,6 +114,7 @@ class PlannedRuns(BaseModel):
     schedule: str
     rates: dict[str, float] = Field(default_factory=dict)
     table_decays: dict[str, float] = Field(default_factory=dict)
+    chosen_options: dict[str, str] = Field(default_factory=dict)
     rate_doubts: dict[str, str] = Field(default_factory=dict)
     grid: list[float] | None = None
     decay_grid: list[float] | None = None
@@ -130,7 +134,9 @@ class PlannedRuns(BaseModel):
 
     def rate(self, method: str) -> Rate | None:
         """Return the rate that a method is trained with; None where the plan names none."""
-        return Rate(self.rates[method], self.table_decays.get(method, 0.0)) if method in self.rates else None
+        if method not in self.rates:
+            return None
+        return Rate(self.rates[method], self.table_decays.get(method, 0.0), self.chosen_options.get(method, ""))
 
     def uses(self, run: Run) -> bool:
         """Return whether a run was made at the rate that the plan has for its method."""
@@ -174,11 +180,18 @@ class Results:
         return [found[seed] for seed in self.plan.seeds if seed in found]
 
     def at_edge(self, method: str) -> bool:
-        """Return whether a method's tuned rate or table decay is at an end of its grid; a decay of 0 does not count."""
+        """Return whether a method's tuned rate or table decay is at an end of its grid; a decay of 0 does not count.
+
+        Of a search between the ends of the grid the last tenth of the range counts as its end.
+        """
         chosen = self.plan.rate(method)
         own = [rate_of(run) for run in self.tuning if run.method == method]
-        if chosen is None or chosen not in own:
+        if chosen is None or (chosen.lr, chosen.table_decay) not in {(rate.lr, rate.table_decay) for rate in own}:
             return False
+        if self.plan.options.get("tune_trials") is not None and self.plan.grid and self.plan.decay_grid:
+            low, high = math.log(min(self.plan.grid)), math.log(max(self.plan.grid))
+            part = (math.log(chosen.lr) - low) / (high - low) if high > low else 0.5
+            return not _EDGE < part < 1 - _EDGE or chosen.table_decay > (1 - _EDGE) * max(self.plan.decay_grid) > 0
         rates, decays = sorted({rate.lr for rate in own}), sorted({rate.table_decay for rate in own})
         low_decay = decays[:1] if decays[0] > 0 else []
         return (len(rates) > 1 and chosen.lr in {rates[0], rates[-1]}) or (

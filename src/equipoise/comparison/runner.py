@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,8 +18,8 @@ from torch import nn
 
 from equipoise import data
 from equipoise.comparison.describe import check_same_comparison, check_tunable, describe
-from equipoise.comparison.jobs import Job, RunListener, cores, run_jobs
-from equipoise.comparison.result_folder import ResultFolder, write_json
+from equipoise.comparison.jobs import Job, RunListener, cores, method_at, run_jobs
+from equipoise.comparison.result_folder import ResultFolder, without_details, write_json
 from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
 from equipoise.comparison.time_left import TimeLeft
@@ -68,6 +68,7 @@ def run_comparison(
     jobs: int | None = None,
     listener: RunListener | None = None,
     speed: bool = True,
+    details: bool = True,
 ) -> None:
     """Train every method with every seed, and leave plan, runs and throughput as JSON in ``folder``.
 
@@ -81,6 +82,7 @@ def run_comparison(
             on it.
         listener: is told the progress.
         speed: measure the throughput and memory of each method.
+        details: keep learning curves, slices, calibration curves and the monitor's readings of each run.
 
     Raises:
         DataError: the data set is not known or cannot be had.
@@ -99,7 +101,7 @@ def run_comparison(
         dataset = load_data(settings, listener)
     settings = settings.suited_to(dataset)
     settings = settings if settings.tune else settings.for_methods(names)
-    comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener)
+    comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener, details)
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         comparison.learner(method)
     epochs, batch_size = settings.steps_per
@@ -122,6 +124,7 @@ class _Comparison:
     folder: ResultFolder
     workers: int
     listener: RunListener
+    details: bool
 
     def run(self, description: dict[str, Any]) -> Mapping[str, Rate]:
         """Tune and train; return the rate of each method."""
@@ -134,17 +137,20 @@ class _Comparison:
         time_left = TimeLeft(runs, workers=self.workers)
         self.folder.write_plan(description | _as_planned(chosen, {} if self.settings.tune else doubts))
         if self.settings.tune:
-            chosen = choose_rates(self._tune(searches, time_left))
+            apart = [method.name for method in self.methods if "a model per task" in method.needs]
+            chosen = choose_rates(self._tune(searches, time_left), apart=apart)
             self.folder.write_plan(description | _as_planned(chosen, {}))
             self.folder.write_tuned(self._choice(chosen))
         todo = [Job(name, seed, *rate) for seed in range(self.settings.seeds) for name, rate in chosen.items()]
-        self._do("Training", todo, self.folder.runs(), self.folder.add_run, time_left)
+        add = self.folder.add_run if self.details else self._add_short_run
+        self._do("Training", todo, self.folder.runs(), add, time_left)
         return chosen
 
     def learner(self, method: Method, rate: Rate | None = None) -> Learner:
         """Return a learner of a method, at the rate it starts with unless another is given."""
-        lr, table_decay = rate or starting_rate(self.settings, method.name).rate
-        return Learner(self.dataset.schema, method, self.settings.training(lr=lr, table_decay=table_decay, seed=0))
+        rate = rate or starting_rate(self.settings, method.name).rate
+        training = self.settings.training(lr=rate.lr, table_decay=rate.table_decay, seed=0)
+        return Learner(self.dataset.schema, method_at(method.name, rate), training)
 
     @property
     def _tuning_seeds(self) -> range:
@@ -156,7 +162,8 @@ class _Comparison:
             return {}
         from equipoise.comparison.rate_search import RateSearch  # noqa: PLC0415 - optuna is slow to import
 
-        return {method.name: RateSearch(self.settings) for method in self.methods}
+        tasks = self.dataset.schema.task_names
+        return {method.name: RateSearch(self.settings, method, tasks) for method in self.methods}
 
     def _tune(self, searches: Mapping[str, RateSearch], time_left: TimeLeft) -> list[Run]:
         """Make the runs of tuning, round by round, and return all of them."""
@@ -172,6 +179,9 @@ class _Comparison:
             for name, search in searches.items():
                 search.tell(scores_of(runs, name))
         return runs
+
+    def _add_short_run(self, run: Run) -> None:
+        self.folder.add_run(replace(without_details(run), user_groups=run.user_groups))
 
     def _choice(self, chosen: Mapping[str, Rate]) -> Choice:
         settings = self.settings.model_dump(mode="json")
@@ -233,9 +243,10 @@ class _Comparison:
 def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
     """Return the rate of a method where it is not tuned now: the stated one, else the tuned one."""
     found = chosen_rate(settings.model_dump(mode="json"), method)
-    lr = settings.rates.get(method, found.rate.lr)
-    table_decay = settings.decays.get(method, found.rate.table_decay)
-    return ChosenRate(Rate(lr, table_decay), "" if method in settings.rates else found.doubt)
+    if method not in settings.rates:
+        decay = settings.decays.get(method, found.rate.table_decay)
+        return found._replace(rate=found.rate._replace(table_decay=decay))
+    return ChosenRate(Rate(settings.rates[method], settings.decays.get(method, found.rate.table_decay)), "")
 
 
 def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[str, Any]:
@@ -243,6 +254,7 @@ def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[st
     return {
         "rates": {name: rate.lr for name, rate in rates.items()},
         "table_decays": {name: rate.table_decay for name, rate in rates.items()},
+        "chosen_options": {name: rate.options for name, rate in rates.items() if rate.options},
         "rate_doubts": dict(doubts),
     }
 
@@ -288,11 +300,13 @@ def train_into(
         tuned = starting_rate(settings, method.name)
         if tuned.doubt and "lr" not in settings.model_fields_set:
             listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. To choose one: --lr.")
+        tuned_values = {"lr": tuned.rate.lr, "table_decay": tuned.rate.table_decay}
         settings = settings.model_copy(
-            update={
-                name: value for name, value in tuned.rate._asdict().items() if name not in settings.model_fields_set
-            }
+            update={name: value for name, value in tuned_values.items() if name not in settings.model_fields_set}
         )
+        if tuned.rate.options and "lr" not in settings.model_fields_set:
+            listener.noted(f"Options chosen together with the learning rate: {tuned.rate.options}.")
+            method = method_at(method.name, tuned.rate)
         job = Job(method.name, settings.seed, settings.lr, settings.table_decay)
         writes = world is None or world.rank == 0
         checkpoint = folder / "checkpoint"

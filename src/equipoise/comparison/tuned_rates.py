@@ -15,10 +15,21 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from equipoise.scalars import spell_value
 from equipoise.settings import Settings
 from equipoise.training import Run
 
-__all__ = ["DEFAULT_RATE", "Choice", "ChosenRate", "Rate", "chosen_rate", "rate_of", "source_commit", "tuned_choices"]
+__all__ = [
+    "DEFAULT_RATE",
+    "Choice",
+    "ChosenRate",
+    "Rate",
+    "chosen_rate",
+    "rate_of",
+    "rates_by_model",
+    "source_commit",
+    "tuned_choices",
+]
 
 _RECIPE: Final = (
     "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "task_weights",
@@ -32,18 +43,34 @@ _MUST_AGREE: Final = ("data", "model", "optimizer", "table_optimizer")
 
 
 class Rate(NamedTuple):
-    """A learning rate, and the decoupled weight decay of the embedding tables."""
+    """A learning rate, the decoupled weight decay of the embedding tables, and options of the method chosen with them.
+
+    The options are spelled as behind a method's name, such as ``"gamma=0.1"``.
+    """
 
     lr: float
     table_decay: float = 0.0
+    options: str = ""
 
     def __str__(self) -> str:
-        return f"{self.lr:g}, decay {self.table_decay:g}" if self.table_decay else f"{self.lr:g}"
+        decay = f", decay {self.table_decay:g}" if self.table_decay else ""
+        return f"{self.lr:g}{decay}{', ' if self.options else ''}{self.options}"
 
 
 def rate_of(run: Run, /) -> Rate:
     """Return the rate that a run was made with."""
-    return Rate(run.lr, run.table_decay)
+    return Rate(run.lr, run.table_decay, run.options)
+
+
+def rates_by_model(rates: Mapping[str, Rate], tasks: Sequence[str], /) -> str:
+    """Return the options that give each task's own model its own rate, spelled as behind a method's name.
+
+    Example:
+        >>> rates_by_model({"click": Rate(0.01, 1.0), "like": Rate(0.003)}, ["click", "like"])
+        'rates=0.01-0.003,decays=1-0'
+    """
+    lrs, decays = [float(rates[task].lr) for task in tasks], [float(rates[task].table_decay) for task in tasks]
+    return f"rates={spell_value(lrs)},decays={spell_value(decays)}"
 
 
 DEFAULT_RATE: Final = Rate(3e-3)
@@ -104,7 +131,8 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
 
     Example:
         >>> chosen_rate({"data": "my-data", "model": "shared-bottom"}, "equal")
-        ChosenRate(rate=Rate(lr=0.003, table_decay=0.0), doubt='never tuned on this data set, model and optimizer')
+        ChosenRate(rate=Rate(lr=0.003, table_decay=0.0, options=''), doubt='never tuned on this data set, model and \
+optimizer')
     """
     recipe = _recipe(settings)
     for name in dict.fromkeys([method, method.partition(":")[0]]):
@@ -115,7 +143,8 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
         ]
         if known:
             nearest = min(known, key=lambda choice: (len(_differing(choice, recipe)), len(choice.decay_grid) == 1))
-            return ChosenRate(nearest.chosen[name], _doubt(nearest, recipe))
+            rate = nearest.chosen[name]
+            return ChosenRate(rate if name == method else rate._replace(options=""), _doubt(nearest, recipe))
     return ChosenRate(DEFAULT_RATE, "never tuned on this data set, model and optimizer")
 
 

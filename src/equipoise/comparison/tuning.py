@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from equipoise.comparison.tuned_rates import Rate, rate_of
+from equipoise.comparison.tuned_rates import Rate, rate_of, rates_by_model
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
@@ -50,7 +50,7 @@ def scores_of(runs: Sequence[Run], method: str, /) -> dict[Rate, float | None]:
     Example:
         >>> runs = [Run("equal", 1, 1e-3, validation={"click": {"ne": 0.75}}), Run("equal", 1, 1.0, status="diverged")]
         >>> scores_of(runs, "equal")
-        {Rate(lr=0.001, table_decay=0.0): 0.75, Rate(lr=1.0, table_decay=0.0): inf}
+        {Rate(lr=0.001, table_decay=0.0, options=''): 0.75, Rate(lr=1.0, table_decay=0.0, options=''): inf}
     """
     tasks = tasks_with_ne(runs)
     tried: dict[Rate, list[Run]] = {}
@@ -60,8 +60,13 @@ def scores_of(runs: Sequence[Run], method: str, /) -> dict[Rate, float | None]:
     return {rate: mean_ne(of_rate, tasks) for rate, of_rate in sorted(tried.items())}
 
 
-def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
+def choose_rates(runs: Sequence[Run], /, *, apart: Collection[str] = ()) -> dict[str, Rate]:
     """Return each method's rate: that with the lowest mean validation NE, the lowest rate where all diverged.
+
+    Args:
+        runs: those of tuning.
+        apart: the methods that train a model per task. Each of these models gets the rate with its own lowest NE, by
+            the option ``rates`` and ``decays`` of the method.
 
     Raises:
         SettingError: no task's NE is defined on the validation rows.
@@ -69,7 +74,7 @@ def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
     Example:
         >>> good, bad = {"click": {"ne": 0.7}}, {"click": {"ne": 0.8}}
         >>> choose_rates([Run("equal", 0, 1e-3, validation=bad), Run("equal", 0, 1e-2, validation=good)])
-        {'equal': Rate(lr=0.01, table_decay=0.0)}
+        {'equal': Rate(lr=0.01, table_decay=0.0, options='')}
     """
     tasks = tasks_with_ne(runs)
     if not tasks and any(run.status == "ok" for run in runs):
@@ -81,5 +86,28 @@ def choose_rates(runs: Sequence[Run], /) -> dict[str, Rate]:
     chosen = {}
     for method in dict.fromkeys(run.method for run in runs):
         scores = scores_of(runs, method)
-        chosen[method] = min(scores, key=lambda rate: math.inf if (score := scores[rate]) is None else score)
+        chosen[method] = _lowest(scores)
+        if method in apart and len(tasks) > 1 and not chosen[method].options:
+            own = [run for run in runs if run.method == method and run.status == "ok"]
+            chosen[method] = chosen[method]._replace(options=_rates_of_models(own, chosen[method]))
     return chosen
+
+
+def _lowest(scores: Mapping[Rate, float | None]) -> Rate:
+    return min(scores, key=lambda rate: math.inf if (score := scores[rate]) is None else score)
+
+
+def _rates_of_models(runs: Sequence[Run], others: Rate) -> str:
+    """Return the options with the best rate of each task's own model; ``others`` where a task has no NE."""
+    if not runs:
+        return ""
+    tasks = list(runs[0].validation)
+    best = {}
+    for task in tasks:
+        scores: dict[Rate, list[float]] = {}
+        for run in runs:
+            scores.setdefault(rate_of(run), []).append(run.validation[task]["ne"])
+        means = {rate: math.fsum(values) / len(values) for rate, values in scores.items()}
+        defined = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+        best[task] = min(defined, key=defined.__getitem__) if defined else others
+    return rates_by_model(best, tasks)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from equipoise.forks import Fork, GradDrop, MultiBalance
 from equipoise.loss_weighting import gradnorm, loss_discrepancy_control, random_weights, static_weights
 from equipoise.methods import from_torchjd
-from equipoise.methods.method import Method
+from equipoise.methods.method import PER_TASK, Method
 from equipoise.methods.on_parameters import ON_PARAMETERS
 from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 from equipoise.optim.forms import FormName
@@ -57,7 +57,7 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method("equal", "Equal weights", "The plain sum of the losses."),
     Method(
         "static", "Static weights", "Losses weighed by fixed numbers, as a team tunes them by hand.",
-        loss_weighting=static_weights,
+        loss_weighting=static_weights, search={"weights": PER_TASK},
     ),
     Method(
         "multibalance", "MultiBalance",

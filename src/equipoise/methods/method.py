@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from equipoise.jacobian import JacobianDescent, TaskAggregator
 from equipoise.loss_weighting import LossWeighting
 from equipoise.scalars import Scalar, spell_value
 
-__all__ = ["NEEDS", "Method", "MethodError"]
+__all__ = ["NEEDS", "PER_TASK", "Method", "MethodError"]
 
 NEEDS: Final[Mapping[str, str]] = {
     "a model per task": "every task is trained in a model of its own",
@@ -32,6 +33,10 @@ NEEDS: Final[Mapping[str, str]] = {
     "epochs": "the method learns at the end of each epoch",
 }
 """What a method may need of a training, each with its meaning."""
+
+
+PER_TASK: Final = "one positive number per task"
+"""In the place of values in :attr:`Method.search`: the option is a list with a positive number for each task."""
 
 
 class MethodError(SettingError):
@@ -64,6 +69,7 @@ class Method:
             overridden by name.
         task_weights: preferences among the tasks, by name; see :meth:`with_task_weights`.
         search: the main option and the values of it that tuning tries, where the paper tunes one: at most one option.
+            :data:`PER_TASK` in the place of the values stands for a list of weights.
 
     Raises:
         MethodError: a need or an option is not known, two factories have an option of the same name, or the method has
@@ -135,7 +141,7 @@ class Method:
 
     def known_options(self) -> dict[str, Any]:
         """Return the options of all factories, with their defaults."""
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = dict.fromkeys(("rates", "decays")) if "a model per task" in self.needs else {}
         for factory in self.factories:
             own = keyword_options(factory)
             if both := sorted(own.keys() & known.keys()):
@@ -232,9 +238,36 @@ class Method:
         words = [" ".join(_ADDRESS.sub("", repr(part)).replace(plain, "Adam").split()) for part in built]
         return "; ".join([self.name, *words])
 
+    def rate_of_model(self, place: int, lr: float, table_decay: float) -> tuple[float, float]:
+        """Return the learning rate and table decay of a group's model: its own ones where the options state them.
+
+        Example:
+            >>> alone = Method("alone", needs=frozenset({"a model per task"}))
+            >>> alone.with_options(rates=[0.01, 0.03]).rate_of_model(1, 0.001, 0.5)
+            (0.03, 0.5)
+        """
+        rates, decays = self.options.get("rates"), self.options.get("decays")
+        return (lr if rates is None else float(rates[place])), (table_decay if decays is None else float(decays[place]))
+
     def groups(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
-        """Return the groups of tasks, each trained in one model."""
-        return [(task,) for task in tasks] if "a model per task" in self.needs else [tuple(tasks)]
+        """Return the groups of tasks, each trained in one model.
+
+        Raises:
+            MethodError: an option states another number of rates than there are models, or one that is out of range.
+        """
+        if "a model per task" not in self.needs:
+            return [tuple(tasks)]
+        for name, most in (("rates", "above 0"), ("decays", "at least 0")):
+            found = self.options.get(name)
+            usable = isinstance(found, list) and all(
+                math.isfinite(value) and (value > 0 or (value == 0 and name == "decays")) for value in found
+            )
+            if found is not None and not (usable and len(found) == len(tasks)):
+                raise MethodError(
+                    f"Method {self.name!r}: expected {name} to hold {len(tasks)} numbers {most}, one for each of "
+                    f"{', '.join(tasks)}, such as {name}={'-'.join(['0.01'] * len(tasks))}; found {found!r}."
+                )
+        return [(task,) for task in tasks]
 
     def fork_factory(self, tasks: Sequence[str]) -> Callable[[], Module] | None:
         """Return a function that builds a new fork for these tasks; None for the plain sum of gradients."""

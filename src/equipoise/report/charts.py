@@ -49,6 +49,7 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#AA3377", "#56B4E9", "#E69F00",
     "#882255", "#44AA99", "#999933", "#332288", "#CC6677",
 )  # fmt: skip
+_MOST_TICKS = 12  # rates named one by one on an axis
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon")
 
@@ -134,7 +135,9 @@ def tuning_chart(results: Results) -> Chart | None:
     if not data:
         return None
     layout = axes(height=440, x="Learning rate (log scale)", y="Validation mean NE (lower is better)")
-    layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{lr:g}" for lr in rates]}
+    layout["xaxis"] |= {"type": "log"}
+    if len(rates) <= _MOST_TICKS:
+        layout["xaxis"] |= {"tickvals": rates, "ticktext": [f"{lr:g}" for lr in rates]}
     layout["yaxis"]["range"] = _without_outliers(data, lower_is_better=True)
     return Chart("tuning", [[Panel("", {"data": data, "layout": layout})]])
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from equipoise.comparison.results import LabelCount, PlannedTask, Results
 from equipoise.comparison.tuned_rates import Rate, rate_of
-from equipoise.comparison.tuning import mean_ne, tasks_with_ne
+from equipoise.comparison.tuning import mean_ne, scores_of, tasks_with_ne
 from equipoise.report.tables import NONE, PERCENT, Cell, Column, Row, Table, in_unit, number
 
 __all__ = ["data_table", "methods_table", "tuning_table"]
 
 
 def tuning_table(results: Results) -> Table:
-    """Validation mean NE of every method at every rate and table decay that was tried; the chosen one is marked."""
+    """Validation mean NE of every method at every rate and table decay that was tried; the chosen one is marked.
+
+    Where each method was searched at rates of its own, the best, median and worst of them.
+    """
+    if results.plan.options.get("tune_trials") is not None:
+        return _search_table(results)
     rates = sorted({run.lr for run in results.tuning})
     decays = sorted({run.table_decay for run in results.tuning})
     tasks = tasks_with_ne(results.tuning)
@@ -36,6 +42,40 @@ def tuning_table(results: Results) -> Table:
             edge = "edge of the grid" if is_chosen and results.at_edge(method.name) else ""
             cells.append(Cell(f"{chosen.lr:g}" if chosen and is_chosen else "", edge))
             rows.append(Row(cells))
+    return Table(columns, rows)
+
+
+def _search_table(results: Results) -> Table:
+    columns = [
+        Column("Method", numeric=False),
+        Column("Trials", "Below: diverged ones."),
+        Column("Best"),
+        Column("Median"),
+        Column("Worst", "Of the trials that ended well."),
+        Column("Chosen rate"),
+        Column("Table decay"),
+        Column("Option", "The method's main option, where its paper tunes one.", numeric=False),
+    ]
+    rows = []
+    for method in results.plan.methods:
+        chosen = results.plan.rate(method.name)
+        scores = [score for score in scores_of(results.tuning, method.name).values() if score is not None]
+        ended = sorted(score for score in scores if math.isfinite(score))
+        diverged = len(scores) - len(ended)
+        spread = [ended[0], statistics.median(ended), ended[-1]] if ended else [None] * 3
+        edge = "edge of the range" if results.at_edge(method.name) else ""
+        rows.append(
+            Row(
+                [
+                    Cell(method.label),
+                    Cell(f"{len(scores)}", f"{diverged} diverged" if diverged else ""),
+                    *(Cell(number(value, 4)) for value in spread),
+                    Cell(f"{chosen.lr:g}" if chosen else NONE, edge),
+                    Cell(f"{chosen.table_decay:g}" if chosen else NONE),
+                    Cell(chosen.options if chosen else ""),
+                ]
+            )
+        )
     return Table(columns, rows)
 
 

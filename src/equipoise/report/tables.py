@@ -210,6 +210,8 @@ def _between_ratios(speed: Throughput) -> str:
 def _rates(entry: MethodResult) -> Cell:
     decays = [f"{rate.table_decay:g}" for rate in entry.rates]
     below = f"table decay {' / '.join(decays)}" if any(rate.table_decay for rate in entry.rates) else ""
+    options = " / ".join(dict.fromkeys(rate.options for rate in entry.rates if rate.options))
+    below = f"{below}{', ' if below and options else ''}{options}"
     return Cell(" / ".join(f"{rate.lr:g}" for rate in entry.rates) or NONE, below)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import nn
@@ -39,8 +38,12 @@ def build_members(
     Args:
         total_steps: see :class:`equipoise.training.Learner`.
     """
-    build = partial(_build_member, method, settings, schema=schema, world=world, steps=total_steps)
-    return [build(group) for group in method.groups(schema.task_names)]
+    members = []
+    for place, group in enumerate(method.groups(schema.task_names)):
+        lr, table_decay = method.rate_of_model(place, settings.lr, settings.table_decay)
+        own = settings.model_copy(update={"lr": lr, "table_decay": table_decay})
+        members.append(_build_member(method, own, group, schema=schema, world=world, steps=total_steps))
+    return members
 
 
 def _build_member(

@@ -10,10 +10,11 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from equipoise.data.dataset import AnySplit, Dataset
 from equipoise.ranking.metrics import TaskMetrics, calibration_curve, slice_metrics
-from equipoise.ranking.predictions import predictions
+from equipoise.ranking.predictions import predictions, scores
 from equipoise.schema import Schema
 from equipoise.training.faults.non_finite import NonFiniteError
 from equipoise.training.learner import Learner
@@ -23,6 +24,7 @@ from equipoise.training.run import CurvePoint, Run, Slice
 __all__ = ["evaluate", "finish", "measure", "predict", "random_rows"]
 
 _EVALUATION_BATCH = 16_384
+_USER_GROUPS = 32
 _SUBSET_SEED = 0
 _OF_CURVE: Final = ("auc", "gauc", "ne", "rmse")
 
@@ -98,6 +100,8 @@ def finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Non
     run.test = measure(schema, test, test_outputs, group=group)
     run.calibration = _calibration(schema, test, test_outputs, natural=False)
     run.slices = {column: _slices(dataset, column, test_outputs) for column in dataset.slices}
+    if group:
+        run.user_groups = _user_groups(schema, test, test_outputs, test.keys[group])
     if bool((test.weight != 1).any()):
         run.test_natural = measure(schema, test, test_outputs, group=group, natural=True)
         run.calibration_natural = _calibration(schema, test, test_outputs, natural=True)
@@ -119,6 +123,35 @@ def _calibration(
         task: [_short(part) for part in calibration_curve(found, labels, weight)]
         for task, found, labels in zip(schema.task_names, predicted, split.labels.unbind(1), strict=True)
     }
+
+
+def _user_groups(
+    schema: Schema, split: AnySplit, outputs: list[Tensor], users: Tensor
+) -> dict[str, dict[str, list[float]]]:
+    """Return, for each binary task, sums of log loss, rows and positives over random groups of users.
+
+    Groups of a few hundred users vary as single users do, and take little room.
+    """
+    places = torch.unique(users, return_inverse=True)[1]
+    count = int(places.max()) + 1
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(_SUBSET_SEED))
+    groups = shuffled[places] % min(_USER_GROUPS, count)
+    rows = _weight(split, natural=False)
+    logits = scores([output.double() for output in outputs], replace(schema, sampled=None))
+    found = {}
+    for task, logit, labels in zip(schema.tasks, logits, split.labels.unbind(1), strict=True):
+        if not task.binary:
+            continue
+        here = labels >= 0  # NaN and −1 are missing
+        label = labels[here].double()
+        weight = torch.ones_like(label) if rows is None else rows[here].double()
+        losses = functional.binary_cross_entropy_with_logits(logit[here], label, reduction="none")
+        sums = {"loss": losses * weight, "weight": weight, "positives": label * weight}
+        found[task.name] = {
+            name: [float(f"{total:.6g}") for total in torch.bincount(groups[here], values, minlength=_USER_GROUPS)]
+            for name, values in sums.items()
+        }
+    return found
 
 
 def _slices(dataset: Dataset, column: str, outputs: list[Tensor]) -> list[Slice]:

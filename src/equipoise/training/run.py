@@ -42,6 +42,7 @@ class Run:
 
     Attributes:
         status: "diverged" if a loss or a prediction was not finite, which ended the run.
+        options: those of the method that tuning has chosen, as behind a method's name; they are not in ``method``.
         settings: those that decide the results, by name, as JSON holds them; `equipoise train` adds those of the data.
             Empty in records of earlier versions.
         steps: the number of batches. Single-task training makes one step per task for each of them.
@@ -92,6 +93,7 @@ class Run:
     best_step: NonNegativeInt = 0
     skipped_steps: NonNegativeInt = 0
     irreproducible: str = ""
+    options: str = ""
     user_groups: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 

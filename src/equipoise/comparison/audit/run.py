@@ -146,7 +146,7 @@ class _Auditor:
             runs = self._train(self.settings, todo)
             write_json(file, choose_rates(runs)[EQUAL_WEIGHTS]._asdict())
         self.found.rate_tuned = True
-        chosen = Rate(**TypeAdapter(dict[str, float]).validate_json(file.read_text()))
+        chosen = TypeAdapter(Rate).validate_json(file.read_text())
         return dict.fromkeys(self.methods, chosen)
 
     def look_at_gradients(self, rate: Rate) -> None:
