@@ -36,9 +36,10 @@ def whole(funnel: Funnel) -> Chunk:
 
 
 def true_logits(chunk: Chunk) -> NDArray[np.float64]:
-    """Return the logits of the four latent events: click, like, long view, and conversion given a click."""
+    """Return the logits of the latent events: click, like, long view, and conversion given a click, by surface."""
     p = chunk.probabilities.astype(np.float64)
-    p[:, CONVERSION] /= p[:, CLICK]
+    conversions = np.arange(CONVERSION, p.shape[1], 4)
+    p[:, conversions] /= p[:, conversions - CONVERSION]
     return np.log(p / (1 - p))
 
 
@@ -219,6 +220,33 @@ def test_sudden_drift_comes_at_once_and_nothing_drifts_before_or_after() -> None
     assert np.corrcoef(first, before)[0, 1] > 0.95
     assert abs(np.corrcoef(before, after)[0, 1]) < 0.4
     assert np.corrcoef(after, last)[0, 1] > 0.95
+def test_fewer_tasks_are_the_first_of_the_four() -> None:
+    some, four = whole(Funnel(rows=20_000, tasks=3)), whole(Funnel(rows=20_000))
+    np.testing.assert_array_equal(some.probabilities, four.probabilities[:, :3])
+    assert generate(Funnel(rows=1000, tasks=3)).schema.tasks == TASKS[:3]
+
+
+def test_more_tasks_are_the_events_on_further_surfaces() -> None:
+    funnel = frequent(tasks=11, conflict=0.5, latents=64)
+    schema, chunk = funnel.schema, whole(funnel)
+    assert schema.task_names[3:] == (
+        "conversion", "click_2", "like_2", "long_view_2", "conversion_2", "click_3", "like_3", "long_view_3",
+    )  # fmt: skip
+    assert [task.after for task in schema.tasks if task.after] == ["click", "click_2"]
+    np.testing.assert_allclose(chunk.labels.mean(0), funnel.rates, rtol=0.05)
+    for click, conversion in ((0, 3), (4, 7)):
+        assert (chunk.labels[:, conversion] <= chunk.labels[:, click]).all()
+
+
+def test_one_event_on_many_surfaces_is_correlated_as_asked() -> None:
+    funnel = frequent(tasks=20, latents=64, surface_correlation=0.6, drift=0.5, rows=40_000)
+    logits = true_logits(whole(funnel))
+    np.testing.assert_allclose(logits.std(0), FREQUENT.signal, rtol=0.06)
+    correlation = np.corrcoef(logits.T)
+    event = np.arange(20) % 4
+    same = (event[:, None] == event) & ~np.eye(20, dtype=bool)
+    assert correlation[same].mean() == pytest.approx(0.6, abs=0.04)
+    assert correlation[event[:, None] != event].mean() == pytest.approx(0, abs=0.04)
 
 
 @pytest.mark.parametrize("imbalance", [1.0, 3.0, 100.0])
@@ -275,6 +303,8 @@ def test_the_signature_of_load_lists_every_knob() -> None:
         ({"like_rate": 0}, "like_rate .* found 0"),
         ({"conversion_rate": 0.2}, r"conversion_rate should be at most click_rate \(0.08\).* found 0.2"),
         ({"signal": 0.0}, "signal .* found 0.0"),
+        ({"tasks": 1}, "tasks should be a whole number from 2 to 128, found 1"),
+        ({"surface_correlation": 1.5}, "surface_correlation .* found 1.5"),
         ({"latents": 9}, "latents .* from 10 .* found 9"),
         ({"id_fields": ()}, r"id_fields should be at least one IdField, found \(\)"),
     ],
