@@ -220,6 +220,8 @@ def test_sudden_drift_comes_at_once_and_nothing_drifts_before_or_after() -> None
     assert np.corrcoef(first, before)[0, 1] > 0.95
     assert abs(np.corrcoef(before, after)[0, 1]) < 0.4
     assert np.corrcoef(after, last)[0, 1] > 0.95
+
+
 def test_fewer_tasks_are_the_first_of_the_four() -> None:
     some, four = whole(Funnel(rows=20_000, tasks=3)), whole(Funnel(rows=20_000))
     np.testing.assert_array_equal(some.probabilities, four.probabilities[:, :3])

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from equipoise.data import DATASETS, DataError, Dataset, load
+from equipoise.data.sets.published_files import look_up
 
 ROWS = 400
 SAMPLES = Path(os.environ.get("EQUIPOISE_DATA", "/nonexistent")) / "samples"
@@ -27,7 +28,7 @@ def rate(dataset: Dataset, task: str, split: str = "train") -> float:
     return float(labels.nanmean())
 
 
-@pytest.mark.parametrize("name", ["aliexpress", "ali-ccp", "kuairand", "criteo-attribution", "tenrec", "open-bandit"])
+@pytest.mark.parametrize("name", ["aliexpress", "ali-ccp", "kuairand", "criteo-attribution", "tenrec"])
 def test_without_a_folder_the_message_says_where_to_get_the_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Download|Accept") as raised:
         load(name)
@@ -232,26 +233,13 @@ def test_tenrec_is_read(tmp_path: Path) -> None:
     assert "watching_times" not in {feature.name for feature in found.schema.numeric}
 
 
-def test_each_place_of_open_bandit_is_a_task(tmp_path: Path) -> None:
-    folder = tmp_path / "random" / "all"
-    folder.mkdir(parents=True)
-    position = random.integers(1, 4, ROWS)
-    log = {
-        "": np.arange(ROWS),
-        "timestamp": [f"2019-11-{24 + row // 80:02} 00:00:{row % 60:02}.004101+00:00" for row in range(ROWS)],
-        "item_id": random.integers(0, 10, ROWS), "position": position, "click": random.integers(0, 2, ROWS),
-        "propensity_score": np.full(ROWS, 0.0125),
-        **{f"user_feature_{place}": ["a", "b"] * (ROWS // 2) for place in range(4)},
-        **{f"user-item_affinity_{place}": random.random(ROWS) for place in range(3)},
-    }  # fmt: skip
-    pl.DataFrame(log).write_csv(folder / "all.csv")
-    items = {"": np.arange(10), "item_id": np.arange(10), "item_feature_0": random.random(10)}
-    items |= {f"item_feature_{place}": ["x", "y"] * 5 for place in (1, 2, 3)}
-    pl.DataFrame(items).write_csv(folder / "item_context.csv")
-    found = load("open-bandit", folder=tmp_path)
-    labels = found.train.labels
-    assert bool(((~labels.isnan()).sum(1) == 1).all())
-    assert found.schema.task_names == ("click_left", "click_center", "click_right")
+def test_a_table_is_looked_up_without_moving_a_row() -> None:
+    rows = pl.LazyFrame({"user": random.integers(0, 50, 20_000), "row": np.arange(20_000)})
+    table = pl.LazyFrame({"user": np.arange(40)[::-1], "age": np.arange(40)[::-1] + 18})
+    found = look_up(rows, table, on="user").collect()
+    assert found["row"].to_list() == list(range(20_000))
+    assert found["age"].drop_nulls().len() == found.filter(pl.col("user") < 40).height
+    assert (found["age"] - found["user"]).drop_nulls().unique().to_list() == [18]
 
 
 def test_flights_are_counted_and_nested() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from equipoise.data.dataset import Dataset
-from equipoise.data.sets.published_files import dataset_of, find_files
+from equipoise.data.sets.published_files import dataset_of, find_files, look_up
 from equipoise.data.source import DataSource
 from equipoise.errors import DataError
 
@@ -55,7 +55,7 @@ def _published(folder: Path, *, histories: bool, min_count: int) -> Dataset:
         users = users.select(
             "common", *(_single(field) for field in _USER_FIELDS), *(_several(field) for field in lists)
         )
-        parts.append(samples.join(users, on="common", how="left").drop("common"))
+        parts.append(look_up(samples, users, on="common").drop("common"))
     validation = pl.col("101").cast(pl.Int64, strict=False) % _VALIDATION_SHARE == 0
     train = parts[0].with_columns(split=pl.when(validation).then(pl.lit("validation")).otherwise(pl.lit("train")))
     frame = pl.concat([train, parts[1].with_columns(split=pl.lit("test"))])

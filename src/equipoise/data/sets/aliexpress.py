@@ -61,7 +61,7 @@ def _part(folder: Path | str | None, country: Country, part: str) -> pl.LazyFram
         return pl.scan_csv(file)
     users = _headless(file, "user", _USER_COLUMNS)
     items = _headless(find_files(folder, [f"**/{low}_item_{part}.csv"], SOURCE)[0], "item", _ITEM_COLUMNS)
-    joined = users.join(items, left_on="user_1", right_on="item_1", how="inner")
+    joined = users.join(items, left_on="user_1", right_on="item_1", how="inner", maintain_order="left_right")
     categories = [f"user_{place}" for place in _USER_CATEGORIES[1:]] + [f"item_{place}" for place in _ITEM_CATEGORIES]
     numbers = [f"user_{place}" for place in range(1, _USER_COLUMNS + 1) if place not in _USER_CATEGORIES]
     numbers += [f"item_{place}" for place in range(2, _ITEM_COLUMNS) if place not in _ITEM_CATEGORIES]

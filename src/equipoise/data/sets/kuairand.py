@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from equipoise.data.dataset import Dataset
-from equipoise.data.sets.published_files import dataset_of, find_files, row_note
+from equipoise.data.sets.published_files import dataset_of, find_files, look_up, row_note
 from equipoise.data.source import DataSource
 from equipoise.errors import DataError
 
@@ -43,7 +43,7 @@ def load(*, folder: Path | str | None = None, version: Version = "pure", min_cou
     logs = pl.concat([pl.scan_csv(file) for file in _files(folder, f"log_standard_*_{version}*.csv")])
     users = _table(folder, f"user_features_{version}.csv", ["user_id", *_USER_CATEGORIES])
     videos = _table(folder, f"video_features_basic_{version}*.csv", ["video_id", *_VIDEO_CATEGORIES, "tag"])
-    frame = logs.join(users, on="user_id", how="left").join(videos, on="video_id", how="left")
+    frame = look_up(look_up(logs, users, on="user_id"), videos, on="video_id")
     rows = int(logs.select(pl.len()).collect().item())
     features: dict[str, Any] = dict.fromkeys(("user_id", "video_id", "tab"), "category")
     features |= dict.fromkeys((*_USER_CATEGORIES, *_VIDEO_CATEGORIES), "category")

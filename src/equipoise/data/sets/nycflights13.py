@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import polars as pl
 
 from equipoise.data.dataset import Dataset
-from equipoise.data.sets.published_files import dataset_of
+from equipoise.data.sets.published_files import dataset_of, look_up
 from equipoise.data.source import DataSource
 from equipoise.errors import DataError
 
@@ -38,15 +38,12 @@ def load() -> Dataset:
     planes = pl.read_csv(folder / "planes.csv", null_values=["NA", ""]).select(
         "tailnum", pl.col("year").alias("plane_year"), "seats", "model"
     )
-    frame = (
-        flights.lazy()
-        .join(weather.unique(["origin", "time_hour"], keep="first").lazy(), on=["origin", "time_hour"], how="left")
-        .join(planes.lazy(), on="tailnum", how="left")
-        .with_columns(
-            departed=pl.col("dep_time").is_not_null(),
-            departed_late=pl.col("dep_delay") > _LATE,
-            arrived_late=pl.col("arr_delay") > _LATE,
-        )
+    hourly = weather.unique(["origin", "time_hour"], keep="first", maintain_order=True).lazy()
+    frame = look_up(look_up(flights.lazy(), hourly, on=["origin", "time_hour"]), planes.lazy(), on="tailnum")
+    frame = frame.with_columns(
+        departed=pl.col("dep_time").is_not_null(),
+        departed_late=pl.col("dep_delay") > _LATE,
+        arrived_late=pl.col("arr_delay") > _LATE,
     )
     features: dict[str, Any] = dict.fromkeys(("carrier", "origin", "dest", "tailnum", "model", "hour"), "category")
     features |= dict.fromkeys(

@@ -16,7 +16,7 @@ from equipoise.data.source import DataSource
 from equipoise.data.tables import TableConfig, from_frame
 from equipoise.errors import DataError
 
-__all__ = ["dataset_of", "find_files", "folder_of", "row_note"]
+__all__ = ["dataset_of", "find_files", "folder_of", "look_up", "row_note"]
 
 
 def folder_of(name: str, folder: Path | str | None) -> Path:
@@ -83,6 +83,17 @@ def dataset_of(
 def _with_floor(feature: Any, min_count: int) -> dict[str, Any]:
     described = {"kind": feature} if isinstance(feature, str) else dict(feature)
     return {**described, "min_count": min_count} if described["kind"] in {"category", "categories"} else described
+
+
+def look_up(rows: pl.LazyFrame, table: pl.LazyFrame, /, *, on: str | Sequence[str]) -> pl.LazyFrame:
+    """Return rows with the columns of a table, in their order: a plain join returns them in another one each time.
+
+    Args:
+        rows: the rows, all of which are kept.
+        table: one row per key.
+        on: the key.
+    """
+    return rows.join(table, on=on, how="left", maintain_order="left")
 
 
 def row_note(found: int, published: int) -> tuple[str, ...]:
