@@ -19,7 +19,9 @@ LABELS = {
     "pub-adatask": "PUB + AdaTask",
     "adatask": "AdaTask",
     "clippy": "Clippy",
+    "static": "Static weights",
 }
+METHODS = tuple(name for name in LABELS if name != "static")
 RATES = dict.fromkeys(LABELS, 3e-3) | {"multibalance": 1e-2, "clippy": 1e-2, "pub": 1e-3}
 # Per method and task, test AUC and NE: the shape of what prototypes gave on Complete Journey.
 AUC = {
@@ -31,6 +33,7 @@ AUC = {
     "pub-adatask": (0.8809, 0.9273, 0.8621, 0.8709, 0.9261),
     "adatask": (0.8800, 0.9270, 0.8601, 0.8309, 0.9231),
     "clippy": (0.8835, 0.9285, 0.8617, 0.8400, 0.9257),
+    "static": (0.8835, 0.9283, 0.8625, 0.8850, 0.9252),
 }
 NE = {
     "single-task": (0.6070, 0.5710, 0.7300, 0.8700, 0.5410),
@@ -41,6 +44,7 @@ NE = {
     "pub-adatask": (0.6140, 0.5630, 0.7020, 0.7850, 0.5239),
     "adatask": (0.6180, 0.5660, 0.7060, 0.8600, 0.5290),
     "clippy": (0.6100, 0.5601, 0.7011, 0.8335, 0.5244),
+    "static": (0.6099, 0.5604, 0.6995, 0.7800, 0.5248),
 }
 
 
@@ -48,13 +52,14 @@ NE = {
 class Comparison:
     """Options of the comparison to write; by default it is finished, with eight methods and five seeds."""
 
-    methods: tuple[str, ...] = tuple(LABELS)
+    methods: tuple[str, ...] = METHODS
     seeds: int = 5
     tuned: bool = True
     natural: bool = True
     speed: bool = True
     diverged: tuple[tuple[str, int], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
+    users: bool = False  # with sums over groups of users
     rich: bool = False  # with a regression, groups, slices and calibration curves
     plan: dict[str, Any] | None = None
     speeds: dict[str, tuple[float, float, float]] | None = None  # method -> ratio, low, high
@@ -70,6 +75,8 @@ class Comparison:
         ]
         if self.rich:
             runs = [_enriched(run) for run in runs]
+        if self.users:
+            runs = [_with_users(run) for run in runs]
         _write_lines(folder / "runs.jsonl", [{"phase": "run", **run} for run in runs])
         if self.tuned:
             tuning = [
@@ -194,6 +201,23 @@ def _enriched(run: dict[str, Any]) -> dict[str, Any]:
             "spend": [{"prediction": 2.0 * at, "rate": 2.1 * at, "error": 0.1, "rows": 2_700} for at in range(1, 16)]
         }
     return run
+
+
+def _with_users(run: dict[str, Any]) -> dict[str, Any]:
+    """Add sums over 16 groups of users that give the run's NE; the same users are hard for every method."""
+    if run["status"] != "ok":
+        return run
+    own = np.random.default_rng([run["seed"], sum(map(ord, run["method"]))])
+    common, groups = np.random.default_rng(5), {}
+    for task in TASKS:
+        weight, rate = common.integers(800, 1_200, 16).astype(float), common.uniform(0.05, 0.3, 16)
+        positives = np.round(weight * rate)
+        share = positives.sum() / weight.sum()
+        entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+        loss = weight * common.uniform(0.8, 1.2, 16) * own.uniform(0.99, 1.01, 16)
+        loss *= run["test"][task]["ne"] * entropy * weight.sum() / loss.sum()
+        groups[task] = {"loss": loss.tolist(), "weight": weight.tolist(), "positives": positives.tolist()}
+    return run | {"user_groups": groups}
 
 
 def _slice(

@@ -19,7 +19,7 @@ from equipoise.report.analysis import analyse
 from equipoise.report.charts import curve_chart
 from equipoise.report.measures import MEASURES
 from equipoise.report.monitor_charts import monitor_chart
-from equipoise.report.page import result_rows, write_markdown, write_report
+from equipoise.report.page import headline, result_rows, write_markdown, write_report
 from equipoise.report.tables import task_table, transfer_table
 from equipoise.settings import Settings
 
@@ -277,6 +277,21 @@ def test_a_task_without_positives_in_validation_makes_no_rate_look_diverged(comp
     )
     tuning = charts_of(page)[-1]
     assert {len(trace["x"]) for trace in tuning[0][0]["figure"]["data"]} == {3}
+
+
+def test_no_sentence_anywhere_claims_a_speed_that_its_interval_does_not_carry(comparison):
+    folder = comparison(methods=SOME, speeds={"multibalance": (1.421, 0.9, 4.6), "pub": (0.71, 0.4, 1.2)})
+    written = (visible(page_of(folder)), write_markdown(folder).read_text(encoding="utf-8"), str(result_rows(folder)))
+    for shown in (*written, headline(folder)):
+        assert "42.1" not in shown
+        assert "1.421" not in shown
+        assert "faster than equal weights" not in shown.replace(
+            "faster or slower than equal weights cannot be told", ""
+        )
+        assert "slower than equal weights" not in shown.replace(
+            "faster or slower than equal weights cannot be told", ""
+        )
+    assert all("not clear" in shown for shown in written)
 
 
 def test_tiles_and_terminal_follow_the_same_rule_as_the_summary(comparison):

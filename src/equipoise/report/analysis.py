@@ -33,6 +33,7 @@ from equipoise.training import Run
 __all__ = [
     "FEW_POSITIVES",
     "MIN_PAIRS",
+    "QUIET",
     "Analysis",
     "Gain",
     "MethodResult",

@@ -28,7 +28,8 @@ def with_diverged_counted(results: Results, /) -> Results:
     """Return results in which each run that diverged has the metrics of a model without skill, and ended well.
 
     In each task NE is 1, AUC 0.5, R² 0; log loss is that of NE 1; RMSE and MAE are the worst of the other runs of that
-    seed. Where one of these runs is worse still, its metric counts. Calibration stays undefined. Without this a method
+    seed. Where one of these runs is worse still, its metric counts. Calibration stays undefined. Its groups of users
+    have the losses of the base rate, times that NE. Without this a method
     would look better for each bad seed on which it diverges.
 
     Without a run that ended well nothing is changed.
@@ -50,7 +51,26 @@ def _without_skill(run: Run, others: Sequence[Run]) -> Run:
         test=_worst(others, "test"),
         test_natural=_worst(others, "test_natural"),
         validation=_worst(others, "validation"),
+        user_groups=_groups_without_skill(others),
     )
+
+
+def _groups_without_skill(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """Return the sums of the base rate's predictions, times the NE that counts; empty where the runs hold none."""
+    found = {}
+    counted = _worst(runs, "test")
+    for task, sums in runs[0].user_groups.items():
+        weight, positives = math.fsum(sums["weight"]), math.fsum(sums["positives"])
+        rate = positives / weight if weight else 0.0
+        if not 0 < rate < 1:
+            continue
+        ne = counted[task]["ne"]
+        loss = [
+            -ne * (positive * math.log(rate) + (rows - positive) * math.log(1 - rate))
+            for rows, positive in zip(sums["weight"], sums["positives"], strict=True)
+        ]
+        found[task] = {"loss": loss, "weight": sums["weight"], "positives": sums["positives"]}
+    return found
 
 
 def _worst(runs: Sequence[Run], split: Literal["test", "test_natural", "validation"]) -> dict[str, dict[str, float]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equipoise.comparison.tuning import scores_of
-from equipoise.report.analysis import MIN_PAIRS, Gain, gain_between
+from equipoise.report.analysis import MIN_PAIRS, Gain
+from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.phrases import counted, equals, is_or_are, listed
@@ -31,7 +31,7 @@ def answer(suite: Suite, overall: Overall) -> list[str]:
         *_with_users(suite, focus),
         *_which_tasks(focus),
         *_at_what_cost(suite, focus),
-        *_is_a_row_better(overall, focus),
+        *_is_a_row_better(suite, overall, focus),
         *_static_weights(suite, focus),
         *_others(overall, focus),
     ]
@@ -43,7 +43,7 @@ def _does_it_pay(suite: Suite, focus: MethodOverall) -> str:
     worse = {titles[name]: gain for name, gain in focus.gains.items() if gain.firm and gain.worse}
     of = counted(len(focus.gains), "setting")
     if not better and not worse:
-        return f"{focus.label} is in none of {of} clearly better than equal weights, and in none clearly worse."
+        return f"{focus.label} is clearly better than equal weights in none of {of}, and clearly worse in none."
     losses = f"clearly worse in {_with_gains(worse)}" if worse else "clearly worse in none"
     if not better:
         return f"{focus.label} does not pay here: of {of} it is clearly better than equal weights in none, {losses}."
@@ -55,7 +55,9 @@ def _does_it_pay(suite: Suite, focus: MethodOverall) -> str:
 
 def _with_gains(gains: dict[str, Gain]) -> str:
     by_size = sorted(gains.items(), key=lambda entry: -abs(entry[1].mean or 0.0))
-    return listed([f"{title} (NE {percent(gain.mean, 2)}, {between(gain.over_seeds, 2)})" for title, gain in by_size])
+    return listed(
+        [f"{title} (NE {percent(gain.mean, 2)}, {between(gain.over_seeds, 2, PERCENT)})" for title, gain in by_size]
+    )
 
 
 def _titles(suite: Suite) -> dict[str, str]:
@@ -142,7 +144,7 @@ def _at_what_cost(suite: Suite, focus: MethodOverall) -> list[str]:
     return [f"It trains {listed(said)}."]
 
 
-def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
+def _is_a_row_better(suite: Suite, overall: Overall, focus: MethodOverall) -> list[str]:
     ranks = overall.ranks
     if ranks is None or focus.rank is None:
         return []
@@ -155,9 +157,9 @@ def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
         first = (
             f"By average rank {over} {listed(named)} {is_or_are(named)} before {focus.label} ({number(focus.rank, 2)})."
         )
+    said = [first, *(_directly(suite, method, focus) for method in before if not method.is_reference)]
     if ranks.critical_difference is None:
-        return [first]
-    said = [first]
+        return said
     distance = ranks.critical_difference
     clear = [method.label for method in before if focus.rank - (method.rank or 0.0) > distance]
     if before:
@@ -172,27 +174,35 @@ def _is_a_row_better(overall: Overall, focus: MethodOverall) -> list[str]:
     return said
 
 
+def _directly(suite: Suite, method: MethodOverall, focus: MethodOverall) -> str:
+    """Say how a row that ranks before the method does against it, setting by setting."""
+    found = duels(suite, method.name, lambda entry: entry.method.name == focus.name)
+    better, unclear, worse = outcome_of(found)
+    return (
+        f"Seed by seed {method.label} is better than {focus.label} in {better} of {counted(len(found), 'setting')}, "
+        f"worse in {worse}, and not told apart in {unclear} (95{PERCENT} interval over seeds)."
+    )
+
+
 def _static_weights(suite: Suite, focus: MethodOverall) -> list[str]:
-    """Say what searched static weights reached, and how one training of the method compares."""
-    said = []
-    for setting in suite.settings:
-        entry = next((found for found in setting.analysis.joint if found.is_static), None)
-        if entry is None or entry.ne_gain is None or entry.ne_gain.mean is None or focus.name not in _names(setting):
-            continue
-        trials = len(scores_of(setting.results.tuning, entry.method.name))
-        searched = f"searched in {counted(trials, 'trial')}" if trials else "given beforehand"
-        against = gain_between(setting.results, focus.name, entry.method.name, setting.analysis.means_over)
-        reached = f"{percent(entry.ne_gain.mean, 2)} ({between(entry.ne_gain.over_seeds, 2)})"
-        compared = f"{focus.label} against them {percent(against.mean, 2)} ({between(against.over_seeds, 2)})"
-        verdict = {"above": "clearly better", "below": "clearly worse"}.get(against.verdict, "not told apart")
-        said.append(f"{setting.title}: {reached}, {searched}; {compared}, {verdict}")
-    if not said:
+    """Say what static weights reached, and how one training of the method compares with them."""
+    found = static_duels(suite, focus.name)
+    if not found:
         return ["No setting has fixed static weights, the cheapest alternative to balancing."]
-    return [f"Static weights gain over equal weights: {'; '.join(said)}."]
+    gains = [duel.opponent.ne_gain for duel in found if duel.opponent.ne_gain]
+    clear = sum(gain.firm and gain.better for gain in gains)
+    trials = sorted({duel.trials for duel in found})
+    searched = "given beforehand" if trials[-1] == 0 else f"searched in {_from_to(trials)} trainings"
+    better, unclear, worse = outcome_of(found)
+    return [
+        f"Static weights, {searched}, are clearly better than equal weights in {clear} of "
+        f"{counted(len(found), 'setting')}. One training with {focus.label} is better than they are in {better}, worse "
+        f"in {worse}, and not told apart from them in {unclear} (95{PERCENT} interval over seeds)."
+    ]
 
 
-def _names(setting: Setting) -> set[str]:
-    return {entry.method.name for entry in setting.analysis.joint if entry.ne is not None}
+def _from_to(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _others(overall: Overall, focus: MethodOverall) -> list[str]:

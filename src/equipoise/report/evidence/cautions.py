@@ -32,7 +32,7 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
     ]
     if without_rank:
         found.append(f"No method is ranked in {listed(without_rank)}.")
-    found += _unranked(overall)
+    found += _unranked(suite, overall)
     seeds = {setting.title: len(setting.results.plan.seeds) for setting in suite.settings}
     few = [f"{title} ({counted(count, 'seed')})" for title, count in seeds.items() if count < MIN_PAIRS]
     if few:
@@ -46,10 +46,10 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
         "Speed not measured": [s.title for s in suite.settings if not s.results.throughput],
         "Machine too busy to measure speed": [s.title for s in suite.settings if s.analysis.busy],
         "Generated data, on which nobody acted": [s.title for s in suite.settings if s.results.plan.generated],
-        "Learning rate or table decay at the edge of the grid": [
-            f"{s.title} ({listed(edge)})"
+        "Methods with a learning rate or table decay at the edge of the grid": [
+            f"{s.title} ({edge} of {len(s.results.plan.methods)})"
             for s in suite.settings
-            if (edge := [m.label for m in s.results.plan.methods if s.results.at_edge(m.name)])
+            if (edge := sum(s.results.at_edge(m.name) for m in s.results.plan.methods))
         ],
     }
     found += [f"{what}: {listed(titles)}." for what, titles in of.items() if titles]
@@ -62,19 +62,25 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
     return found
 
 
-def _unranked(overall: Overall) -> list[str]:
-    """Name the methods without a rank, because a setting lacks them."""
-    missing = [
-        f"{method.label} (not in {listed(absent)})"
-        for method in overall.methods
-        if method.is_joint
-        and method.rank is None
-        and (absent := [s.title for s in overall.ranked if not has_result(s, method.name)])
+def _unranked(suite: Suite, overall: Overall) -> list[str]:
+    """Name the settings that ranks leave out for want of methods, and the methods that a ranked setting lacks."""
+    found = []
+    small = [s.title for s in suite.settings if s.finished and s.has_gains and s not in overall.ranked]
+    if small:
+        found.append(f"Ranks and means over settings leave out {listed(small)}, with less than half of the methods.")
+    joint = [method for method in overall.methods if method.is_joint and method.rank is None]
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for method in joint:
+        if absent := tuple(s.title for s in overall.ranked if not _has_result(s, method.name)):
+            lacking.setdefault(absent, []).append(method.label)
+    found += [
+        f"Without a rank, for want of results in {listed(absent)}: {listed(labels)}."
+        for absent, labels in lacking.items()
     ]
-    return [f"Not ranked, because a setting lacks them: {listed(missing)}."] if missing else []
+    return found
 
 
-def has_result(setting: Setting, name: str) -> bool:
+def _has_result(setting: Setting, name: str) -> bool:
     """Return whether a method has a mean error in a setting."""
     entry = setting.analysis.method(name)
     return entry is not None and entry.ne is not None

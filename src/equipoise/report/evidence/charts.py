@@ -25,6 +25,7 @@ from equipoise.report.statistics import Interval
 
 __all__ = ["cost_chart", "gains_chart", "rank_chart", "trials_chart", "tuning_gain_chart"]
 
+_MOST_NAMED = 15  # methods in one picture: more names would cover each other
 _INK, _MUTED, _ACCENT = "#1b2430", "#8a94a3", "#0072B2"
 
 
@@ -93,15 +94,18 @@ def rank_chart(overall: Overall) -> Chart | None:
     }  # fmt: skip
     layout["margin"] = {**layout["margin"], "t": 44}
     end = (lowest or 0.0) + ranks.critical_difference
+    rightmost = max(end, *ranks.average.values())
+    layout["xaxis"]["range"] = [0.8, short(rightmost + 0.04 * (rightmost - 1))]
     layout["shapes"] = [
         {
             "type": "line", "xref": "x", "yref": "paper", "x0": lowest, "x1": short(end), "y0": 1, "y1": 1,
-            "yanchor": "top", "line": {"color": _INK, "width": 3},
+            "line": {"color": _INK, "width": 3},
         }
     ]  # fmt: skip
     layout["annotations"] = [
         {
-            "xref": "x", "yref": "paper", "x": lowest, "y": 1, "yshift": 14, "xanchor": "left", "showarrow": False,
+            "xref": "x", "yref": "paper", "x": lowest, "y": 1, "yshift": 4, "xanchor": "left", "yanchor": "bottom",
+            "showarrow": False,
             "text": f"critical difference {ranks.critical_difference:.2f}", "font": {"size": 12},
         }
     ]  # fmt: skip
@@ -120,7 +124,9 @@ def cost_chart(overall: Overall) -> Chart | None:
     on_front = [method for name in overall.front if (method := overall.method(name))]
     others = [method for method in shown if method.name not in overall.front]
     data = [
-        _cost_points(others, {"color": _MUTED, "size": 9}, mode="markers"),
+        _cost_points(
+            others, {"color": _MUTED, "size": 9}, mode="markers+text" if len(shown) <= _MOST_NAMED else "markers"
+        ),
         _cost_points(on_front, {"color": _ACCENT, "size": 12}, mode="lines+markers+text"),
     ]
     layout = axes(height=460, x="Speed: QPS over that of equal weights", y="Mean NE gain over equal weights")
@@ -136,7 +142,7 @@ def _cost_points(methods: Sequence[MethodOverall], marker: dict[str, Any], *, mo
     return {
         "type": "scatter", "mode": mode, "x": [short(method.speed) for method in methods],
         "y": [short(method.mean_gain) for method in methods], "text": [text(method.label) for method in methods],
-        "textposition": "top center", "cliponaxis": False, "marker": marker,
+        "textposition": "top center", "textfont": {"size": 11}, "cliponaxis": False, "marker": marker,
         "line": {"color": _ACCENT, "width": 1.5, "dash": "dot"},
         "hovertemplate": "%{text}: %{y:+.2f} % at × %{x:.2f}<extra></extra>",
     }  # fmt: skip
@@ -169,7 +175,7 @@ def _trials_figure(methods: Sequence[Sensitivity]) -> Figure:
                 "hovertemplate": "%{y}: median %{x:.4f}<extra></extra>",
             },
         ]  # fmt: skip
-    layout = axes(height=100 + 26 * len(methods), x="Validation mean NE of each trial (lower is better); bar: median")
+    layout = axes(height=100 + 26 * len(methods), x="Validation mean NE (lower is better)")
     layout["showlegend"] = False
     layout["yaxis"] |= {"type": "category", "ticksuffix": "  ", "showgrid": True}
     errors = sorted(error for method in methods for error in method.errors)

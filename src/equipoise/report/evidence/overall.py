@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from equipoise.comparison.results import EQUAL_WEIGHTS
-from equipoise.report.analysis import Gain, MethodResult
+from equipoise.comparison.results import EQUAL_WEIGHTS, Throughput
+from equipoise.report.analysis import QUIET, Gain, MethodResult
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.ranks import RankComparison, compare_ranks, pareto_front
 
@@ -39,7 +39,7 @@ class MethodOverall:
         rank: average rank; None where it lacks a setting that is ranked.
         tasks_better, tasks_worse: tasks that clearly change, over all settings.
         tasks: the number of tasks that were tested.
-        speed: geometric mean of the QPS ratio over the ranked settings that were measured on a quiet machine.
+        speed: geometric mean of the QPS ratio over the ranked settings where its interval is narrow (about 10 %).
         memory: geometric mean of peak memory over that of equal weights.
         diverged: runs that diverged, out of ``runs``.
     """
@@ -78,8 +78,8 @@ class Overall:
     """A suite as a whole.
 
     Attributes:
-        methods: by average rank, best first; then those without one, by name.
-        ranked: the settings that ranks and means are over: finished, with gains.
+        methods: by average rank, best first; then those without one, references last.
+        ranked: the settings that ranks and means are over: finished, with half of the methods or more.
         ranks: None where fewer than two methods are in all of these settings.
         front: names on the front of speed and mean gain, fastest first.
     """
@@ -103,17 +103,20 @@ class Overall:
 def over_all_settings(suite: Suite, /) -> Overall:
     """Return each method's results over all settings.
 
-    Ranks and means are over the settings that are finished, and over the joint methods that all of them have; one model
-    per task and searched static weights are references, and have no rank.
+    Ranks and means are over the settings that are finished and have half of the joint methods at least, and over the
+    methods that all of these settings have; one model per task and searched static weights are references without a
+    rank.
     """
-    ranked = [setting for setting in suite.settings if setting.finished and setting.has_gains]
-    errors = {setting.name: _errors(setting) for setting in ranked}
+    finished = {setting: _errors(setting) for setting in suite.settings if setting.finished and setting.has_gains}
+    most = max(map(len, finished.values()), default=0)
+    ranked = [setting for setting, of_methods in finished.items() if 2 * len(of_methods) >= most]
+    errors = {setting.name: finished[setting] for setting in ranked}
     shared = [name for name in _names(ranked) if all(name in of_setting for of_setting in errors.values())]
     ranks = None
     if len(shared) > 1:
         ranks = compare_ranks({name: {key: of[key] for key in shared} for name, of in errors.items()})
     methods = [_method(name, suite.settings, ranked, ranks) for name in _names(suite.settings)]
-    methods.sort(key=lambda method: (math.inf if method.rank is None else method.rank, method.name))
+    methods.sort(key=lambda method: (method.rank or math.inf, not method.is_joint, method.label))
     points = {
         method.name: (method.speed, method.mean_gain)
         for method in methods
@@ -179,9 +182,16 @@ def _mean_gain(gains: Mapping[str, Gain], ranked: Sequence[Setting]) -> float | 
 
 
 def _speeds(settings: Sequence[Setting], name: str) -> list[float]:
-    """Return the QPS ratios of a method in the settings that were measured on a quiet machine."""
+    """Return the QPS ratios of a method in the settings where they are known to about 10 %."""
     entries = [entry for setting in settings if not setting.analysis.busy and (entry := setting.analysis.method(name))]
-    return [1.0 if entry.is_reference else entry.speed.ratio for entry in entries if entry.speed]
+    return [
+        1.0 if entry.is_reference else entry.speed.ratio for entry in entries if entry.speed and _known(entry.speed)
+    ]
+
+
+def _known(speed: Throughput) -> bool:
+    """Return whether the interval is no wider than that of two identical learners on a quiet machine."""
+    return bool(speed.low and speed.high) and (speed.high or 0) / (speed.low or 1) <= QUIET[1] / QUIET[0]
 
 
 def _memory_ratios(settings: Sequence[Setting], name: str) -> list[float]:

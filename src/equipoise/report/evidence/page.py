@@ -77,6 +77,8 @@ def _section(content: Mapping[str, Any]) -> list[str]:
         lines += ["", "## Over all settings", "", *markdown_table(content["overall"])]
     if content["gains"].rows:
         lines += ["", "## NE gain over equal weights", "", *markdown_table(content["gains"]), "", _MARKS]
+    if content["static"]:
+        lines += ["", "## Static weights", "", *markdown_table(content["static"])]
     if content["settings"]:
         lines += ["", "## Which tasks gain"]
     for setting in content["settings"]:
@@ -86,6 +88,8 @@ def _section(content: Mapping[str, Any]) -> list[str]:
     if content["sensitivity"]:
         lines += ["", "## How much tuning a method needs", "", content["about_trials"], ""]
         lines += markdown_table(content["sensitivity"])
+    if content["baseline"]:
+        lines += ["", no_tags(content["about_baseline"]), "", *markdown_table(content["baseline"])]
     return lines
 
 
@@ -110,11 +114,17 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
         "cautions": suite_cautions(suite, overall),
         "overall": tables.overall_table(overall),
         "gains": tables.gains_by_setting(suite, overall),
+        "static": tables.static_table(suite, overall.focus),
         "settings": [_of_setting(setting, overall) for setting in suite.settings],
         "sensitivity": tables.sensitivity_table(suite, overall),
         "about_trials": (
             "Best / median / worst validation NE of a method's trials; below, how far the median trial is above the "
             "best one, and how many trials beat the best trial of equal weights. A small spread needs little tuning."
+        ),
+        "baseline": tables.tuning_gain_table(suite, overall.focus),
+        "about_baseline": (
+            f"Gain of the best trial of {overall.focus.label if overall.focus else 'no method'} over the best of so "
+            "many trials of equal weights, on average, on validation rows: the fewer, the better everything looks."
         ),
         "marks": _MARKS,
         "procedure": _procedure(suite),
@@ -188,8 +198,9 @@ def _procedure(suite: Suite) -> Sequence[tuple[str, str]]:
         ("Diverged runs", f"{DIVERGED_COUNTS}. It is shown in every table"),
         (
             "Ranks",
-            "by mean NE within each finished setting, over the joint methods that all of these have; one model per "
-            "task and searched static weights are references without a rank. Friedman test in the form of Iman and "
+            "by mean NE within each setting that is finished and has half of the methods at least, over the joint "
+            "methods that all of these have; one model per task and searched static weights are references without "
+            "a rank. Friedman test in the form of Iman and "
             "Davenport, critical difference of Nemenyi at level 0.05 (Demšar, JMLR 7, 2006)",
         ),
         (

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import EQUAL_WEIGHTS, Results
 from equipoise.report.analysis import Analysis, analyse
+from equipoise.report.diverged import with_diverged_counted
 from equipoise.report.statistics import Array, Interval, gain_over_seeds_and_users
 from equipoise.training import Run
 
@@ -29,7 +30,7 @@ class _PlannedSuite(BaseModel):
     settings: list[_PlannedSetting] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """One comparison of a suite.
 
@@ -74,10 +75,11 @@ class Setting:
         return {task: self._gains_over_users((task,)) for task in self.analysis.tasks}
 
     def _gains_over_users(self, tasks: tuple[str, ...]) -> dict[str, Interval]:
-        reference = {run.seed: run for run in _with_groups(self.results.of(EQUAL_WEIGHTS), tasks)}
+        results = with_diverged_counted(self.results)
+        reference = {run.seed: run for run in _with_groups(results.of(EQUAL_WEIGHTS), tasks)}
         found = {}
         for method in self.results.plan.methods:
-            runs = [run for run in _with_groups(self.results.of(method.name), tasks) if run.seed in reference]
+            runs = [run for run in _with_groups(results.of(method.name), tasks) if run.seed in reference]
             if method.name == EQUAL_WEIGHTS or not runs:
                 continue
             weight, positives = (_sums(runs[0], tasks, name) for name in ("weight", "positives"))

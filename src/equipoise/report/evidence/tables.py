@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.report.analysis import Gain, MethodResult
 from equipoise.report.diverged import DIVERGED_COUNTS
+from equipoise.report.evidence.duel import static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall
-from equipoise.report.evidence.sensitivity import Sensitivity, sensitivities
+from equipoise.report.evidence.sensitivity import Sensitivity, gains_by_baseline_trials, sensitivities
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.measures import MEASURES
+from equipoise.report.phrases import counted
 from equipoise.report.statistics import Interval
 from equipoise.report.tables import (
     NONE,
@@ -39,7 +42,9 @@ __all__ = [
     "sensitivity_table",
     "setting_table",
     "setting_tables",
+    "static_table",
     "task_gain_table",
+    "tuning_gain_table",
 ]
 
 _NE = MEASURES["ne"]
@@ -49,14 +54,17 @@ def overall_table(overall: Overall) -> Table:
     """Build the table of methods over all settings: rank, gains, tasks, cost and diverged runs."""
     columns = [
         Column("Method", numeric=False),
-        Column("Average rank", "By mean NE within each finished setting; 1 is the best of the joint methods."),
-        Column("Mean gain", "Mean over the finished settings of the NE gain over equal weights."),
+        Column("Average rank", "By mean NE within each ranked setting; 1 is the best of the joint methods."),
+        Column("Mean gain", "Mean over the ranked settings of the NE gain over equal weights."),
         Column(
             "Settings better / unclear / worse",
             "By the 95 % interval over seeds. Below: after Holm's adjustment for the number of methods.",
         ),
         Column("Tasks better / worse", "Clearly better or worse in NE, after Holm's adjustment; out of all tested."),
-        Column("Speed", "Geometric mean of the QPS ratios over the settings measured on a quiet machine."),
+        Column(
+            "Speed",
+            "Geometric mean of the QPS ratios over the settings where their 95 % interval is within about 10 %.",
+        ),
         Column("Memory", "Geometric mean of peak memory over that of equal weights."),
         Column("Diverged", f"{DIVERGED_COUNTS}."),
     ]
@@ -232,3 +240,56 @@ def _trials_cell(found: Sensitivity | None, method: MethodOverall) -> Cell:
         f"{signed(found.spread, 1)}{PERCENT} at the median{'; ' if better else ''}{better}",
         count,
     )
+
+
+def static_table(suite: Suite, focus: MethodOverall | None) -> Table | None:
+    """Build a table of settings: what static weights gained, and the gain of one training of a method over them."""
+    found = static_duels(suite, focus.name) if focus else []
+    if not found or focus is None:
+        return None
+    columns = [
+        Column("Setting", numeric=False),
+        Column("Trainings to find them", "Trials of rate, table decay and weights, on validation rows."),
+        Column("Static weights over equal weights"),
+        Column(f"{focus.label} over static weights", "Paired by seed; not adjusted for the number of settings."),
+    ]
+    rows = [
+        Row(
+            [
+                Cell(duel.setting.title),
+                Cell(str(duel.trials) if duel.trials else "given"),
+                _gain_cell(duel.opponent.ne_gain, None),
+                _gain_cell(duel.gain, None),
+            ]
+        )
+        for duel in found
+    ]
+    return Table(columns, rows)
+
+
+_BASELINE_TRIALS = (1, 2, 4, 8, 16, 32)
+
+
+def tuning_gain_table(suite: Suite, focus: MethodOverall | None) -> Table | None:
+    """Build a table of settings by trials of equal weights: the gain of a method's best trial over theirs."""
+    found = {setting.title: {method.name: method for method in sensitivities(setting)} for setting in suite.settings}
+    tuned = {
+        title: (methods[focus.name], methods[EQUAL_WEIGHTS])
+        for title, methods in found.items()
+        if focus and focus.name in methods and EQUAL_WEIGHTS in methods
+    }
+    if not tuned:
+        return None
+    most = max(len(baseline.errors) for _, baseline in tuned.values())
+    shown = [trials for trials in _BASELINE_TRIALS if trials < most]
+    columns = [
+        Column("Setting", numeric=False),
+        *(Column(counted(trials, "trial")) for trials in shown),
+        Column("All trials"),
+    ]
+    rows = []
+    for title, (method, baseline) in tuned.items():
+        gains = gains_by_baseline_trials(method, baseline)
+        cells = [Cell(percent(gains[trials - 1], 2) if trials < len(gains) else NONE) for trials in shown]
+        rows.append(Row([Cell(title), *cells, Cell(percent(gains[-1], 2), f"of {len(gains)}")]))
+    return Table(columns, rows)
