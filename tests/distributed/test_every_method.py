@@ -70,6 +70,9 @@ REASONS = {
 
 SAID = {"whole gradients": "which FSDP2 shards", "whole updates": "step in their backward pass"}
 
+ROUNDING = {"imtl-l": 5e-5}
+"""Tolerances above 1e-5. The order of a batch's rows alone moves these logits, of up to 10, by 2e-5 in one process."""
+
 DRAWS_BY_RANK = {"graddrop"}
 """Each rank draws for its own rows, so that the numbers depend on how many ranks there are."""
 
@@ -88,4 +91,4 @@ def test_a_method_trains_as_in_one_process_or_is_refused(ranks, alone, name, sha
     if name in DRAWS_BY_RANK:
         return
     for key, expected in alone[name, sharding].items():
-        torch.testing.assert_close(one[key], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one[key], expected, rtol=1e-5, atol=ROUNDING.get(name, 1e-5))

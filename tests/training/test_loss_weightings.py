@@ -9,7 +9,7 @@ from torch import Tensor
 from torchjd.scalarization import DWA, FAMO, UW, Scalarizer
 
 from equipoise.data import Dataset
-from equipoise.methods import METHODS, Method, MethodError
+from equipoise.methods import CATALOGUE, METHODS, Method, MethodError
 from equipoise.methods.from_torchjd import famo
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import build_model
@@ -91,6 +91,20 @@ def test_dwa_weighs_from_the_third_epoch_on(tiny: Dataset) -> None:
     assert set(weights[:14]) == {1.0}
     assert all(weight != 1.0 for weight in weights[14:])
     assert len(set(weights)) == 3  # one for each of the last two epochs
+
+
+@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if method.loss_weighting is not None])
+def test_a_loss_of_0_leaves_the_weights_finite(name: str) -> None:
+    """A batch without a positive label has such a loss where the model is sure of it: float32 holds no smaller one."""
+    weighting = METHODS[name].build_loss_weighting(["click", "like"])
+    for loss in (0.7, 0.0, 0.5):
+        losses = torch.tensor([0.4, loss])
+        weights = weighting.weigh(losses, losses > -1)
+        assert weights.isfinite().all()
+        weighting.after_backward(weights.square().diag() * losses)
+        weighting.after_step(losses, losses > -1)
+        weighting.after_epoch()
+    assert (weights > 0).all()
 
 
 def test_a_weighting_whose_needs_are_not_stated_is_refused() -> None:

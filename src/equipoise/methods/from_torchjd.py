@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
+
+from torch import nn
 
 from equipoise.errors import how_to_install
 from equipoise.forks import Weighted
@@ -21,6 +23,8 @@ __all__ = [
     "smooth_tchebycheff",
     "uncertainty_weighting",
 ]
+
+_SMALLEST_LOSS: Final = 1e-8  # as FAMO's
 
 
 def uncertainty_weighting(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
@@ -52,9 +56,11 @@ def dwa(
 def geometric_mean(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
     """Build the geometric loss strategy: ``(Π_m L_m)^(1/M)``; each loss's weight is the mean over M times that loss.
 
-    torchjd checks in every step that no loss is negative, which waits for the device.
+    A loss of less than 1e-8, as of a batch without a positive label, counts as 1e-8 and gets the weight 0: the mean has
+    no gradient at 0. torchjd looks for negative losses in every step, which waits for the device.
     """
-    return LossWeighting(tasks, _torchjd("scalarization").GeometricMean(), task_weights=task_weights)
+    floored = nn.Sequential(nn.Threshold(_SMALLEST_LOSS, _SMALLEST_LOSS), _torchjd("scalarization").GeometricMean())
+    return LossWeighting(tasks, floored, task_weights=task_weights)
 
 
 def smooth_tchebycheff(
