@@ -1,0 +1,79 @@
+"""Records of trainings, one line of JSON each, and intervals in words, for the scripts beside this file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from equipoise.report.statistics import PairedComparison, interval, relative_gain
+from equipoise.training import Run
+
+Record = dict[str, Any]
+Tables = dict[str, list[str]]
+"""The lines of each table in Markdown, by the name under which a page shows it."""
+
+
+class Records:
+    """The records of a file; a training whose key is there is not made again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Record] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Record]) -> Record:
+        """Return the record with this key, made and written now if there is none."""
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        row = {**key, **make()}
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+
+def ne_of(run: Run, split: Literal["test", "validation"] = "test") -> dict[str, float]:
+    """Return the NE of each task to six digits; empty for a training that diverged."""
+    found = run.test if split == "test" else run.validation
+    return {} if run.status == "diverged" else {task: round(metrics["ne"], 6) for task, metrics in found.items()}
+
+
+def gain(rows: Sequence[Record], reference: Sequence[Record], task: str = "") -> PairedComparison:
+    """Return the gain in test NE of one task, or of the mean over tasks, in per cent of the reference, by seed."""
+
+    def by_seed(of: Sequence[Record]) -> dict[int, float]:
+        scored = {row["seed"]: row["test_ne"] for row in of if row["test_ne"]}
+        return {seed: found[task] if task else fmean(found.values()) for seed, found in scored.items()}
+
+    return relative_gain(by_seed(rows), by_seed(reference), higher_is_better=False)
+
+
+def gain_in_words(found: PairedComparison) -> str:
+    """Return a gain with its 95 % interval; the mean alone where one pair gives no interval."""
+    if found.mean is None:
+        return ""
+    ends = "" if found.low is None or found.high is None else f" ({found.low:+.2f} to {found.high:+.2f})"
+    return f"{found.mean:+.2f} %{ends}".replace("-", "−")
+
+
+def mean_in_words(values: Sequence[float], digits: int = 2) -> str:
+    """Return a mean over seeds and half its 95 % interval (Student's t)."""
+    found = interval(values)
+    half = "" if found.low is None or found.mean is None else f" ± {found.mean - found.low:.{digits}f}"
+    return f"{found.mean:.{digits}f}{half}".replace("-", "−")
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first column is words and whose others are numbers."""
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def show(tables: Tables) -> None:
+    """Print tables one below the other."""
+    for name, lines in tables.items():
+        print("\n".join([f"{name}:", "", *lines, ""]))

@@ -1,0 +1,178 @@
+"""The scripts behind docs/questions.md: each runs in a tiny form, and the page shows what is committed."""
+
+import importlib
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise import data
+from equipoise.comparison.suite import Suite, run_suite
+from equipoise.methods import parse_method
+from equipoise.settings import TrainingSettings
+from equipoise.training import Learner, train
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPTS = REPOSITORY / "benchmarks" / "questions"
+NAMES = ("records", "many_tasks", "static_weights", "at_the_fork", "updates", "drift", "timing", "page")
+FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Import a script by name; its modules are forgotten afterwards, since their names are common ones."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    for name in NAMES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def funnel() -> data.Dataset:
+    return data.load("funnel", **FUNNEL)
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words])
+    module.main()
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(script) -> None:
+    page = script("page")
+    text = "<!-- begin of one -->\nold\n<!-- end of one -->\n"
+    assert page.with_tables(text, {"one": ["new"]}) == text.replace("old", "\nnew\n")
+    with pytest.raises(ValueError, match=r"Expected places for \['two'\], found \['one'\]"):
+        page.with_tables(text, {"two": ["new"]})
+
+
+def test_searched_weights_are_tested_with_seeds_that_chose_nothing(
+    script, monkeypatch: pytest.MonkeyPatch, funnel: data.Dataset, tmp_path: Path
+) -> None:
+    module = script("static_weights")
+    monkeypatch.setattr(module, "SEEDS", 1)
+    records = module.Records(tmp_path / "found.jsonl")
+    for chosen in module.searches((2, 3), 1):
+        module.search(records, funnel, chosen)
+    made = [json.loads(line) for line in records.path.read_text().splitlines()]
+    assert {row["seed"] for row in made} == {module.SEARCH_SEED, 0}
+    searched = [row for row in made if row["search"] == "static weights" and row["seed"] == module.SEARCH_SEED]
+    assert len(searched) == 3
+    for row in searched:
+        assert sum(row["settings"]["loss_scale"].values()) / 4 == pytest.approx(1)
+    best = min(searched[:2], key=lambda row: sum(row["validation_ne"].values()))
+    tested = {(name, point): rows for name, point, rows in module.tested_rows(made, (2, 3), 1)}
+    assert [row["settings"] for row in tested["static weights", 2]] == [best["settings"]]
+    again = module.Records(records.path)
+    for chosen in module.searches((2, 3), 1):
+        module.search(again, funnel, chosen)  # nothing is trained twice
+    assert again.rows == made
+    assert len(module.tables(made, (2, 3), 1)["static weights"]) == 6
+
+
+def test_cosines_at_the_fork_are_those_of_the_combined_vector(script) -> None:
+    module = script("at_the_fork")
+    gradients = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
+    weight = dict(zip("abc", (0.5, 2.0, 1.0), strict=True))
+    units = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    reading = {f"fork/fork/norm/{task}": float(np.linalg.norm(g)) for task, g in zip("abc", gradients, strict=True)}
+    reading |= {f"fork/fork/weight/{task}": value for task, value in weight.items()}
+    for one, other in itertools.combinations(range(3), 2):
+        reading[f"fork/fork/cosine/{'abc'[one]}/{'abc'[other]}"] = float(units[one] @ units[other])
+    found = module.step_values(reading, "abc")
+    for kind, weights in (("before", np.ones(3)), ("after", np.array(list(weight.values())))):
+        combined = weights @ gradients
+        expected = units @ combined / np.linalg.norm(combined)
+        assert list(found[kind].values()) == pytest.approx(expected)
+    assert found["balanced"]["b"] == pytest.approx(2 * np.linalg.norm(gradients[1]))
+
+
+def test_a_jump_is_the_deviation_of_independent_values_and_ignores_a_slow_trend(script) -> None:
+    jump = script("at_the_fork").jump
+    noise = np.random.default_rng(0).standard_normal(20_000)
+    assert jump(noise) == pytest.approx(1, rel=0.03)
+    assert jump(noise + np.linspace(0, 50, len(noise))) == pytest.approx(1, rel=0.03)
+
+
+def test_the_plain_variant_at_the_fork_is_equal_weights(script, funnel: data.Dataset) -> None:
+    module = script("at_the_fork")
+    found = module.record(funnel, module.PLAIN, 0, {"lr": 0.01, "batch_size": 256})
+    equal = train(funnel, "equal", lr=0.01, batch_size=256, evaluations=1)
+    assert found["test_ne"] == pytest.approx({task: metrics["ne"] for task, metrics in equal.test.items()}, rel=1e-4)
+    assert all(part["before"] == part["after"] for part in found["parts"])
+
+
+def test_the_update_that_is_measured_is_adams(script, monkeypatch: pytest.MonkeyPatch, funnel: data.Dataset) -> None:
+    """Momentum and √v̂, followed beside the optimizer, give the direction in which the parameters moved."""
+    module = script("updates")
+    monkeypatch.setattr(module, "SETTINGS", module.SETTINGS | {"batch_size": 128})
+    parts = module.record(funnel, "equal", 0)["parts"]
+    assert [part["update and Adam's formula"] for part in parts] == pytest.approx([1.0] * len(parts), abs=1e-4)
+
+
+def test_task_gradients_add_up_to_that_of_the_step(script, funnel: data.Dataset) -> None:
+    module = script("updates")
+    learner = Learner(funnel.schema, parse_method("equal"), TrainingSettings.of(lr=0.01))
+    shared = module.SharedParameters(learner)
+    batch = next(iter(funnel.train.batches(256)))
+    rows = shared.task_gradients(batch)
+    learner.step(batch)
+    torch.testing.assert_close(rows.sum(0), shared.gradient(), rtol=1e-4, atol=1e-7)
+
+
+def test_ne_of_a_window_is_loss_over_the_entropy_of_its_rate(script) -> None:
+    module = script("drift")
+    losses, rates = torch.full((40, 1), 0.3), torch.full((40, 1), 0.1)
+    entropy = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    assert module.mean_ne(losses, rates) == pytest.approx([0.3 / entropy] * module.WINDOWS)
+
+
+def test_a_drifting_stream_is_trained_with_a_rate_chosen_on_other_data(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("drift")
+    monkeypatch.setattr(module, "METHODS", {"equal": "equal weights", "multibalance": "MultiBalance"})
+    monkeypatch.setattr(module, "RATES", (0.01,))
+    monkeypatch.setattr(module, "KINDS", {"sudden": module.KINDS["sudden"]})
+    run(module, monkeypatch, "--out", str(tmp_path / "drift.jsonl"), "--rows", "12000", "--seeds", "1")
+    assert capsys.readouterr().out.count("| MultiBalance | 0.01 |") == 1
+    assert {row["seed"] for row in module.Records(tmp_path / "drift.jsonl").rows} == {1000, 0}
+
+
+def test_each_task_of_many_has_its_rate(script) -> None:
+    dataset = script("many_tasks").load(tasks=5, rows=20_000)
+    rates = dataset.train.labels.mean(0)
+    assert len(dataset.schema.tasks) == 5
+    assert (rates > 0.005).all()
+    assert (rates < 0.25).all()
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [14_000, 2_000, 4_000]
+
+
+def test_the_suite_can_be_read_and_its_results_fill_the_tables(script, tmp_path: Path) -> None:
+    assert len(Suite.read(SCRIPTS / "suite.yaml").settings) == 13
+    page = script("page")
+    tiny = {"data": "funnel", "data_options": FUNNEL, "batch_size": 512, "seeds": 2, "evaluations": 1}
+    suite = {"title": "Tiny", "settings": {"one": tiny | {"title": "One", "methods": ["equal", "multibalance"]}}}
+    run_suite(Suite.of(suite), tmp_path, speed=False, jobs=1)
+    found = page.of_suite(tmp_path)
+    assert found["one"]["title"] == "One"
+    assert len(found["one"]["runs"]) == 4
+    [row] = page.comparison(found, ("one",), ("multibalance",))[2:]
+    assert row.startswith("| One | MultiBalance | 0.003 | 0.003 |")
+
+
+def test_costs_are_measured_against_equal_weights(
+    script, monkeypatch: pytest.MonkeyPatch, funnel: data.Dataset
+) -> None:
+    module = script("timing")
+    monkeypatch.setattr(module.data, "load", lambda *_, **__: funnel)
+    monkeypatch.setattr(module, "ratios", lambda *_: {module.NOISE: [1.0, 0.9, 1.1], "MultiBalance": [0.9, 0.8, 1.0]})
+    tables = module.tables(module.measure((2,), (256,), 5000, 0.0))
+    assert tables["cost by number of tasks"][-1] == "| 2 | × 1.000 (0.900 to 1.100) | × 0.900 (0.800 to 1.000) |"
