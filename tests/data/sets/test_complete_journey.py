@@ -370,6 +370,20 @@ def test_splits_are_the_weeks_in_order(sample: Sample) -> None:
         np.testing.assert_array_equal(np.unique(week[sample.rows(split)]), list(weeks))
 
 
+def test_later_test_weeks_leave_the_other_splits_as_they_are(
+    tables: Tables, examples: Examples, sample: Sample
+) -> None:
+    later = Sample.draw(tables, examples, rows=SMALL, seed=3, later=True)
+    for split in ("train", "validation"):
+        for column in ("household", "product", "week"):
+            one, other = (getattr(found.exposures, column)[found.rows(split)] for found in (sample, later))
+            assert np.array_equal(one, other)
+    assert set(np.unique(later.exposures.week[later.rows("test")])) == {50, 51, 52, 53}
+    assert later.rate == sample.rate
+    repeat = later.labels[later.rows("test"), 4]
+    assert not (repeat == 1).any()  # nobody knows yet who buys again
+
+
 def test_a_sample_is_decided_by_its_seed(tables: Tables, examples: Examples, sample: Sample) -> None:
     again = Sample.draw(tables, examples, rows=SMALL, seed=3)
     other = Sample.draw(tables, examples, rows=SMALL, seed=4)

