@@ -78,6 +78,25 @@ def test_estimates_equal_sums_written_as_loops(policy: RankingPolicy) -> None:
     assert own.over_logged["DR"].value == pytest.approx(np.mean(robust) - np.mean(clicks), rel=1e-5)
 
 
+def test_blocks_of_candidates_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run([side(QUALITY)], log(300))
+    monkeypatch.setattr("equipoise.serving.replay.replaying._CANDIDATES", 2 * ITEMS)
+    assert run([side(QUALITY)], log(300)) == whole
+
+
+def test_a_ranker_that_reads_items_alone_shows_the_same_one_to_all() -> None:
+    class ByPrice(FakeRanker):
+        def predict(self, table: pl.DataFrame, /) -> pl.DataFrame:
+            assert table.height == ITEMS  # scored once, not in every round
+            return table.select(click=pl.col("price") / 100)
+
+    found = log(500)
+    ranker = ByPrice(QUALITY, columns=("price",))
+    both = run([RankedSide("A", {0: ranker})], found, policy=RankingPolicy())
+    weights = np.where(found.action == ITEMS - 1, 1 / found.propensity, 0)
+    assert both.sides[0].value["IPS"].value == pytest.approx(np.mean(weights * found.reward))
+
+
 @pytest.fixture(scope="module")
 def repeated() -> list[Replay]:
     """Replay two rankers on 250 logs of 300 rounds each."""

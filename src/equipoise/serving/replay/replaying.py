@@ -234,25 +234,26 @@ def _rounds(
     for task in by_position:
         if task not in known:
             raise SettingError(f"{label}: expected a task that ranks, out of {', '.join(known)}; found {task!r}.")
-    needed = [name for name in log.context.columns if name in ranker.columns]
     columns = list(dict.fromkeys(by_position))
     binary = {task.name: task.binary for task in ranker.schema.tasks}
     task_of = np.array([columns.index(task) for task in by_position])
-    size, items = max(1, _CANDIDATES // log.items.height), log.items.height
+    read = [name for name in log.context.columns if name in ranker.columns]
+    contexts, places = _distinct(log.context.select(read), len(log))
+    order, items = np.argsort(places, kind="stable"), log.items.height
     taken, expected, modelled = np.empty(len(log)), np.empty(len(log)), np.empty(len(log))
     tells_items_apart = False
-    for start in range(0, len(log), size):
-        part = slice(start, min(start + size, len(log)))
-        count = part.stop - part.start
-        candidates = _candidates(log.context.select(needed)[part], log.items)
-        found = ranker.predict(candidates)
-        scores = np.stack([_scores(found[task].to_numpy(), binary[task]) for task in columns]).reshape(-1, count, items)
-        chosen = scores[task_of[log.position[part]], np.arange(count)]
-        tells_items_apart = tells_items_apart or bool(np.ptp(chosen, axis=1).any())
-        share, fitted = policy.probabilities(chosen), model.of_items(part)
-        logged = np.arange(count), log.action[part]
-        taken[part], modelled[part] = share[logged], fitted[logged]
-        expected[part] = (share * fitted).sum(1)
+    size = max(1, _CANDIDATES // items)
+    for start in range(0, int(places.max()) + 1, size):
+        found = ranker.predict(_candidates(contexts[start : start + size], log.items))
+        scores = np.stack([_scores(found[task].to_numpy(), binary[task]) for task in columns])
+        scores = scores.reshape(len(columns), -1, items)
+        tells_items_apart = tells_items_apart or bool(np.ptp(scores, axis=2).any())
+        first, end = np.searchsorted(places[order], [start, start + size])
+        for part in range(first, end, size):
+            here = order[part : min(part + size, end)]
+            share = policy.probabilities(scores[task_of[log.position[here]], places[here] - start])
+            fitted, logged = model.of_items(here), (np.arange(len(here)), log.action[here])
+            taken[here], modelled[here], expected[here] = share[logged], fitted[logged], (share * fitted).sum(1)
     if not tells_items_apart:
         raise SettingError(f"{label} predicts the same for every item in every round, so that it ranks none.")
     if not taken.any():
@@ -277,11 +278,25 @@ def _check_columns(label: str, ranker: RowScorer, log: BanditLog) -> None:
         )
 
 
-def _candidates(context: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Return every item in every round: the items of the first round, then those of the second."""
-    rounds, count = context.height, items.height
-    repeated = context[np.repeat(np.arange(rounds), count)] if context.columns else pl.DataFrame()
-    return pl.concat([repeated, items[np.tile(np.arange(count), rounds)]], how="horizontal")
+def _distinct(context: pl.DataFrame, rounds: int) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    """Return the different rows, and the place of each row among them: equal contexts are scored once."""
+    if not context.columns:
+        return context, np.zeros(rounds, np.int64)
+    number = max(context.columns, key=len) + "#"  # a name that no column has
+    rows = context.unique(maintain_order=True)
+    places = context.join(
+        rows.with_row_index(number), on=context.columns, how="left", nulls_equal=True, maintain_order="left"
+    )
+    return rows, places[number].to_numpy().astype(np.int64)
+
+
+def _candidates(contexts: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Return every item in every context: the items of the first context, then those of the second."""
+    if not contexts.columns:
+        return items
+    rows, count = contexts.height, items.height
+    repeated, tiled = np.repeat(np.arange(rows), count), np.tile(np.arange(count), rows)
+    return pl.concat([contexts[repeated], items[tiled]], how="horizontal")
 
 
 def _scores(predictions: NDArray[np.floating], binary: bool) -> NDArray[np.float64]:

@@ -64,7 +64,7 @@ class RewardModel:
         at_position = total.sum(2, keepdims=True) / np.maximum(count.sum(2, keepdims=True), 1)
         return cls((total + PRIOR_ROUNDS * at_position) / (count + PRIOR_ROUNDS), fold, position)
 
-    def of_items(self, rounds: slice, /) -> NDArray[np.float64]:
-        """Return the mean reward of every item in some rounds, shape [rounds, items]."""
+    def of_items(self, rounds: NDArray[np.int64], /) -> NDArray[np.float64]:
+        """Return the mean reward of every item in some rounds, given by their places, shape [rounds, items]."""
         found: NDArray[np.float64] = self.values[self.fold[rounds], self.position[rounds]]
         return found
