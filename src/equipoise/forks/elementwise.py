@@ -46,6 +46,11 @@ class Elementwise(Fork):
         """
         raise NotImplementedError(f"{type(self).__name__} must define combine(gradients, present).")
 
+    @property
+    def mixes_examples(self) -> bool:
+        """True: a subclass may combine elements of several examples."""
+        return True
+
     def monitored(self) -> dict[str, Tensor]:
         """Return nothing: there is no weight per task."""
         return {}
@@ -140,6 +145,11 @@ class GradDrop(Elementwise):
         """Count the step; the weights are 1."""
         self.draws.add_(1)
         return torch.ones_like(gram[0])
+
+    @property
+    def mixes_examples(self) -> bool:
+        """False: every element is drawn by itself, and an element belongs to one example."""
+        return False
 
     def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
         """Sum the gradients of the drawn sign and the leaks of the others; see :meth:`Elementwise.combine`."""

@@ -22,6 +22,7 @@ from equipoise.forks.meeting import Meeting, Passage, balanced
 from equipoise.forks.names import by_name, encode_names, names_key, task_names
 from equipoise.forks.ranks import group_of_several
 from equipoise.forks.structure import differentiable_parts
+from equipoise.per_sample import computed_per_sample, per_sample_gradients_possible
 
 if dist.is_available():
     from torch.distributed._functional_collectives import all_reduce
@@ -67,6 +68,9 @@ class Fork(nn.Module):
     state. Under ``create_graph=True``, ``torch.func.grad`` and ``vjp`` the weights are constants of the graph, and the
     gradient of a penalty on the balanced gradient crosses the fork like any other. A compiled model keeps no record of
     its backwards: a second one counts as a new step, and losses that go backward one by one are not detected.
+
+    Differentially private training clips the gradient of each example, which must not depend on the others. A fork
+    whose weights do (:attr:`mixes_examples`) refuses a model that Opacus has wrapped.
 
     The fork's state stays in float32 (or wider), also in a model converted to half precision. It is saved with the
     tasks' names and matched by them: the order may differ, a task that was not saved starts fresh, and a saved task
@@ -157,6 +161,11 @@ class Fork(nn.Module):
             raise RuntimeError("torch.jit.script takes a fork in eval mode only: call model.eval() before.")
         return _Copies(len(self.tasks))
 
+    @property
+    def mixes_examples(self) -> bool:
+        """True where the gradient that an example sends upstream depends on others; a subclass may know better."""
+        return type(self).weigh is not Fork.weigh
+
     def reset_parameters(self) -> None:
         """Go back to the state before the first step, as a module made on the meta device must after ``to_empty``."""
         self.last_gram.zero_()
@@ -244,6 +253,7 @@ class Fork(nn.Module):
 
         Raises:
             TypeError: there is no tensor, a complex one that needs a gradient, or an object that might hide tensors.
+            RuntimeError: the fork's weights depend on the whole batch, and Opacus clips the gradient of each example.
         """
         if not self.training or self.pauses:
             return (shared,) * len(self.tasks)
@@ -254,10 +264,21 @@ class Fork(nn.Module):
         parts, rebuilt = differentiable_parts(shared)
         if not parts:
             return (shared,) * len(self.tasks)
+        if passage is not None and per_sample_gradients_possible() and self.mixes_examples:
+            self._refuse_per_sample_gradients(parts)
         if self.last_gram.device != parts[0].device:  # engines that move parameters and buffers only
             self._apply_to_attributes(lambda tensor: tensor.to(parts[0].device))
         copies: Any = Meeting.apply(self, passage, *parts)  # type: ignore[no-untyped-call]
         return tuple(rebuilt(copies[task * len(parts) : (task + 1) * len(parts)]) for task in range(len(self.tasks)))
+
+    def _refuse_per_sample_gradients(self, parts: Sequence[Tensor]) -> None:
+        if computed_per_sample(parts):
+            raise RuntimeError(
+                f"{type(self).__name__} weighs the tasks by the gradients of the whole batch, so that one example "
+                "changes the gradients of all others: clipping each of them, as Opacus does, would not bound what an "
+                "example can change, and the stated ε would be wrong. Use fixed weights: "
+                f"Weighted({list(self.tasks)!r}, [...]); docs/privacy.md says more."
+            )
 
     @torch.no_grad()
     def weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]], factor: Tensor | None) -> tuple[Tensor, Tensor]:

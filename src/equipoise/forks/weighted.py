@@ -67,6 +67,11 @@ class Weighted(Fork):
             self.fixed = torch.tensor(weighting, dtype=self.last_weights.dtype)
         self.weighting = weighting
 
+    @property
+    def mixes_examples(self) -> bool:
+        """True for a function of the whole batch's Gram matrix, False for fixed numbers."""
+        return callable(self.weighting)
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
         weights = self._weights(gram, present)

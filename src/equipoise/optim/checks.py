@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from equipoise.optim.clippy import Clippy
 from equipoise.optim.wrapper import Wrapper
+from equipoise.per_sample import have_per_sample_gradients
 
-__all__ = ["check_groups", "check_shared", "check_unwrapped", "distinct", "scalars_of"]
+__all__ = ["check_groups", "check_not_per_sample", "check_shared", "check_unwrapped", "distinct", "scalars_of"]
 
 
 def scalars_of(losses: Sequence[Any], tasks: Sequence[str]) -> list[Tensor | None]:
@@ -86,6 +87,20 @@ def check_groups(groups: Sequence[dict[str, Any]]) -> None:
                 raise TypeError(f"{name} must be a number, found a tensor: its value would have to be waited for.")
         if group.get("capturable") or group.get("differentiable"):
             raise ValueError("capturable=True and differentiable=True are not supported, found one of them.")
+
+
+def check_not_per_sample(groups: Sequence[dict[str, Any]], name: str) -> None:
+    """Refuse parameters of a model whose per-sample gradients Opacus clips; ``name`` is that of the optimizer.
+
+    Raises:
+        RuntimeError: there is such a parameter.
+    """
+    if have_per_sample_gradients(parameter for group in groups for parameter in group["params"]):
+        raise RuntimeError(
+            f"{name} weighs the tasks' updates by the gradients of the whole batch, and Opacus replaces the gradients "
+            "by clipped and noisy sums: its weights would be lost, or leak what the noise should hide. Train with an "
+            "ordinary optimizer, and fixed weights of the tasks; docs/privacy.md says more."
+        )
 
 
 def check_unwrapped(optimizer: Optimizer, name: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim.averaging import Averaging, averaging_of, refuse_unaveraged, refuse_unknown_ranks
-from equipoise.optim.checks import check_groups, check_shared, distinct, scalars_of
+from equipoise.optim.checks import check_groups, check_not_per_sample, check_shared, distinct, scalars_of
 from equipoise.optim.clippy import Clippy
 from equipoise.optim.gradients import Pending, marks_of, same_marks, sum_of, take
 from equipoise.optim.host_counts import HostCounts
@@ -131,6 +131,7 @@ class TaskOptimizer(Wrapper):
     def _check_first(self, losses: list[Tensor | None]) -> None:
         """Make the slow checks, in the first backward alone."""
         name = type(self).__name__
+        check_not_per_sample(self.param_groups, name)
         present = [loss for loss in losses if loss is not None]
         if self._averaging is None:
             refuse_unknown_ranks(name)  # they may have come since this was made
