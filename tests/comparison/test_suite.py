@@ -97,4 +97,7 @@ def test_the_command_says_what_is_wrong_and_where_the_results_are(tmp_path: Path
     words = ["evidence", str(file), "--out", str(tmp_path / "out"), "--only", "experts", "--short", "--no-speed"]
     done = CliRunner().invoke(app, [*words, "--jobs", "1"])
     assert done.exit_code == 0
-    assert "Results:" in done.output
+    assert "Evidence:" in done.output
+    assert (tmp_path / "out" / "evidence.html").is_file()
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "out"), "--markdown"]).exit_code == 0
+    assert "Not begun: Shared bottom." in (tmp_path / "out" / "evidence.md").read_text()

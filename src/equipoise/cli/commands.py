@@ -25,6 +25,7 @@ from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.cli.progress_bars import Display
 from equipoise.cli.tables import method_table, run_tables, summary_table
 from equipoise.comparison.runner import run_comparison, train_into
+from equipoise.comparison.suite import SUITE_FILE
 from equipoise.errors import SettingError
 from equipoise.report.page import write_markdown, write_report
 from equipoise.settings import Settings
@@ -130,12 +131,17 @@ def compare(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that `equipoise compare` or `evidence` wrote.")],
     *,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write report.md: text and tables, no charts.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write text and tables without charts.")] = False,
 ) -> None:
-    """Write the report of a finished comparison again."""
+    """Write the report of a finished comparison again, or the evidence page of a suite."""
     with plainly():
+        if (folder / SUITE_FILE).is_file():
+            from equipoise.report.evidence import write_evidence, write_evidence_markdown
+
+            say(f"Evidence: {write_evidence_markdown(folder) if markdown else write_evidence(folder)}")
+            return
         say(f"Report: {write_markdown(folder) if markdown else write_report(folder)}")
 
 

@@ -34,11 +34,12 @@ def evidence(
         int | None, typer.Option(min=1, help="Number of worker processes; one per core by default.")
     ] = None,
 ) -> None:
-    """Compare methods on several data sets and models, each tuned alike.
+    """Compare methods on several data sets and models, each tuned alike, then write a page about all of them.
 
     Interrupt it at any time: the same command goes on where it was.
     """
     from equipoise.comparison.suite import SUITE_FILE, Suite, run_suite
+    from equipoise.report.evidence import write_evidence
 
     again = f"Run the same command again to go on from {out}."
     with plainly(lambda: again, kept=(out / SUITE_FILE).exists), interrupted_by_sigterm():
@@ -46,4 +47,5 @@ def evidence(
         check_writable(out)
         with Display(console) as display:
             run_suite(found, out, only=only or (), short=short, speed=speed, jobs=jobs, listener=display)
-    say(f"Results: {out}")
+        page = write_evidence(out)
+    say(f"Evidence: {page}")

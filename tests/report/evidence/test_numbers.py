@@ -17,7 +17,7 @@ from equipoise.report.evidence.sensitivity import (
 )
 from equipoise.report.evidence.suite import read_suite
 from equipoise.report.statistics import relative_gain
-from tests.made_up_comparison import Comparison
+from tests.made_up_comparison import METHODS, Comparison
 
 FEW = ("single-task", "equal", "multibalance", "pub", "static")
 
@@ -71,6 +71,14 @@ def test_a_setting_with_few_of_the_methods_does_not_shrink_the_ranking(suite):
     found = overall(suite(one=Comparison(seeds=2), two=Comparison(seeds=2), small=Comparison(methods=FEW, seeds=2)))
     assert [setting.name for setting in found.ranked] == ["one", "two"]
     assert len(found.ranks.average) == 7
+
+
+def test_one_missing_method_does_not_cost_a_setting(suite):
+    fewer = tuple(name for name in METHODS if name != "clippy")
+    found = overall(suite(one=Comparison(seeds=2), two=Comparison(seeds=2), three=Comparison(methods=fewer, seeds=2)))
+    assert [setting.name for setting in found.ranked] == ["one", "two", "three"]
+    assert len(found.ranks.average) == 6
+    assert found.method("clippy").rank is None
 
 
 def test_wins_losses_and_tasks_are_those_of_each_comparison(suite):

@@ -94,11 +94,11 @@ def test_markdown_holds_answer_cautions_and_tables(two):
     assert words.startswith("# A suite\n")
     for heading in (
         "## Over all settings", "## NE gain over equal weights", "## Static weights", "## Which tasks gain",
-        "### First: gain by task", "## How much tuning a method needs", "## Setting by setting", "## How it was done",
+        "### First", "## How much tuning a method needs", "## Setting by setting", "## How it was done",
     ):  # fmt: skip
         assert f"\n{heading}\n" in words
     assert "- Not begun: Third." in words
-    assert evidence_section(two).strip() in words
+    assert evidence_section(two).strip().replace("\n###", "\n##") in words
 
 
 def test_a_suite_that_has_just_begun_is_a_page_too(suite):

@@ -65,9 +65,9 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
 def _unranked(suite: Suite, overall: Overall) -> list[str]:
     """Name the settings that ranks leave out for want of methods, and the methods that a ranked setting lacks."""
     found = []
-    small = [s.title for s in suite.settings if s.finished and s.has_gains and s not in overall.ranked]
-    if small:
-        found.append(f"Ranks and means over settings leave out {listed(small)}, with less than half of the methods.")
+    others = [s.title for s in suite.settings if s.finished and s.has_gains and s not in overall.ranked]
+    if others:
+        found.append(f"Ranks and means over settings leave out {listed(others)}, where other methods were compared.")
     joint = [method for method in overall.methods if method.is_joint and method.rank is None]
     lacking: dict[tuple[str, ...], list[str]] = {}
     for method in joint:

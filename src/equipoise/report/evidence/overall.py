@@ -79,7 +79,7 @@ class Overall:
 
     Attributes:
         methods: by average rank, best first; then those without one, references last.
-        ranked: the settings that ranks and means are over: finished, with half of the methods or more.
+        ranked: the settings that ranks and means are over.
         ranks: None where fewer than two methods are in all of these settings.
         front: names on the front of speed and mean gain, fastest first.
     """
@@ -103,18 +103,15 @@ class Overall:
 def over_all_settings(suite: Suite, /) -> Overall:
     """Return each method's results over all settings.
 
-    Ranks and means are over the settings that are finished and have half of the joint methods at least, and over the
-    methods that all of these settings have; one model per task and searched static weights are references without a
-    rank.
+    Ranks and means are over finished settings: those that, with the joint methods that all of them have, make the
+    largest complete table. One model per task and searched static weights are references without a rank.
     """
     finished = {setting: _errors(setting) for setting in suite.settings if setting.finished and setting.has_gains}
-    most = max(map(len, finished.values()), default=0)
-    ranked = [setting for setting, of_methods in finished.items() if 2 * len(of_methods) >= most]
-    errors = {setting.name: finished[setting] for setting in ranked}
-    shared = [name for name in _names(ranked) if all(name in of_setting for of_setting in errors.values())]
+    ranked = _largest_table(finished)
+    shared = _shared(finished[setting] for setting in ranked)
     ranks = None
     if len(shared) > 1:
-        ranks = compare_ranks({name: {key: of[key] for key in shared} for name, of in errors.items()})
+        ranks = compare_ranks({setting.name: {name: finished[setting][name] for name in shared} for setting in ranked})
     methods = [_method(name, suite.settings, ranked, ranks) for name in _names(suite.settings)]
     methods.sort(key=lambda method: (method.rank or math.inf, not method.is_joint, method.label))
     points = {
@@ -127,6 +124,30 @@ def over_all_settings(suite: Suite, /) -> Overall:
 
 def _names(settings: Iterable[Setting]) -> list[str]:
     return list(dict.fromkeys(method.name for setting in settings for method in setting.results.plan.methods))
+
+
+def _shared(of_settings: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the methods that have an error in each setting."""
+    first, *others = [*of_settings] or [{}]
+    return [name for name in first if all(name in other for other in others)]
+
+
+def _largest_table(errors: Mapping[Setting, Mapping[str, float]]) -> list[Setting]:
+    """Leave out settings one by one, down to two, as long as that makes settings × shared methods larger.
+
+    A single setting with methods of its own would otherwise take all others out of the ranking.
+    """
+    kept = list(errors)
+
+    def size(settings: Sequence[Setting]) -> int:
+        return len(settings) * len(_shared(errors[setting] for setting in settings))
+
+    while len(kept) > 2:
+        fewer = max(([other for other in kept if other is not setting] for setting in kept), key=size)
+        if size(fewer) <= size(kept):
+            break
+        kept = fewer
+    return kept
 
 
 def _errors(setting: Setting) -> dict[str, float]:

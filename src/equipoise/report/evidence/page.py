@@ -52,6 +52,7 @@ def write_evidence_markdown(folder: Path) -> Path:
         if setting["note"]:
             lines += [no_tags(setting["note"]), ""]
         lines += markdown_table(setting["main"])
+        lines += ["", "NE gain over equal weights by task:", "", *markdown_table(setting["by_task"])]
         for heading, table in setting["tables"]:
             lines += ["", f"{heading}:", "", *markdown_table(table)]
     lines += ["", "## How it was done", ""]
@@ -60,12 +61,13 @@ def write_evidence_markdown(folder: Path) -> Path:
 
 
 def evidence_section(folder: Path) -> str:
-    """Return the answer and the tables over all settings as Markdown, for a page of the documentation.
+    """Return the answer and the tables over all settings as Markdown, for a section of a page of the documentation.
 
     Raises:
         FolderError: the folder holds no ``suite.json``, or a file in it is damaged.
     """
-    return "\n".join([*_section(_content(read_suite(folder))), ""])
+    lines = _section(_content(read_suite(folder)))
+    return "\n".join([f"#{line}" if line.startswith("##") else line for line in lines] + [""])
 
 
 def _section(content: Mapping[str, Any]) -> list[str]:
@@ -79,12 +81,9 @@ def _section(content: Mapping[str, Any]) -> list[str]:
         lines += ["", "## NE gain over equal weights", "", *markdown_table(content["gains"]), "", _MARKS]
     if content["static"]:
         lines += ["", "## Static weights", "", *markdown_table(content["static"])]
-    if content["settings"]:
-        lines += ["", "## Which tasks gain"]
-    for setting in content["settings"]:
-        lines += ["", f"### {no_tags(setting['title'])}: gain by task", ""]
-        lines += [no_tags(setting["tasks"]), ""] if setting["tasks"] else []
-        lines += markdown_table(setting["by_task"])
+    told = [(setting["title"], setting["tasks"]) for setting in content["settings"] if setting["tasks"]]
+    if told:
+        lines += ["", "## Which tasks gain", "", *(f"- {no_tags(title)}: {no_tags(tasks)}" for title, tasks in told)]
     if content["sensitivity"]:
         lines += ["", "## How much tuning a method needs", "", content["about_trials"], ""]
         lines += markdown_table(content["sensitivity"])
@@ -198,10 +197,10 @@ def _procedure(suite: Suite) -> Sequence[tuple[str, str]]:
         ("Diverged runs", f"{DIVERGED_COUNTS}. It is shown in every table"),
         (
             "Ranks",
-            "by mean NE within each setting that is finished and has half of the methods at least, over the joint "
-            "methods that all of these have; one model per task and searched static weights are references without "
-            "a rank. Friedman test in the form of Iman and "
-            "Davenport, critical difference of Nemenyi at level 0.05 (Demšar, JMLR 7, 2006)",
+            "by mean NE within each setting, over the finished settings and joint methods that make the largest table "
+            "without a gap; one model per task and searched static weights are references without a rank. Friedman "
+            "test in the form of Iman and Davenport, critical difference of Nemenyi at level 0.05 (Demšar, JMLR 7, "
+            "2006)",
         ),
         (
             "Choice of rates",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import EQUAL_WEIGHTS, Results
+from equipoise.comparison.suite import SUITE_FILE, SuiteSetting
 from equipoise.report.analysis import Analysis, analyse
 from equipoise.report.diverged import with_diverged_counted
 from equipoise.report.statistics import Array, Interval, gain_over_seeds_and_users
@@ -19,15 +20,9 @@ from equipoise.training import Run
 __all__ = ["Setting", "Suite", "read_suite"]
 
 
-class _PlannedSetting(BaseModel):
-    name: str = Field(min_length=1)
-    title: str = ""
-    note: str = ""
-
-
-class _PlannedSuite(BaseModel):
+class _SuiteFile(BaseModel):
     title: str
-    settings: list[_PlannedSetting] = Field(min_length=1)
+    settings: list[SuiteSetting] = Field(min_length=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +104,14 @@ def read_suite(folder: Path, /) -> Suite:
     Raises:
         FolderError: there is no ``suite.json``, or a file is damaged.
     """
-    file = folder / "suite.json"
+    file = folder / SUITE_FILE
     if not file.is_file():
         raise FolderError(
-            f"Expected the folder of a suite with a suite.json in it, found none in {folder}: "
+            f"Expected the folder of a suite with a {SUITE_FILE} in it, found none in {folder}: "
             "run 'equipoise evidence' first, or name its folder."
         )
     try:
-        planned = _PlannedSuite.model_validate_json(file.read_bytes())
+        planned = _SuiteFile.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
