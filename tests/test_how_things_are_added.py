@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "equipoise"
 
 ROWS = {
-    "methods/catalogue.py": (
-        '    Method("equal",',
+    "methods/at_fork.py": (
+        '    Method(\n        "multibalance", ',
         '    Method("added-method", "Added", "One row more.", fork=MultiBalance, options={"gamma": 0.5}),\n',
     ),
     "ranking/models/catalogue.py": (
@@ -117,8 +117,8 @@ def test_the_tests_of_the_catalogue_and_of_the_ranks_take_a_new_row_up_by_themse
 @pytest.mark.parametrize(
     ("kind", "name", "places"),
     [
-        ("a fork method", "graddrop", {"methods/catalogue.py"}),
-        ("a torchjd weighting at the fork", "mgda", {"methods/catalogue.py"}),
+        ("a fork method", "graddrop", {"methods/at_fork.py"}),
+        ("a torchjd weighting at the fork", "aligned-mtl", {"methods/at_fork.py"}),
         ("a loss weighting", "uw", {"methods/catalogue.py"}),
         ("a parameter-level method", "mgda-parameters", {"methods/on_parameters.py"}),
         ("an update method", "clippy", {"methods/catalogue.py"}),

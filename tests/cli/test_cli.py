@@ -101,7 +101,7 @@ def test_methods_are_listed_in_sixty_columns() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["compare", *FUNNEL, "--methods", "equal,pcgrad"], "Expected a method out of .* found 'pcgrad'"),
+        (["compare", *FUNNEL, "--methods", "equal,pcgard"], "Expected a method out of .* found 'pcgard'"),
         (["compare", *FUNNEL, "--methods", "multibalance:beta=-1"], "beta must be finite|at least 0"),
         (["compare", *FUNNEL, "--model", "dlrm"], "Expected a model out of shared-bottom, mmoe, ple.* found 'dlrm'"),
         (["compare", "--data", "movielens"], "Expected a data set out of .* found 'movielens'"),

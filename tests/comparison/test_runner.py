@@ -248,7 +248,7 @@ def test_a_rate_of_the_settings_is_that_of_each_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ["pcgrad"]}, "Expected a method out of"),
+        ({"methods": ["pcgard"]}, "Expected a method out of"),
         ({"methods": ["equal", "equal"]}, "named once, found equal, equal"),
         ({"model": "no-such-model"}, "Expected a model out of"),
         ({"model_options": {"experts": 3}}, "takes the options"),

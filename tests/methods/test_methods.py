@@ -173,7 +173,7 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pcgrad", r"Expected a method out of single-task, equal, .*; found 'pcgrad'"),
+        ("pcgard", r"Expected a method out of single-task, equal, .*; found 'pcgard'"),
         ("", "found ''"),
         ("equal:beta=1", "'equal' takes no options; found beta"),
         ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, reduction, clip, overlap; found alpha"),

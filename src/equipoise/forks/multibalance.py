@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
-from equipoise.preferences import preference_factors
+from equipoise.forks.preferring import Preferring
 from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
@@ -21,7 +21,7 @@ Direction = Literal["cosine", "gram", "raw", "none"]
 Reduction = Literal["sum", "mean"]
 
 
-class MultiBalance(Fork):
+class MultiBalance(Preferring):
     r"""Balances tasks at the shared representation: magnitudes by a moving average, direction by simplex weights.
 
     From `MultiBalance: Multi-Objective Gradient Balancing in Industrial-Scale Multi-Task Recommendation System
@@ -96,7 +96,6 @@ class MultiBalance(Fork):
 
     averages: Tensor
     balance: Tensor
-    preferences: Tensor
 
     def __init__(
         self,
@@ -113,7 +112,7 @@ class MultiBalance(Fork):
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
     ) -> None:
-        super().__init__(tasks, process_group=process_group, overlap=overlap)
+        super().__init__(tasks, task_weights=task_weights, process_group=process_group, overlap=overlap)
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], found {gamma}.")
         if not (0 <= rho < math.inf and 0 <= beta < math.inf):
@@ -140,11 +139,8 @@ class MultiBalance(Fork):
         self.magnitude: Magnitude = magnitude
         self.direction: Direction = direction
         self.reduction: Reduction = reduction
-        self._factors = preference_factors(task_weights, self.tasks)
-        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
-        self.preferences = torch.empty_like(self.last_weights)
         self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
@@ -153,7 +149,6 @@ class MultiBalance(Fork):
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()
-        self.preferences.copy_(torch.tensor(self._factors, dtype=self.preferences.dtype))
         self.balance.fill_(self._even)
         self.averages.zero_()
 
@@ -218,7 +213,7 @@ class MultiBalance(Fork):
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
         return (
-            f"{super().extra_repr()}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
+            f"{Fork.extra_repr(self)}, gamma={self.gamma}, rho={self.rho}, beta={self.beta}, "
             f"magnitude={self.magnitude!r}, direction={self.direction!r}, reduction={self.reduction!r}, "
             f"task_weights={self.task_weights!r}"
             f"{'' if self.clip is None else f', clip={self.clip}'}"

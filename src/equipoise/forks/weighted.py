@@ -9,13 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.forks.fork import Fork
-from equipoise.preferences import preference_factors
+from equipoise.forks.preferring import Preferring
 
 __all__ = ["Weighted"]
 
 
-class Weighted(Fork):
+class Weighted(Preferring):
     r"""Weighs the tasks' gradients by a function of their Gram matrix, or by fixed numbers.
 
     What flows on upstream is ``Σ_m w_m g_m`` with ``w = weighting(G)``, ``G_ij = ⟨g_i, g_j⟩`` over the global batch.
@@ -58,10 +57,7 @@ class Weighted(Fork):
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(tasks, process_group=process_group)
-        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
-        factors = preference_factors(task_weights, self.tasks)
-        self.preferences = torch.tensor(factors, dtype=self.last_weights.dtype)
+        super().__init__(tasks, task_weights=task_weights, process_group=process_group)
         if not callable(weighting):
             weighting = _fixed(weighting, self.tasks)
             self.fixed = torch.tensor(weighting, dtype=self.last_weights.dtype)
@@ -84,7 +80,7 @@ class Weighted(Fork):
         weights = torch.zeros_like(gram[0])
         if not len(here):
             return weights
-        found = self.weighting(gram[here.unsqueeze(1), here])
+        found = self.weights_of(gram[here.unsqueeze(1), here], here)
         if not isinstance(found, Tensor) or found.shape != here.shape:
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -93,11 +89,20 @@ class Weighted(Fork):
             )
         return weights.index_copy_(0, here, found.to(weights))
 
+    def weights_of(self, gram: Tensor, tasks: Tensor, /) -> Tensor:
+        """Return the weights of the present tasks by the function; a subclass may keep a state for each task.
+
+        Args:
+            gram: the Gram matrix of the present tasks, shape [K, K], K at least 1.
+            tasks: their places among all tasks, ascending, shape [K].
+        """
+        assert callable(self.weighting)
+        return self.weighting(gram)
+
     def extra_repr(self) -> str:
         """Return the constructor's arguments; a module is shown as a part of the fork."""
         shown = "" if isinstance(self.weighting, torch.nn.Module) else f", weighting={self.weighting!r}"
-        preferring = "" if self.task_weights is None else f", task_weights={self.task_weights}"
-        return f"{super().extra_repr()}{shown}{preferring}"
+        return f"{super().extra_repr()}{shown}"
 
 
 def _fixed(weights: Sequence[float], tasks: Sequence[str]) -> tuple[float, ...]:

@@ -57,9 +57,9 @@ def parse_method(text: str, /) -> Method:
     Example:
         >>> parse_method("multibalance:beta=0.1,direction=gram").options
         {'beta': 0.1, 'direction': 'gram'}
-        >>> parse_method("pcgrad")
+        >>> parse_method("pcgard")
         Traceback (most recent call last):
-        equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgrad'.
+        equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgard'.
     """
     name, options = METHODS.parse(text)
     return METHODS[name].with_options(**options)

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from equipoise.forks import Fork, GradDrop, MultiBalance
+from equipoise.forks import Fork
 from equipoise.loss_weighting import gradnorm, loss_discrepancy_control, random_weights, static_weights
 from equipoise.methods import from_torchjd
+from equipoise.methods.at_fork import AT_FORK
 from equipoise.methods.method import PER_TASK, Method
 from equipoise.methods.on_parameters import ON_PARAMETERS
 from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
@@ -19,7 +20,6 @@ from equipoise.optim.forms import FormName
 
 __all__ = ["CATALOGUE"]
 
-_MULTIBALANCE: Final[dict[str, Any]] = {"fork": MultiBalance, "paper": "arXiv 2411.11871", "year": 2024}
 _TASK_GRADIENTS: Final = frozenset({"per-task backward", "whole gradients"})
 _PUB: Final[dict[str, Any]] = {
     "optimizer": PUB, "paper": "arXiv 2410.05806, ICDM", "year": 2024, "needs": _TASK_GRADIENTS
@@ -59,42 +59,7 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         "static", "Static weights", "Losses weighed by fixed numbers, as a team tunes them by hand.",
         loss_weighting=static_weights, search={"weights": PER_TASK},
     ),
-    Method(
-        "multibalance", "MultiBalance",
-        "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,
-    ),
-    Method(
-        "multibalance-literal", "MultiBalance, as its source writes it",
-        "Gradients at the fork in their smoothed length, balanced by their raw Gram matrix; close to the plain sum.",
-        **_MULTIBALANCE,
-        options={"magnitude": "uncorrected", "direction": "raw", "reduction": "mean", "beta": 1.0},
-    ),
-    Method(
-        "multibalance-own-cosine", "MultiBalance, own lengths and cosines",
-        "Gradients at the fork in their own averaged length, balanced by their cosines.",
-        **_MULTIBALANCE, options={"magnitude": "own", "direction": "cosine", "beta": 1.0},
-    ),
-    Method(
-        "multibalance-own-gram", "MultiBalance, own lengths and Gram matrix",
-        "Gradients at the fork in their own averaged length, balanced by their Gram matrix at trace M.",
-        **_MULTIBALANCE, options={"magnitude": "own", "direction": "gram", "beta": 1.0},
-    ),
-    Method(
-        "multibalance-no-magnitude", "MultiBalance, no magnitude", "Ablation: direction alone.",
-        **_MULTIBALANCE, options={"magnitude": "none"},
-    ),
-    Method(
-        "multibalance-no-direction", "MultiBalance, no direction", "Ablation: magnitude alone.",
-        **_MULTIBALANCE, options={"direction": "none"},
-    ),
-    Method(
-        "mgda", "MGDA at the fork", "The shortest convex combination of the gradients at the fork.",
-        "NeurIPS, arXiv 1810.04650", 2018, fork=from_torchjd.mgda_at_fork,
-    ),
-    Method(
-        "graddrop", "GradDrop", "Gradients at the fork, each element from the tasks of one randomly drawn sign.",
-        "NeurIPS, arXiv 2010.06808", 2020, fork=GradDrop,
-    ),
+    *AT_FORK,
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed in the form published by PUB's authors.", **_PUB,

@@ -9,7 +9,6 @@ from typing import Any, Final
 from torch import nn
 
 from equipoise.errors import how_to_install
-from equipoise.forks import Weighted
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods.method import MethodError
 
@@ -19,8 +18,8 @@ __all__ = [
     "famo_next_batch",
     "geometric_mean",
     "imtl_l",
-    "mgda_at_fork",
     "smooth_tchebycheff",
+    "torchjd_module",
     "uncertainty_weighting",
 ]
 
@@ -32,7 +31,7 @@ def uncertainty_weighting(tasks: Sequence[str], *, task_weights: Sequence[float]
 
     ``s = log σ²`` as the paper advises; learned at the model's rate.
     """
-    return LossWeighting(tasks, _torchjd("scalarization").UW(len(tasks)), task_weights=task_weights)
+    return LossWeighting(tasks, torchjd_module("scalarization").UW(len(tasks)), task_weights=task_weights)
 
 
 def imtl_l(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
@@ -40,7 +39,7 @@ def imtl_l(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None)
 
     The paper's loss balance: at rest all ``exp(s_m) L_m`` are 1. Learned at the model's rate.
     """
-    return LossWeighting(tasks, _torchjd("scalarization").IMTLL(len(tasks)), task_weights=task_weights)
+    return LossWeighting(tasks, torchjd_module("scalarization").IMTLL(len(tasks)), task_weights=task_weights)
 
 
 def dwa(
@@ -50,7 +49,7 @@ def dwa(
 
     The temperature is the paper's. All weights are 1 in the first two epochs.
     """
-    return LossWeighting(tasks, _torchjd("scalarization").DWA(temperature), task_weights=task_weights)
+    return LossWeighting(tasks, torchjd_module("scalarization").DWA(temperature), task_weights=task_weights)
 
 
 def geometric_mean(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> LossWeighting:
@@ -59,7 +58,8 @@ def geometric_mean(tasks: Sequence[str], *, task_weights: Sequence[float] | None
     A loss of less than 1e-8, as of a batch without a positive label, counts as 1e-8 and gets the weight 0: the mean has
     no gradient at 0. torchjd looks for negative losses in every step, which waits for the device.
     """
-    floored = nn.Sequential(nn.Threshold(_SMALLEST_LOSS, _SMALLEST_LOSS), _torchjd("scalarization").GeometricMean())
+    torchjds = torchjd_module("scalarization").GeometricMean()
+    floored = nn.Sequential(nn.Threshold(_SMALLEST_LOSS, _SMALLEST_LOSS), torchjds)
     return LossWeighting(tasks, floored, task_weights=task_weights)
 
 
@@ -71,7 +71,7 @@ def smooth_tchebycheff(
     With equal preferences and the ideal point 0. The paper tries ``mu`` of 0.01, 0.1, 0.5 and 1 and names none as the
     best; 0.1 is our choice among them.
     """
-    return LossWeighting(tasks, _torchjd("scalarization").STCH(mu), task_weights=task_weights)
+    return LossWeighting(tasks, torchjd_module("scalarization").STCH(mu), task_weights=task_weights)
 
 
 def famo(
@@ -86,7 +86,7 @@ def famo(
     The paper's Algorithm 2, with its rate and decay: a second forward pass shows how the step changed the losses of
     the same batch.
     """
-    scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
+    scalarizer = torchjd_module("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
     return LossWeighting(tasks, scalarizer, task_weights=task_weights)
 
 
@@ -102,23 +102,16 @@ def famo_next_batch(
     The difference between two batches comes on top of what the step changed. It does not add up: over many steps all
     but the first and the last batch cancel. Apart from that as :func:`famo`.
     """
-    scalarizer = _torchjd("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
+    scalarizer = torchjd_module("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
     return LossWeighting(tasks, scalarizer, update_on="next batch", task_weights=task_weights)
 
 
-def mgda_at_fork(
-    tasks: Sequence[str],
-    *,
-    epsilon: float = 1e-3,
-    max_iters: int = 100,
-    task_weights: Sequence[float] | None = None,
-) -> Weighted:
-    """Build MGDA at the fork: the min-norm point of the gradients there, by Frank-Wolfe steps."""
-    weighting = _torchjd("aggregation").MGDAWeighting(epsilon=epsilon, max_iters=max_iters)
-    return Weighted(tasks, weighting, task_weights=task_weights)
+def torchjd_module(module: str) -> Any:
+    """Import a module of torchjd.
 
-
-def _torchjd(module: str) -> Any:
+    Raises:
+        MethodError: torchjd is not installed.
+    """
     try:
         return import_module(f"torchjd.{module}")
     except ModuleNotFoundError as error:

@@ -22,7 +22,7 @@ from equipoise.jacobian.adapters import (
 from equipoise.jacobian.from_gram import Bargaining, ParetoEfficient
 from equipoise.jacobian.tracking import DualBalancing, GradientCorrection
 from equipoise.loss_weighting import LossWeighting
-from equipoise.methods.from_torchjd import _torchjd
+from equipoise.methods.from_torchjd import torchjd_module
 from equipoise.methods.method import Method, MethodError
 
 __all__ = ["ON_PARAMETERS"]
@@ -132,7 +132,7 @@ def _sum_of_logarithms(losses: Tensor) -> Tensor:
 
 
 def _aggregation(name: str, **options: Any) -> Any:
-    found = getattr(_torchjd("aggregation"), name)
+    found = getattr(torchjd_module("aggregation"), name)
     try:
         return found(**options)
     except ImportError as error:  # of a solver
