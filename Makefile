@@ -3,6 +3,9 @@
 # make test-distributed               set-up of TorchRec and the integrations, then the tests that need them
 # make test-floor                     set-up of the lowest versions that pyproject.toml promises, then all tests with them
 #                                     (on x86_64 pip may take several GB for the older torch)
+# make evidence                       set-up, then every method on every data set of benchmarks/evidence.yaml, tuned alike
+#                                     (hours; interrupt it at will, the same command goes on)
+# make nightly                        set-up, then the tests that take minutes, such as the short form of that suite
 # make check                          set-up, then format, lint, types and the import contract
 # make clean                          remove the environments and what was built
 # PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
@@ -20,7 +23,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare test test-distributed test-floor check clean
+.PHONY: setup compare evidence nightly test test-distributed test-floor check clean
 
 setup: .venv/.installed
 
@@ -65,6 +68,12 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 
 compare: setup
 	$(BIN)/equipoise compare --data $(DATA) $(ARGS)
+
+evidence: setup
+	$(BIN)/equipoise evidence benchmarks/evidence.yaml --out benchmarks/evidence $(ARGS)
+
+nightly: setup
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m nightly $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)

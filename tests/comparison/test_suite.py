@@ -20,7 +20,7 @@ SMALL = {
     },
     "settings": {
         "shared": {"title": "Shared bottom"},
-        "experts": {"model": "mmoe", "note": "Smaller.", "seeds": 1},
+        "experts": {"model": "mmoe", "note": "Smaller.", "seeds": 1, "short": {"epochs": 2}},
     },
     "short": {"seeds": 1, "tune_trials": 1},
 }  # fmt: skip
@@ -32,6 +32,8 @@ def test_own_settings_override_common_ones_and_the_short_form_overrides_both() -
     assert suite.comparison("experts").seeds == 1
     assert suite.comparison("experts").model == "mmoe"
     assert suite.comparison("shared", short=True).tune_trials == 1
+    assert suite.comparison("experts", short=True).epochs == 2
+    assert suite.comparison("experts").epochs == 1
     assert suite.entry("experts").title == "experts"
 
 

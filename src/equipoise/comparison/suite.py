@@ -44,8 +44,8 @@ class Suite(BaseModel):
         title: of the pages about it.
         common: settings of `equipoise compare` that all comparisons share.
         settings: name of a comparison to its own settings, which override the common ones; ``title`` and ``note``
-            describe it.
-        short: settings that override all others in the short form.
+            describe it, and ``short`` holds what its short form overrides.
+        short: settings that override those of all comparisons in the short form.
 
     Example:
         >>> suite = Suite.of({"title": "Two", "common": {"seeds": 3}, "settings": {"one": {"data": "funnel"}}})
@@ -104,8 +104,8 @@ class Suite(BaseModel):
         Raises:
             SettingError: one of them is unknown, out of range, or not of `equipoise compare`.
         """
-        own = {key: value for key, value in self.settings[name].items() if key not in {"title", "note"}}
-        stated = self.common | own | (self.short if short else {})
+        own = {key: value for key, value in self.settings[name].items() if key not in {"title", "note", "short"}}
+        stated = self.common | own | (self.short | self.settings[name].get("short", {}) if short else {})
         try:
             found = Settings.of(**stated)
         except SettingError as error:
