@@ -11,6 +11,7 @@ from torch import nn
 
 from equipoise import PUB, AdaTask, Clippy, Fork, MultiBalance
 from equipoise.methods import CATALOGUE, METHODS, NEEDS, Method, MethodError, methods_table, parse_method, register
+from equipoise.optim import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
 
 TASKS = ("click", "like")
@@ -73,6 +74,14 @@ def test_the_optimizers_are_the_ones_named() -> None:
     pub = built("pub-adatask")
     assert isinstance(pub, PUB)
     assert isinstance(pub.optimizer, AdaTask)
+    bounded = built("pub-clippy:relative=0.2")
+    assert isinstance(bounded, PUB)
+    assert isinstance(bounded.optimizer, Clippy)
+    assert (bounded.optimizer.relative, bounded.form) == (0.2, "ours")
+    rescaled = built("pub-metabalance:target=like,update_every=3")
+    assert isinstance(rescaled, PUB)
+    assert isinstance(rescaled.optimizer, MetaBalance)
+    assert (rescaled.optimizer.target, rescaled.update_every) == ("like", 3)
     authors = built("pub-authors")
     assert isinstance(authors, PUB)
     assert authors.form == "authors"

@@ -44,6 +44,49 @@ def pub_around_adatask(
     )  # fmt: skip
 
 
+def pub_around_clippy(
+    optimizer: Optimizer,
+    *,
+    shared: Sequence[Parameter],
+    tasks: Sequence[str],
+    data_parallel: Module | dist.ProcessGroup | None = None,
+    form: FormName = "ours",
+    update_every: int = 10,
+    relative: float = 0.5,
+    absolute: float = 0.01,
+    task_weights: Sequence[float] | None = None,
+) -> PUB:
+    """Build PUB over Clippy, which shrinks the joint update."""
+    bounded = Clippy(optimizer, relative=relative, absolute=absolute)
+    return PUB(
+        bounded, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every,
+        task_weights=task_weights,
+    )  # fmt: skip
+
+
+def pub_around_metabalance(
+    optimizer: Optimizer,
+    *,
+    shared: Sequence[Parameter],
+    tasks: Sequence[str],
+    data_parallel: Module | dist.ProcessGroup | None = None,
+    form: FormName = "ours",
+    update_every: int = 10,
+    target: str | None = None,
+    relax: float = 0.7,
+    beta: float = 0.9,
+    task_weights: Sequence[float] | None = None,
+) -> PUB:
+    """Build PUB over MetaBalance, from whose rescaled gradients the updates come."""
+    rescaled = MetaBalance(
+        optimizer, shared=shared, target=target, relax=relax, beta=beta, tasks=tasks, data_parallel=data_parallel
+    )
+    return PUB(
+        rescaled, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every,
+        task_weights=task_weights,
+    )  # fmt: skip
+
+
 def plain_fork(tasks: Sequence[str]) -> Fork:
     """Build a fork that weighs nothing, for a loss weighting to read gradients at; without the option ``overlap``."""
     return Fork(tasks)
@@ -78,6 +121,14 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         **_PUB | {"optimizer": pub_around_adatask},
     ),
     Method(
+        "pub-clippy", "PUB + Clippy", "PUB, with the joint update bounded by the parameters' size.",
+        **_PUB | {"optimizer": pub_around_clippy, "needs": _TASK_GRADIENTS | {"whole updates"}},
+    ),
+    Method(
+        "pub-metabalance", "PUB + MetaBalance", "PUB on updates of gradients brought near the first task's length.",
+        **_PUB | {"optimizer": pub_around_metabalance},
+    ),
+    Method(
         "adatask", "AdaTask", "One optimizer state per task on the shared parameters.", "AAAI", 2023,
         optimizer=AdaTask, needs=_TASK_GRADIENTS,
     ),
@@ -85,10 +136,12 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         "metabalance", "MetaBalance",
         "Gradients of the other tasks brought near the length of the first task's, tensor by tensor.",
         "arXiv 2203.06801, WWW", 2022, optimizer=MetaBalance, needs=_TASK_GRADIENTS,
+        search={"relax": (0.2, 0.5, 0.7, 0.9)},
     ),
     Method(
         "clippy", "Clippy", "The plain sum of the losses, updates bounded by the parameters' size.",
         "arXiv 2302.09178", 2023, optimizer=Clippy, needs=frozenset({"whole updates"}),
+        search={"relative": (0.1, 0.2, 0.5, 1.0)},
     ),
     Method(
         "uw", "Uncertainty weighting", "Losses weighed by a learned uncertainty of each task.",

@@ -214,12 +214,13 @@ ON_PARAMETERS: Final[tuple[Method, ...]] = (
     Method(
         "sdmgrad-parameters", "SDMGrad on parameters",
         "The min-norm weights drawn to equal ones, with the Jacobians of two batches.",
-        "NeurIPS, arXiv 2305.18409", 2023, jacobian=sdmgrad,
+        "NeurIPS, arXiv 2305.18409", 2023, jacobian=sdmgrad, search={"pull": (0.1, 0.3, 0.6, 1.0)},
     ),
     Method(
         "db-mtl-parameters", "DB-MTL on parameters",
         "Gradients of the losses' logarithms, averaged over the steps and brought to the longest one's length.",
         "Neural Networks, arXiv 2308.12029", 2023, jacobian=DualBalancing, loss_weighting=logarithms,
+        search={"beta": (0.1, 0.5, 0.9)},
     ),
     Method(
         "moco-parameters", "MoCo on parameters",
