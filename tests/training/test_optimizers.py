@@ -90,7 +90,10 @@ def test_a_training_is_that_of_a_plain_loop_with_the_optimizers_of_torch(tiny: D
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=lambda text, path=path: f"{path}: {text}")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].optimizer or METHODS[name].jacobian])
+@pytest.mark.parametrize(
+    "name",
+    [*(name for name in METHODS if METHODS[name].optimizer is not None), "mgda-parameters", "db-mtl-parameters"],
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adagrad", "rmsprop"])
 def test_methods_that_balance_updates_train_with_every_optimizer(tiny: Dataset, name: str, optimizer: str) -> None:
     settings = {"lr": 0.05 if optimizer == "sgd" else 0.01, "optimizer": optimizer, "weight_decay": 1e-4}

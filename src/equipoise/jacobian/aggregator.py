@@ -155,4 +155,4 @@ def in_order(kind: Kind, saved: Tensor, fresh: Tensor, places: Sequence[int | No
                 value[place, other] = saved[kept, of_other]
         else:
             value[place] = saved[kept]
-    return value / value.sum() if kind == "share" else value
+    return value / value.sum() if kind == "share" and None in places else value
