@@ -82,6 +82,7 @@ def test_the_optimizers_are_the_ones_named() -> None:
     assert isinstance(rescaled, PUB)
     assert isinstance(rescaled.optimizer, MetaBalance)
     assert (rescaled.optimizer.target, rescaled.update_every) == ("like", 3)
+    assert built("pcd-parameters:primary=like").aggregator.primary == "like"
     authors = built("pub-authors")
     assert isinstance(authors, PUB)
     assert authors.form == "authors"

@@ -341,10 +341,12 @@ class Method:
         return stated
 
     def _trial_tasks(self) -> list[str]:
-        """Return tasks to check options with: those with a preference and others, as many as a list has entries."""
+        """Return tasks to check options with: those that are named and others, as many as a list has entries."""
         lengths = [len(value) for value in self.options.values() if isinstance(value, list)]
-        count = max(lengths, default=max(2, len(self.task_weights) + 1))
-        return [*self.task_weights, *(f"any task {place}" for place in range(count - len(self.task_weights)))]
+        stated = [self.options[name] for name in sorted(_NAMES_OF_TASKS & self.options.keys())]
+        named = dict.fromkeys([*self.task_weights, *(task for task in stated if task is not None)])
+        count = max(lengths, default=max(2, len(named) + 1))
+        return [*named, *(f"any task {place}" for place in range(count - len(named)))]
 
     def _weights_of(self, tasks: Sequence[str]) -> list[float]:
         return [self.task_weights.get(task, 1.0) for task in tasks]
@@ -363,6 +365,9 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")  # differs in every process
 
 _NOT_FROM_TEXT: Final = {"shared", "tasks", "process_group", "data_parallel", "task_weights"}
 """Parameters that no word of the command line can spell."""
+
+_NAMES_OF_TASKS: Final = {"target", "primary"}
+"""Options whose value is the name of a task."""
 
 _KINDS: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
     bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
