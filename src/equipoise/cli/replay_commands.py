@@ -14,13 +14,16 @@ from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.tables import terminal_table
 from equipoise.errors import SettingError
 from equipoise.methods import METHODS
+from equipoise.report.auction_page import SIMULATED, auction_findings, auction_markdown, auction_table
 from equipoise.report.replay_page import replay_cautions, replay_findings, replay_markdown, replay_table
 from equipoise.report.web_page import write_whole
+from equipoise.serving import Ranker
+from equipoise.serving.auction import Market, MarketSide, funnel_of, simulate
 from equipoise.serving.replay import BanditLog, RankedSide, RankingPolicy, load_seeds
 from equipoise.serving.replay import replay as replay_on
 from equipoise.training.faults import interrupted_by_sigterm
 
-__all__ = ["replay"]
+__all__ = ["auction", "replay"]
 
 Runs = Annotated[
     list[Path],
@@ -65,7 +68,7 @@ def replay(
     their paired difference. Neither may have learnt from these rounds.
     """
     with plainly(), interrupted_by_sigterm():
-        sides = _sides(runs)
+        sides = [RankedSide(label, rankers) for label, rankers in _sides(runs).items()]
         policy = RankingPolicy(temperature, epsilon)
         logged = BanditLog.read(
             log, items, action=action, propensity=propensity, label=label, position=position, unit=unit
@@ -81,8 +84,42 @@ def replay(
             say(f"Written: {out}")
 
 
-def _sides(runs: list[Path]) -> list[RankedSide]:
-    """Load one or two sides, each named after its method, and after its folder where both have the same."""
+@app.command()
+def auction(
+    runs: Runs,
+    *,
+    auctions: Annotated[int, typer.Option(min=2, max=10_000_000, help="Number of auctions.")] = 20_000,
+    candidates: Annotated[int, typer.Option(min=2, max=10_000, help="Ads in each.")] = 20,
+    bid_spread: Annotated[float, typer.Option(min=0, max=5, help="Standard deviation of the bids' logarithm.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of people, ads and bids.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the result as Markdown, too.")] = None,
+) -> None:
+    """Simulate ad auctions on the generated funnel: eCPM and CTR of one or two rankers.
+
+    The ad with the highest bid x pCTR x pCVR wins. The generator knows the true
+    probabilities, so what a winner earns is exact. A simulation, no experiment:
+    RUNs are trainings on `--data funnel` with the same options.
+    """
+    with plainly(), interrupted_by_sigterm():
+        sides = _sides(runs)
+        funnels = [funnel_of(ranker.run.settings) for rankers in sides.values() for ranker in rankers.values()]
+        if len(set(funnels)) > 1:
+            raise SettingError("The runs were trained on funnels with different options: train them on the same one.")
+        market = Market(auctions, candidates, bid_spread, seed)
+        found = simulate([MarketSide(label, rankers) for label, rankers in sides.items()], funnels[0], market)
+        console.print(terminal_table(auction_table(found), "Simulated auctions"))
+        for text in (SIMULATED, *auction_findings(found)):
+            say(text)
+        if out is not None:
+            write_whole(out, auction_markdown(found, title="Simulated auctions", command=_command()))
+            say(f"Written: {out}")
+
+
+def _sides(runs: list[Path]) -> dict[str, dict[int, Ranker]]:
+    """Load the rankers of one or two sides: label -> seed -> ranker.
+
+    A side is named after its method, and after its folder too where both have the same.
+    """
     if len(runs) > 2:
         raise SettingError(f"Expected one or two folders of runs, found {len(runs)}.")
     found = [load_seeds(folder) for folder in runs]
@@ -90,7 +127,7 @@ def _sides(runs: list[Path]) -> list[RankedSide]:
     labels = [METHODS[name].label if name in METHODS else name for name in methods]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({folder.name})" for label, folder in zip(labels, runs, strict=True)]
-    return [RankedSide(label, rankers) for label, rankers in zip(labels, found, strict=True)]
+    return dict(zip(labels, found, strict=True))
 
 
 def _tasks(given: list[str]) -> str | dict[str, str]:

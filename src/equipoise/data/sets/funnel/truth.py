@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise.data.sets.funnel.options import EVENTS, Funnel, IdField
 
-__all__ = ["Chunk", "Float32", "Float64", "chunks"]
+__all__ = ["Chunk", "Float32", "Float64", "Truth", "chunks"]
 
 _CLICK, _CONVERSION = 0, 3  # places among the events of a surface
 _SIDES: Final = np.array([1.0, -1.0, -1.0, 1.0])  # what sells (click, conversion) against what pleases
@@ -49,15 +49,22 @@ def chunks(funnel: Funnel) -> Iterator[Chunk]:
         >>> sum(len(chunk.labels) for chunk in chunks(Funnel(rows=100_000)))
         100000
     """
-    truth = _Truth(funnel)
+    truth = Truth(funnel)
     for number, start in enumerate(range(0, funnel.rows, _CHUNK)):
         stop = min(start + _CHUNK, funnel.rows)
         time = (np.arange(start, stop) / (funnel.rows - 1)).astype(np.float32)
         yield truth.rows(np.random.default_rng([funnel.seed, 2, number]), time)
 
 
-class _Truth:
-    """The latent model: id vectors, weights and intercepts; the last two are fitted on pilot rows."""
+class Truth:
+    """The latent model: id vectors, weights and intercepts; the last two are fitted on pilot rows.
+
+    Example:
+        >>> truth = Truth(Funnel(rows=1000))
+        >>> ids, numbers = truth.inputs(np.random.default_rng(0), 5)
+        >>> truth.probabilities(ids, numbers, np.ones(5, np.float32)).shape
+        (5, 4)
+    """
 
     def __init__(self, funnel: Funnel) -> None:
         self.funnel = funnel
@@ -85,7 +92,27 @@ class _Truth:
             given = None if click is None else _sigmoid(logits[click] + np.float32(self.intercepts[click]))
             self.intercepts[m] = _intercept(logits[m], given, rate)
 
+    def inputs(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int32], Float32]:
+        """Draw ids, int32, shape [count, number of id fields], and numbers, shape [count, numerics]."""
+        ids, numeric = self._inputs(rng, count)
+        return np.stack(ids, axis=1, dtype=np.int32, casting="same_kind"), numeric
+
+    def probabilities(self, categorical: NDArray[np.integer], numeric: Float32, time: Float32) -> Float32:
+        """Return the true probabilities of the labels, shape [B, tasks].
+
+        Args:
+            categorical: ids, shape [B, number of id fields].
+            numeric: shape [B, numerics].
+            time: 0 at the first row of the data set, 1 at the last, shape [B].
+        """
+        ids = [column.astype(np.int64) for column in categorical.T]
+        found = _sigmoid(self._logits(self._features(ids, numeric), time))
+        for conversion, click in self.click_of.items():
+            found[conversion] *= found[click]
+        return np.ascontiguousarray(found.T)
+
     def rows(self, rng: np.random.Generator, time: Float32) -> Chunk:
+        """Draw rows at the given times, shape [B]."""
         ids, numeric = self._inputs(rng, len(time))
         probabilities = _sigmoid(self._logits(self._features(ids, numeric), time))
         labels = rng.random(probabilities.shape, dtype=np.float32) < probabilities
