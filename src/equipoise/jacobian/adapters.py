@@ -2,6 +2,10 @@
 
 torchjd keeps one state for as many rows as it was last given, and starts anew when that number changes. Here the state
 has a row per task: torchjd is handed those of the present tasks before each call.
+
+Gram matrices are handed over with a mean diagonal near 1. Their scale changes no weights but for torchjd's constants
+against a division by zero, by which gradients shorter than 0.01 would get weights of 0 from CAGrad, and no projection
+from UPGrad.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ __all__ = ["ExcessRisks", "GradientVaccine", "Preferring", "PriorityConstrained"
 
 
 class Weighing(WeighingAggregator):
-    """A ``WeightedAggregator`` of torchjd without a state.
+    """A ``GramianWeightedAggregator`` of torchjd without a state.
 
     Args:
-        aggregator: has an attribute ``weighting``, from a Jacobian to weights.
+        aggregator: has an attribute ``gramian_weighting``, from a Gram matrix to weights.
         seed: if the weighting draws from torch's global generators, it draws as the seed and the step say: alike on all
             ranks and after a checkpoint, and without changing the global random state. None: it does not draw.
     """
@@ -38,7 +42,7 @@ class Weighing(WeighingAggregator):
     def weigh(self, jacobian: Tensor, state: dict[str, Tensor], /, *, step: int) -> Tensor:
         """Return torchjd's weights."""
         with _draws_of(self.seed, step, jacobian.device):
-            weights: Tensor = self.aggregator.weighting(jacobian)
+            weights: Tensor = self.aggregator.gramian_weighting(_gram_of(jacobian))
         return weights
 
     def __repr__(self) -> str:
@@ -63,7 +67,8 @@ class Preferring(TaskAggregator):
         preferences = self.preferences(present, jacobian)
         if preferences is not None:
             self.aggregator.pref_vector = preferences / len(present) if self.scale == "mean" else preferences
-        joint: Tensor = self.aggregator(jacobian)
+        weighting = getattr(self.aggregator, "gramian_weighting", None)
+        joint: Tensor = self.aggregator(jacobian) if weighting is None else weighting(_gram_of(jacobian)) @ jacobian
         return joint
 
     def __repr__(self) -> str:
@@ -113,7 +118,7 @@ class GradientVaccine(WeighingAggregator):
         weighting = self.aggregator.gramian_weighting
         weighting._phi_t = state["targets"].to("cpu", copy=True)  # torchjd changes it in place, on the CPU
         with _draws_of(self.seed, step, jacobian.device):
-            weights: Tensor = self.aggregator.weighting(jacobian)
+            weights: Tensor = weighting(_gram_of(jacobian))
         state["targets"] = weighting._phi_t.to(jacobian.device)
         return weights
 
@@ -267,6 +272,12 @@ class TwoBatches(WeighingAggregator):
 
 def _equal_shares(tasks: int, like: Tensor) -> Tensor:
     return like.new_full((tasks,), 1 / max(tasks, 1))
+
+
+def _gram_of(jacobian: Tensor) -> Tensor:
+    """Return the Gram matrix of the rows, divided by the power of 2 next to its mean diagonal, which is exact."""
+    gram = jacobian @ jacobian.T
+    return gram / torch.exp2(gram.diagonal().mean().log2().round())
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def pcgrad(*, seed: int = 0, task_weights: Weights = None) -> Weighing:
     return Weighing(_aggregation("PCGrad"), seed=seed, task_weights=task_weights)
 
 
-def gradvac(*, beta: float = 0.5, seed: int = 0, task_weights: Weights = None) -> GradientVaccine:
-    """Build GradVac (arXiv 2010.05874): raises cosines to their moving average; β as in torchjd and LibMTL."""
+def gradvac(*, beta: float = 0.01, seed: int = 0, task_weights: Weights = None) -> GradientVaccine:
+    """Build GradVac (arXiv 2010.05874): raises cosines to their moving average; β is the paper's."""
     return GradientVaccine(_aggregation("GradVac", beta=beta), seed=seed, task_weights=task_weights)
 
 
@@ -152,7 +152,7 @@ ON_PARAMETERS: Final[tuple[Method, ...]] = (
     Method(
         "gradvac-parameters", "GradVac on parameters",
         "Each pair of gradients turned until its cosine reaches its moving average.",
-        "ICLR, arXiv 2010.05874", 2021, jacobian=gradvac,
+        "ICLR, arXiv 2010.05874", 2021, jacobian=gradvac, search={"beta": (0.001, 0.01, 0.1, 0.5)},
     ),
     Method(
         "cagrad-parameters", "CAGrad on parameters",
@@ -194,7 +194,7 @@ ON_PARAMETERS: Final[tuple[Method, ...]] = (
     Method(
         "pcd-parameters", "PCD on parameters",
         "The gradient of a primary task, the first by default, as far as every other task gains a little too.",
-        "TMLR, arXiv 2606.29521", 2026, jacobian=pcd,
+        "TMLR, arXiv 2606.29521", 2026, jacobian=pcd, search={"tau": (0.01, 0.02, 0.05, 0.1)},
     ),
     Method(
         "graddrop-parameters", "GradDrop on parameters",
