@@ -28,10 +28,23 @@ from equipoise.comparison.result_folder import ResultFolder
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "questions.md", ROOT / "benchmarks" / "results"
 SUITE, TIMING = "questions-suite.json", "questions-timing.json"
-FORKED = ("three-tasks", "conflict", "adam")
-BATCHES = ("batch-1k", "batch-4k", "batch-16k", "batch-64k")
-TASKS = ("tasks-2", "tasks-8", "tasks-32", "tasks-128")
-OPTIMIZERS = ("adam", "sgd", "adagrad")
+COMPARISONS = {
+    "direction": (
+        ("three-tasks", "conflict", "adam"),
+        ("multibalance", "multibalance-no-direction", "multibalance-no-magnitude"),
+        "multibalance",
+    ),
+    "update_every": (("adam",), ("pub:update_every=1", "pub", "pub:update_every=100"), "pub"),
+    "batch size": (("batch-1k", "batch-4k", "batch-16k", "batch-64k"), ("multibalance",)),
+    "number of tasks": (
+        ("tasks-2", "tasks-8", "tasks-32", "tasks-128"),
+        ("multibalance", "multibalance-no-direction"),
+    ),
+    "optimizer": (("adam", "sgd", "adagrad"), ("multibalance", "pub")),
+}
+"""Of each question that the suite answers: comparisons, methods to set against equal weights, and one of these to set
+the others against."""
+NOT_YET = "Not measured yet."
 LABELS = {
     "equal": "equal weights",
     "multibalance": "MultiBalance",
@@ -46,7 +59,11 @@ LABELS = {
 def of_suite(folder: Path) -> dict[str, Any]:
     """Return what the tables need of a suite's folder: rates, and test NE by method and seed."""
     entries = json.loads((folder / "suite.json").read_text())["settings"]
-    return {entry["name"]: of_comparison(folder / entry["name"], entry["title"]) for entry in entries}
+    return {
+        entry["name"]: of_comparison(folder / entry["name"], entry["title"])
+        for entry in entries
+        if (folder / entry["name"]).exists()
+    }
 
 
 def of_comparison(folder: Path, title: str) -> Record:
@@ -57,60 +74,63 @@ def of_comparison(folder: Path, title: str) -> Record:
 
 
 def tables(results: Path) -> Tables:
-    """Return all tables of the page."""
-    suite = json.loads((results / SUITE).read_text())
+    """Return the tables of the results that are there."""
     scripts = {
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
         "drift": drift.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():
-        found |= of_script(Records(results / f"questions-{name}.jsonl").rows)
-    found["direction"] = comparison(
-        suite, FORKED, ("multibalance", "multibalance-no-direction", "multibalance-no-magnitude")
-    )
-    found["update_every"] = comparison(suite, ("adam",), ("pub:update_every=1", "pub", "pub:update_every=100"))
-    found["batch size"] = comparison(suite, BATCHES, ("multibalance",))
-    found["number of tasks"] = comparison(suite, TASKS, ("multibalance", "multibalance-no-direction"))
-    found["optimizer"] = comparison(suite, OPTIMIZERS, ("multibalance", "pub"))
-    measured = results / TIMING
-    for question, lines in (timing.tables(json.loads(measured.read_text())) if measured.exists() else {}).items():
-        found[question] = lines
-    for question in ("number of tasks", "batch size", "update_every"):
-        found.setdefault(f"cost by {question}", ["Not measured yet: that needs a machine that does nothing else."])
+        if rows := Records(results / f"questions-{name}.jsonl").rows:
+            found |= of_script(rows)
+    if (results / SUITE).exists():
+        suite = json.loads((results / SUITE).read_text())
+        found |= {question: comparison(suite, *chosen) for question, chosen in COMPARISONS.items()}
+    if (results / TIMING).exists():
+        found |= timing.tables(json.loads((results / TIMING).read_text()))
     return found
 
 
-def comparison(suite: Mapping[str, Any], names: tuple[str, ...], methods: tuple[str, ...]) -> list[str]:
-    """Return a table of each method's gain over equal weights in some comparisons of the suite."""
+def comparison(
+    suite: Mapping[str, Any], names: tuple[str, ...], methods: tuple[str, ...], second: str = ""
+) -> list[str]:
+    """Return a table of each method's gain over equal weights, and over a second method, in some comparisons."""
     rows = []
-    for name in names:
-        runs = suite[name]["runs"]
-        equal = [run for run in runs if run["method"] == "equal"]
-        for method in methods:
-            own = [run for run in runs if run["method"] == method]
-            means = [fmean(fmean(run["test_ne"].values()) for run in of if run["test_ne"]) for of in (equal, own)]
-            rates = [f"{suite[name]['rates'][which][0]:.3g}" for which in ("equal", method)]
-            cells = [LABELS[method], *rates, *(f"{mean:.4f}" for mean in means), gain_in_words(gain(own, equal))]
-            rows.append([suite[name]["title"], *cells])
-    return markdown(
-        ["setting", "method", "rate of equal weights", "its rate", "NE of equal weights", "its NE", "gain"], rows
-    )
+    for name in filter(suite.__contains__, names):
+        of = {
+            method: [run for run in suite[name]["runs"] if run["method"] == method]
+            for method in ("equal", *methods)
+            if method in suite[name]["rates"]
+        }
+        for method, own in of.items():
+            mean = fmean(fmean(run["test_ne"].values()) for run in own if run["test_ne"])
+            lr, decay = suite[name]["rates"][method]
+            failed = sum(not run["test_ne"] for run in own)
+            seeds = str(len(own)) + (f", {failed} diverged" if failed else "")
+            gains = [
+                "" if reference in {"", method} or method == "equal" else gain_in_words(gain(own, of[reference]))
+                for reference in ("equal", second)
+            ]
+            rows.append([suite[name]["title"], LABELS[method], f"{lr:.3g}, {decay:.2g}", seeds, f"{mean:.4f}", *gains])
+    heads = ["setting", "method", "rate, decay", "seeds", "NE", "gain over equal weights"]
+    if second:
+        return markdown([*heads, f"gain over {LABELS[second]}"], rows)
+    return markdown(heads, [row[:-1] for row in rows])
 
 
 def with_tables(text: str, found: Mapping[str, list[str]]) -> str:
-    """Return the text with each table between its comments.
+    """Return the text with each table between its comments, and a remark where there is none yet.
 
     Raises:
-        ValueError: a table has no place in the text, or a place no table.
+        ValueError: a table has no place in the text.
     """
     places = re.findall(r"<!-- begin of (.+?) -->", text)
-    if sorted(places) != sorted(found):
-        raise ValueError(f"Expected places for {sorted(found)}, found {sorted(places)}.")
-    for name, lines in found.items():
+    if homeless := sorted(found.keys() - set(places)):
+        raise ValueError(f"Expected places for all tables in the text, found none for {', '.join(homeless)}.")
+    for name in places:
         begin, end = f"<!-- begin of {name} -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
-        text = "\n".join([before + begin, "", *lines, "", end]) + rest.split(end)[1]
+        text = "\n".join([before + begin, "", *found.get(name, [NOT_YET]), "", end]) + rest.split(end)[1]
     return text
 
 
