@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from equipoise import paused
+from equipoise.forks import Fork
 from equipoise.forks import fork as fork_module
 from equipoise.forks.multibalance import MultiBalance
+from equipoise.methods.at_fork import AT_FORK
 from tests.gloo_end import end_rank
 
 RANKS = 2
 MANY = 100  # steps
 MODES = [("equal", "cosine"), ("own", "gram")]
+OTHERS = [method for method in AT_FORK if method.fork is not MultiBalance and method.name != "graddrop"]
 
 
 class Ranker(nn.Module):
@@ -62,7 +65,7 @@ def train(
 ) -> list[Tensor]:
     """Train on the rank's share of each batch (all of it if None) and return the weights of every step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    fork = next(module for module in model.modules() if isinstance(module, MultiBalance))
+    fork = next(module for module in model.modules() if isinstance(module, Fork))
     weights = []
     for step, (inputs, labels) in enumerate(batches(steps)):
         if spoil is not None:
@@ -115,6 +118,22 @@ def ddp_without_labels_on_one_rank(rank: int) -> dict:
 def ddp_with_an_overflow_on_one_rank(rank: int) -> dict:
     model = Ranker(seed=rank)
     return record(model, train(DistributedDataParallel(model), rank=rank, spoil=overflow_on_the_last_rank, lr=0.0))
+
+
+def with_fork_of(name: str) -> Ranker:
+    """Build a ranker with another method's fork; the tasks' losses are of one size."""
+    (method,) = (method for method in OTHERS if method.name == name)
+    model = Ranker()
+    model.fork = method.fork_factory(list("abc"))()
+    with torch.no_grad():
+        for m, tower in enumerate(model.towers):
+            tower.weight /= 100.0**m  # the losses are scaled by that
+    return model
+
+
+def of_other_methods(rank: int) -> dict[str, Tensor]:
+    share = partial(train, rank=rank, reduce=average_gradients)
+    return {method.name: torch.stack(share(with_fork_of(method.name))) for method in OTHERS}
 
 
 def without_ddp(rank: int) -> dict:
@@ -279,6 +298,7 @@ def work(rank: int, folder: Path) -> None:
         "groups": groups_used(rank),
         "captured": captured(rank),
         "paused on one rank": paused_on_one_rank(rank),
+        "other methods": of_other_methods(rank),
     }
     dist.barrier()
     dist.destroy_process_group()
@@ -341,6 +361,14 @@ def test_an_overflow_on_one_rank_makes_the_task_absent_on_all(ranks):
             result["buffers"]["fork.averages"], expected["buffers"]["fork.averages"], rtol=1e-5, atol=1e-5
         )
         assert torch.equal(result["buffers"]["fork.balance"], found[0]["buffers"]["fork.balance"])
+
+
+@pytest.mark.parametrize("name", [method.name for method in OTHERS])
+def test_every_method_at_the_fork_weighs_as_in_one_process(ranks, name):
+    expected = torch.stack(train(with_fork_of(name)))
+    first, second = (result["other methods"][name] for result in ranks)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_fork_needs_no_ddp(ranks):

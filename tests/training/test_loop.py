@@ -237,6 +237,14 @@ def test_single_task_training_of_a_task_is_training_on_its_loss_alone(tiny: Data
         assert (plain.test["click"] == scaled.test["click"]) is same
 
 
+def test_pivrg_learns_from_each_point_of_the_learning_curve(tiny: Dataset, tmp_path: Path) -> None:
+    run = train(tiny, METHODS["pivrg"], **SETTINGS, checkpoint=tmp_path / "checkpoint")
+    (model,) = saved_learner(tmp_path / "checkpoint")["models"]
+    last = [100 * run.curve[-1]["validation"][task]["ne"] for task in tiny.schema.task_names]
+    (scores,) = (value for name, value in model.items() if name.endswith("fork.scores"))
+    assert scores.tolist() == pytest.approx(last)
+
+
 def test_a_scaled_loss_is_reported_unscaled(tiny: Dataset) -> None:
     plain = train(tiny, METHODS["equal"], batch_size=64, evaluations=10)
     scaled = train(tiny, METHODS["equal"], batch_size=64, evaluations=10, loss_scale={"like": 23})

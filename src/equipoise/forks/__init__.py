@@ -9,10 +9,12 @@ from equipoise.forks.metabalance import MetaBalanceFork
 from equipoise.forks.min_norm import MinNorm
 from equipoise.forks.multibalance import MultiBalance
 from equipoise.forks.pause import paused
+from equipoise.forks.pivrg import PIVRG
 from equipoise.forks.preferring import Preferring
 from equipoise.forks.weighted import Weighted
 
 __all__ = [
+    "PIVRG",
     "Bargaining",
     "Elementwise",
     "EqualProjections",

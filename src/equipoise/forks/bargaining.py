@@ -69,10 +69,13 @@ class Bargaining(Preferring):
         """Return the solution of the bargaining equation; see :meth:`Fork.weigh`."""
         wide = gram.double()
         norm = torch.linalg.matrix_norm(wide).clamp(min=torch.finfo(wide.dtype).tiny)
-        preferences = None if self.task_weights is None else self.preferences
         return bargaining_weights(
-            wide / norm, present, preferences=preferences, exponent=self.exponent
+            wide / norm, present, preferences=self.current_preferences(), exponent=self.exponent
         ).to(gram.dtype)  # fmt: skip
+
+    def current_preferences(self) -> Tensor | None:
+        """Return p, shape [M]; None if all are 1."""
+        return None if self.task_weights is None else self.preferences
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""

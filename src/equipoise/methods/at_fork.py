@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from equipoise.forks import (
+    PIVRG,
     Bargaining,
     EqualProjections,
     GradCraft,
@@ -81,6 +82,11 @@ AT_FORK: Final[tuple[Method, ...]] = (
     Method(
         "fairgrad", "FairGrad", "Gradients at the fork weighed by α-fairness: the task that gains least counts most.",
         "ICML, arXiv 2402.15638", 2024, fork=fairgrad, search={"alpha": (0.5, 1.0, 2.0, 5.0)},
+    ),
+    Method(
+        "pivrg", "PIVRG, scores against the base rate",
+        "As FairGrad with α = 2, and more weight for tasks whose validation loss is nearer to that of the base rate.",
+        "CVPR", 2025, fork=PIVRG, needs=frozenset({"validation"}),
     ),
     Method(
         "imtl-g", "IMTL-G", "The combination at the fork with the same projection on every task's gradient.",

@@ -31,6 +31,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "whole updates": "every parameter must be stepped by the optimizer, not in the backward pass",
     "forward after step": "the method learns from the losses of a second forward pass, after each step",
     "epochs": "the method learns at the end of each epoch",
+    "validation": "the method learns from the validation metrics at each point of the learning curve",
 }
 """What a method may need of a training, each with its meaning."""
 

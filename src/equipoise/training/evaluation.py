@@ -71,6 +71,7 @@ def evaluate(record: TrainingRecord, learner: Learner, split: AnySplit, batch_si
     if outputs is None:
         raise _diverged(record.run)
     record.note_evaluation(metrics, learner)
+    learner.note_validation(metrics)
 
 
 def measure(

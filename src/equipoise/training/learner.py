@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from equipoise.errors import SettingError
+from equipoise.forks import PIVRG
 from equipoise.forks.fork import Fork
 from equipoise.methods import Method
 from equipoise.monitor import Reading
@@ -169,6 +170,14 @@ class Learner:
             restore_random_states(self._kept_random, self.device)
             self._stage = "whole"
         return True
+
+    def note_validation(self, metrics: Mapping[str, Mapping[str, float]], /) -> None:
+        """Give forks that learn from validation data each task's loss in percent of that of the base rate or mean."""
+        scores = {task: 100 * found["ne"] for task, found in metrics.items()}
+        for member in self._members:
+            for part in member.model.modules():
+                if isinstance(part, PIVRG):
+                    part.note_scores(scores)
 
     def logits(self, batch: Batch, /) -> Tensor:
         """Return each task's logits from the model that learns it, in eval mode, shape [B, M]."""
