@@ -12,6 +12,7 @@ from torch import Tensor
 from equipoise.forks import Bargaining, EqualProjections, Fork, GradCraft, MinNorm
 from equipoise.jacobian import from_gram
 from equipoise.methods import CATALOGUE, METHODS, Method, MethodError
+from equipoise.methods.torchjd_at_fork import Preferred
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, Learner, SettingError
 from tests.methods.test_catalogue import SCHEMA, batch
@@ -39,17 +40,19 @@ def weights_of_fork(fork: Fork) -> Tensor:
     return weights
 
 
-def say_at_fork(fork: Fork) -> Tensor | None:
+def say_at_fork(method: Method) -> Tensor | None:
     """Return what a preference decides by the fork's documentation; None if it decides the weights."""
+    fork = method.with_task_weights(WANTED).fork_factory(TASKS)()
     weights, rows = weights_of_fork(fork), vectors(STEPS - 1)
     along = rows @ (weights @ rows)
     if isinstance(fork, Bargaining):
         return weights * along**fork.exponent
     if isinstance(fork, MinNorm | EqualProjections):
         return along if getattr(fork, "lengths", "equal") == "own" else along / rows.norm(dim=1)
-    if isinstance(fork, GradCraft):  # the shares of the corrected gradients: the weights are linear in them
-        alone = [GradCraft(3, task_weights=[1 if m == task else 1e-9 for m in range(3)]) for task in range(3)]
-        return torch.linalg.solve(torch.stack([weights_of_fork(one) for one in alone]).T, weights)
+    if isinstance(fork, GradCraft | Preferred):  # the shares of the changed gradients: the weights are linear in them
+        one_hot = [dict.fromkeys(TASKS, 1e-9) | {task: 1.0} for task in TASKS]
+        alone = [weights_of_fork(method.with_task_weights(one).fork_factory(TASKS)()) for one in one_hot]
+        return torch.linalg.solve(torch.stack(alone).T, weights)
     return None
 
 
@@ -125,7 +128,7 @@ def test_9_to_1_is_9_to_1_after_500_steps(method: Method) -> None:
     elif method.loss_weighting is not None:
         check_say(*map(weights_of_losses, (preferring, method)))
     elif method.fork is not None:
-        found = say_at_fork(preferring.fork_factory(TASKS)())
+        found = say_at_fork(method)
         if found is not None:
             check_say(found / found.mean(), torch.ones_like(found))
         else:

@@ -51,6 +51,20 @@ def test_short_gradients_are_combined_as_long_ones_are(name: str, scale: float) 
         torch.testing.assert_close(found, STATELESS[name](gradients), rtol=1e-3, atol=1e-4)
 
 
+def test_preferences_are_torchjds_where_it_has_them_and_upgrad_still_harms_no_task() -> None:
+    wanted = torch.tensor([9.0, 1.0, 2.0, 0.5], dtype=torch.float64)
+    preferring = dict(zip(NAMES, wanted.tolist(), strict=True))
+    for seed in range(3):
+        gradients = near(seed)
+        gradients[0] -= gradients[1]
+        for name, theirs in {"upgrad": UPGrad, "aligned-mtl": AlignedMTL}.items():
+            found = weigh(build(name, **preferring), gradients) @ gradients
+            expected = theirs(pref_vector=wanted / wanted.sum())(gradients)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        harmless = weigh(build("upgrad", **preferring), gradients) @ gradients
+        assert (gradients @ harmless > -1e-3).all()
+
+
 @pytest.mark.parametrize("name", [*STATELESS, *STATEFUL, "pcgrad"])
 def test_absent_tasks_are_never_seen(name: str) -> None:
     """The others are weighed as if the absent one did not exist, and its state does not move."""

@@ -70,10 +70,11 @@ class Weighted(Preferring):
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
-        weights = self._weights(gram, present)
+        weights = self.unpreferred(gram, present)
         return weights if self.task_weights is None else weights * self.preferences
 
-    def _weights(self, gram: Tensor, present: Tensor) -> Tensor:
+    def unpreferred(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """Return the weights before the preferences multiply them; arguments as of :meth:`Fork.weigh`."""
         if not callable(self.weighting):
             return self.fixed.to(gram.dtype)
         here = present.nonzero().squeeze(1)

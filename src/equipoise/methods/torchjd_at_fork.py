@@ -74,25 +74,52 @@ def cagrad(tasks: Sequence[str], *, c: float = 0.4, task_weights: Sequence[float
     return Weighted(tasks, TorchjdWeighting("CAGradWeighting", {"c": c}), task_weights=task_weights)
 
 
+class Preferred(Weighted):
+    """A weighting of torchjd with a ``pref_vector``, which is set to the preferences of the present tasks.
+
+    ``task_weights`` weigh what the method makes of each gradient, as with GradCraft, and not the gradients themselves.
+
+    Args:
+        tasks: the tasks' names, or how many there are.
+        weighting: its ``pref_vector`` has the sum 1 by default.
+        task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
+    """
+
+    weighting: TorchjdWeighting
+
+    def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+        """Return the weights, which follow the preferences already; see :meth:`equipoise.Fork.weigh`."""
+        return self.unpreferred(gram, present)
+
+    def weights_of(self, gram: Tensor, tasks: Tensor, /) -> Tensor:
+        """Return the weights of the present tasks; see :meth:`equipoise.Weighted.weights_of`."""
+        built = self.weighting.build()
+        if self.task_weights is not None:
+            preferences = self.preferences[tasks].to(gram)
+            built.pref_vector = preferences / preferences.sum()
+        weights: Tensor = built(to_mean_1(gram))
+        return weights
+
+
 def aligned_mtl(
     tasks: Sequence[str], *, scale_mode: str = "min", task_weights: Sequence[float] | None = None
-) -> Weighted:
+) -> Preferred:
     """Build Aligned-MTL: gradients rotated as little as possible to be orthogonal and of one length (Algorithm 1).
 
     That length is the smallest singular value of the gradients' matrix ("min", the paper's), their median ("median") or
     root mean square ("rmse").
     """
-    return Weighted(
+    return Preferred(
         tasks, TorchjdWeighting("AlignedMTLWeighting", {"scale_mode": scale_mode}), task_weights=task_weights
     )
 
 
-def upgrad(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> Weighted:
+def upgrad(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> Preferred:
     """Build UPGrad: the mean of the gradients, each projected onto the directions that harm no task (section 3).
 
     torchjd solves M quadratic programs a step by quadprog on the CPU.
     """
-    return Weighted(tasks, TorchjdWeighting("UPGradWeighting"), task_weights=task_weights)
+    return Preferred(tasks, TorchjdWeighting("UPGradWeighting"), task_weights=task_weights)
 
 
 class Drawing(Weighted):
