@@ -25,12 +25,16 @@ def is_or_are(names: Sequence[str]) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Join items by commas, with "and" before the last.
+    """Join items by commas, with "and" before the last; by semicolons where an item has a comma of its own.
 
     Example:
         >>> listed(["click", "like", "buy"])
         'click, like and buy'
+        >>> listed(["the funnel, drifting", "two digits", "the funnel, aligned"])
+        'the funnel, drifting; two digits; and the funnel, aligned'
     """
+    if any(", " in item for item in items):
+        return items[0] if len(items) == 1 else f"{'; '.join(items[:-1])}; and {items[-1]}"
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -117,6 +117,7 @@ def test_one_training_is_compared_with_static_weights_seed_by_seed(suite):
     )
     assert duel.gain.over_seeds == expected
     assert duel.trials == 3
+    assert duel.gain.adjusted_p == duel.gain.over_seeds.p
     assert outcome_of([duel]) == (1, 0, 0)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from equipoise.report.analysis import MIN_PAIRS, Gain
 from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.phrases import counted, equals, is_or_are, listed
-from equipoise.report.tables import PERCENT, between, number, percent
+from equipoise.report.tables import PERCENT, between, number, percent, signed
 
 __all__ = ["answer", "tasks_of_setting"]
+
+_MOST_NAMED: Final = 5  # in one list; tables name them all
 
 
 def answer(suite: Suite, overall: Overall) -> list[str]:
@@ -55,9 +58,16 @@ def _does_it_pay(suite: Suite, focus: MethodOverall) -> str:
 
 def _with_gains(gains: dict[str, Gain]) -> str:
     by_size = sorted(gains.items(), key=lambda entry: -abs(entry[1].mean or 0.0))
-    return listed(
+    return _first(
         [f"{title} (NE {percent(gain.mean, 2)}, {between(gain.over_seeds, 2, PERCENT)})" for title, gain in by_size]
     )
+
+
+def _first(items: Sequence[str]) -> str:
+    """Join the first items, and count the others."""
+    if len(items) <= _MOST_NAMED:
+        return listed(items)
+    return listed([*items[: _MOST_NAMED - 1], f"{len(items) - _MOST_NAMED + 1} more"])
 
 
 def _titles(suite: Suite) -> dict[str, str]:
@@ -75,11 +85,11 @@ def _with_users(suite: Suite, focus: MethodOverall) -> list[str]:
     ]
     said = []
     if stays:
-        said.append(f"With users drawn anew as well as seeds, the interval still excludes zero in {listed(stays)}.")
+        said.append(f"With users drawn anew as well as seeds, the interval still excludes zero in {_first(stays)}.")
     if goes:
-        said.append(f"With users drawn anew as well as seeds, the interval includes zero in {listed(goes)}.")
+        said.append(f"With users drawn anew as well as seeds, the interval includes zero in {_first(goes)}.")
     if without:
-        said.append(f"In {listed(without)} intervals cover seeds alone: the runs hold no groups of users.")
+        said.append(f"In {_first(without)} intervals cover seeds alone: the runs hold no groups of users.")
     return said
 
 
@@ -94,16 +104,29 @@ def _which_tasks(focus: MethodOverall) -> list[str]:
     return [f"Task by task it {gained}, and {lost}, of {tested} over all settings."]
 
 
-def _named(changes: Sequence[TaskChange], *, setting: bool = True) -> str:
-    by_size = sorted(changes, key=lambda change: -abs(change.gain.mean or 0.0))
-    return listed(
-        [
-            f"{change.task} ({f'{change.setting}: ' if setting else ''}NE {percent(change.gain.mean, 1)}"
-            + ("" if change.positives is None else f", {change.positives:,} positive test rows")
-            + ")"
-            for change in by_size
-        ]
-    )
+def _named(changes: Sequence[TaskChange]) -> str:
+    """Return tasks with settings, gains and positive test rows; a task of several settings once."""
+    by_task: dict[str, list[TaskChange]] = {}
+    for change in sorted(changes, key=lambda change: -abs(change.gain.mean or 0.0)):
+        by_task.setdefault(change.task, []).append(change)
+    return _first([_task(task, found) for task, found in by_task.items()])
+
+
+def _task(task: str, changes: Sequence[TaskChange]) -> str:
+    if len(changes) == 1:
+        return f"{task} ({changes[0].setting}: {_size(changes[0])})"
+    means = sorted(change.gain.mean or 0.0 for change in changes)
+    positives = sorted({change.positives for change in changes if change.positives is not None})
+    rows = ""
+    if positives:
+        ends = f"{positives[0]:,}" if len(positives) == 1 else f"{positives[0]:,} to {positives[-1]:,}"
+        rows = f", {ends} positive test rows"
+    return f"{task} in {len(changes)} settings (NE {signed(means[0], 1)} to {percent(means[-1], 1)}{rows})"
+
+
+def _size(change: TaskChange) -> str:
+    rows = "" if change.positives is None else f", {change.positives:,} positive test rows"
+    return f"NE {percent(change.gain.mean, 1)}{rows}"
 
 
 def tasks_of_setting(setting: Setting, focus: MethodOverall | None) -> str:
@@ -117,7 +140,7 @@ def tasks_of_setting(setting: Setting, focus: MethodOverall | None) -> str:
     if not gained and not lost:
         return f"With {focus.label} no single task is clearly better or worse than with equal weights."
     said = [
-        f"{verb} on {_named(changes, setting=False)}"
+        f"{verb} on {listed([f'{change.task} ({_size(change)})' for change in changes])}"
         for verb, changes in (("gains", gained), ("loses", lost))
         if changes
     ]
@@ -133,7 +156,7 @@ def _at_what_cost(suite: Suite, focus: MethodOverall) -> list[str]:
     for verdict in ("slower", "faster"):
         ratios = [entry.speed.ratio for entry in entries if entry.speed and entry.speed_verdict == verdict]
         if ratios:
-            ends = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+            ends = " to ".join(dict.fromkeys([f"{min(ratios):.2f}", f"{max(ratios):.2f}"]))
             said.append(f"{verdict} than equal weights in {counted(len(ratios), 'setting')} (QPS ratio {ends})")
     same = sum(entry.speed_verdict == "same" for entry in entries)
     unclear = sum(entry.speed_verdict == "unclear" for entry in entries)
@@ -179,8 +202,8 @@ def _directly(suite: Suite, method: MethodOverall, focus: MethodOverall) -> str:
     found = duels(suite, method.name, lambda entry: entry.method.name == focus.name)
     better, unclear, worse = outcome_of(found)
     return (
-        f"Seed by seed {method.label} is better than {focus.label} in {better} of {counted(len(found), 'setting')}, "
-        f"worse in {worse}, and not told apart in {unclear} (95{PERCENT} interval over seeds)."
+        f"Compared directly, {method.label} is clearly better than {focus.label} in {better} of "
+        f"{counted(len(found), 'setting')}, clearly worse in {worse}, and not told apart in {unclear}."
     )
 
 
@@ -196,8 +219,8 @@ def _static_weights(suite: Suite, focus: MethodOverall) -> list[str]:
     better, unclear, worse = outcome_of(found)
     return [
         f"Static weights, {searched}, are clearly better than equal weights in {clear} of "
-        f"{counted(len(found), 'setting')}. One training with {focus.label} is better than they are in {better}, worse "
-        f"in {worse}, and not told apart from them in {unclear} (95{PERCENT} interval over seeds)."
+        f"{counted(len(found), 'setting')}. One training with {focus.label} is clearly better than they are in "
+        f"{better}, clearly worse in {worse}, and not told apart from them in {unclear}."
     ]
 
 
@@ -206,18 +229,26 @@ def _from_to(numbers: Sequence[int]) -> str:
 
 
 def _others(overall: Overall, focus: MethodOverall) -> list[str]:
-    """Name the other methods by their clear wins and losses."""
-    others = [m for m in overall.methods if m.gains and m.is_joint and m is not focus]
-    wins, losses = [], []
-    for method in others:
-        better, _, worse = method.counts(firm=True)
-        if better:
-            wins.append(f"{method.label} ({better} of {len(method.gains)}" + (f", worse in {worse})" if worse else ")"))
-        elif worse:
-            losses.append(f"{method.label} ({worse} of {len(method.gains)})")
+    """Name the other methods by their clear wins and losses, those with the most first."""
+    counts = {
+        method.label: (method.counts(firm=True), len(method.gains))
+        for method in overall.methods
+        if method.gains and method.is_joint and method is not focus
+    }
+    wins = [label for label, ((better, _, _), _) in counts.items() if better]
+    losses = [label for label, ((better, _, worse), _) in counts.items() if worse and not better]
+    wins.sort(key=lambda label: (counts[label][0][2] - counts[label][0][0], label))
+    losses.sort(key=lambda label: (-counts[label][0][2], label))
     said = []
     if wins:
-        said.append(f"Also clearly better than equal weights in some setting: {listed(wins)}.")
+        named = [_wins(label, *counts[label]) for label in wins]
+        said.append(f"Also clearly better than equal weights in some setting: {_first(named)}.")
     if losses:
-        said.append(f"Clearly worse in some setting and better in none: {listed(losses)}.")
+        named = [f"{label} ({counts[label][0][2]} of {counts[label][1]})" for label in losses]
+        said.append(f"Clearly worse in some setting and better in none: {_first(named)}.")
     return said
+
+
+def _wins(label: str, counts: tuple[int, int, int], settings: int) -> str:
+    better, _, worse = counts
+    return f"{label} ({better} of {settings}{f', worse in {worse}' if worse else ''})"

@@ -132,10 +132,26 @@ def cost_chart(overall: Overall) -> Chart | None:
     layout = axes(height=460, x="Speed: QPS over that of equal weights", y="Mean NE gain over equal weights")
     layout["showlegend"] = False
     layout["yaxis"] |= {"ticksuffix": " %", "zeroline": True, "zerolinecolor": _INK}
+    layout["yaxis"]["range"], layout["annotations"] = _without_far_below(shown)
     speeds = [method.speed for method in shown if method.speed is not None]
     width = max(speeds) - min(speeds) or 0.1
     layout["xaxis"]["range"] = [short(min(speeds) - 0.12 * width), short(max(speeds) + 0.25 * width)]
     return Chart("evidence-cost", [[Panel("", {"data": data, "layout": layout})]])
+
+
+def _without_far_below(methods: Sequence[MethodOverall]) -> tuple[list[float | None], list[Figure]]:
+    """Return a range that leaves out gains far below all others, and a note that names them."""
+    gains = sorted(method.mean_gain for method in methods if method.mean_gain is not None)
+    best, middle = gains[-1], gains[len(gains) // 2]
+    lowest = max(gains[0], middle - 4 * (best - middle)) if best > middle else gains[0]
+    margin = 0.08 * (best - lowest) or 0.1
+    below = [method for method in methods if (method.mean_gain or 0.0) < lowest]
+    named = ", ".join(f"{text(method.label)} ({method.mean_gain:+.1f} %)" for method in below)
+    note = {
+        "xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False,
+        "text": f"below the picture: {named}", "font": {"size": 11, "color": _MUTED},
+    }  # fmt: skip
+    return [short(lowest - margin), short(best + 1.5 * margin)], [note] if below else []
 
 
 def _cost_points(methods: Sequence[MethodOverall], marker: dict[str, Any], *, mode: str) -> Figure:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from equipoise.comparison.tuning import scores_of
 from equipoise.report.analysis import Gain, MethodResult, gain_between
 from equipoise.report.evidence.suite import Setting, Suite
+from equipoise.report.statistics import holm
 
 __all__ = ["Duel", "duels", "outcome_of", "static_duels"]
 
@@ -19,7 +20,7 @@ class Duel:
     Attributes:
         setting: where.
         opponent: the other method's numbers.
-        gain: of the method over the opponent in mean NE, in per cent; not adjusted for the number of duels.
+        gain: of the method over the opponent in mean NE, in per cent; p is adjusted for the number of settings (Holm).
         trials: of the opponent in tuning.
     """
 
@@ -39,7 +40,8 @@ def duels(suite: Suite, name: str, is_opponent: Callable[[MethodResult], bool], 
             continue
         gain = gain_between(setting.results, name, opponent.method.name, setting.analysis.means_over)
         found.append(Duel(setting, opponent, gain, len(scores_of(setting.results.tuning, opponent.method.name))))
-    return found
+    adjusted = holm([duel.gain.over_seeds.p for duel in found])
+    return [replace(duel, gain=replace(duel.gain, adjusted_p=p)) for duel, p in zip(found, adjusted, strict=True)]
 
 
 def static_duels(suite: Suite, name: str, /) -> list[Duel]:
@@ -48,6 +50,7 @@ def static_duels(suite: Suite, name: str, /) -> list[Duel]:
 
 
 def outcome_of(found: Sequence[Duel], /) -> tuple[int, int, int]:
-    """Return how often the method is better, not told apart, and worse, by the 95 % interval over seeds."""
-    better, worse = sum(duel.gain.better for duel in found), sum(duel.gain.worse for duel in found)
+    """Return how often the method is clearly better, not told apart, and clearly worse, after Holm's adjustment."""
+    clear = [duel.gain for duel in found if duel.gain.firm]
+    better, worse = sum(gain.better for gain in clear), sum(gain.worse for gain in clear)
     return better, len(found) - better - worse, worse

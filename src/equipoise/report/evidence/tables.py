@@ -251,7 +251,7 @@ def static_table(suite: Suite, focus: MethodOverall | None) -> Table | None:
         Column("Setting", numeric=False),
         Column("Trainings to find them", "Trials of rate, table decay and weights, on validation rows."),
         Column("Static weights over equal weights"),
-        Column(f"{focus.label} over static weights", "Paired by seed; not adjusted for the number of settings."),
+        Column(f"{focus.label} over static weights", "Paired by seed; p adjusted for the number of settings (Holm)."),
     ]
     rows = [
         Row(
