@@ -35,7 +35,8 @@ def test_the_page_holds_every_part(two):
     for expected in (
         "5 methods compared in 2 settings; 30 of 30 runs finished.", "Not begun: Third.", "Average ranks",
         "Cost against quality", "coupon, 609 positives", "Negative transfer", "Log loss by task", "AUC by task",
-        "Calibration by task", "… seeds and users", "excludes 0", "How much tuning a method needs", "All trials",
+        "Calibration by task", "… seeds and users", "excludes 0", "log loss 0.", "off by 3.0",
+        "How much tuning a method needs", "All trials",
         "NE gains of static weights, and over them", "Gain against how well the baseline is tuned", "Peak memory", "Δm",
         "A run that diverged counts in its seed as a model without skill",
     ):  # fmt: skip

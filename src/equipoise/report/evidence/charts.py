@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equipoise.comparison.results import EQUAL_WEIGHTS
@@ -22,6 +22,7 @@ from equipoise.report.evidence.overall import FOCUS, MethodOverall, Overall
 from equipoise.report.evidence.sensitivity import Sensitivity, gains_by_baseline_trials, sensitivities
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.statistics import Interval
+from equipoise.report.tables import PERCENT, signed
 
 __all__ = ["cost_chart", "gains_chart", "rank_chart", "trials_chart", "tuning_gain_chart"]
 
@@ -34,23 +35,33 @@ def gains_chart(suite: Suite) -> Chart | None:
     shown = [setting for setting in suite.settings if setting.has_gains]
     if not shown:
         return None
-    panels = [[Panel("", gain_figure(_gain_points(setting)))] for setting in shown]
+    panels = [[Panel("", _gains_figure(setting))] for setting in shown]
     return Chart("evidence-gains", panels, [Choice("Setting", [setting.title for setting in shown])])
 
 
-def _gain_points(setting: Setting) -> list[Figure]:
-    points = []
+def _gains_figure(setting: Setting) -> Figure:
+    points: list[Figure] = []
+    means: dict[str, float] = {}
     for entry in reversed(setting.analysis.ranked):
         gain = entry.ne_gain
         if gain is None or gain.mean is None:
             continue
+        means[entry.method.label] = gain.mean
         symbol = "diamond" if entry.is_single_task or entry.is_static else "circle"
         symbol += "-open" if gain.significant and not gain.firm else ""
         point = gain_point(entry.method.label, gain.over_seeds, gain.verdict, symbol)
         if over_users := setting.gains_over_users.get(entry.method.name):
             points.append(_line_over_users(point, over_users))
         points.append(point)
-    return points
+    figure = gain_figure(points)
+    lowest, best, far_below = _without_far_below(means)
+    layout = figure["layout"]
+    layout["height"] = 92 + 28 * len(means)
+    if far_below:
+        margin = 0.25 * (best - lowest)
+        layout["xaxis"]["range"] = [short(min(0.0, lowest) - margin), short(max(0.0, best) + margin)]
+        layout["annotations"] = [_note(f"left of the picture: {far_below}")]
+    return figure
 
 
 def _line_over_users(point: Figure, found: Interval) -> Figure:
@@ -132,26 +143,31 @@ def cost_chart(overall: Overall) -> Chart | None:
     layout = axes(height=460, x="Speed: QPS over that of equal weights", y="Mean NE gain over equal weights")
     layout["showlegend"] = False
     layout["yaxis"] |= {"ticksuffix": " %", "zeroline": True, "zerolinecolor": _INK}
-    layout["yaxis"]["range"], layout["annotations"] = _without_far_below(shown)
+    lowest, best, far_below = _without_far_below({method.label: method.mean_gain or 0.0 for method in shown})
+    margin = 0.08 * (best - lowest) or 0.1
+    layout["yaxis"]["range"] = [short(lowest - margin), short(best + 1.5 * margin)]
+    layout["annotations"] = [_note(f"below the picture: {far_below}")] if far_below else []
     speeds = [method.speed for method in shown if method.speed is not None]
     width = max(speeds) - min(speeds) or 0.1
     layout["xaxis"]["range"] = [short(min(speeds) - 0.12 * width), short(max(speeds) + 0.25 * width)]
     return Chart("evidence-cost", [[Panel("", {"data": data, "layout": layout})]])
 
 
-def _without_far_below(methods: Sequence[MethodOverall]) -> tuple[list[float | None], list[Figure]]:
-    """Return a range that leaves out gains far below all others, and a note that names them."""
-    gains = sorted(method.mean_gain for method in methods if method.mean_gain is not None)
-    best, middle = gains[-1], gains[len(gains) // 2]
-    lowest = max(gains[0], middle - 4 * (best - middle)) if best > middle else gains[0]
-    margin = 0.08 * (best - lowest) or 0.1
-    below = [method for method in methods if (method.mean_gain or 0.0) < lowest]
-    named = ", ".join(f"{text(method.label)} ({method.mean_gain:+.1f} %)" for method in below)
-    note = {
+def _without_far_below(gains: Mapping[str, float]) -> tuple[float, float, str]:
+    """Return the lowest gain to show, the highest, and in words the gains that are far below all others."""
+    ordered = sorted(gains.values())
+    best, middle = ordered[-1], ordered[len(ordered) // 2]
+    lowest = max(ordered[0], middle - 4 * (best - middle)) if best > middle else ordered[0]
+    below = [f"{text(label)} ({signed(gain, 1)}{PERCENT})" for label, gain in gains.items() if gain < lowest]
+    return min(gain for gain in ordered if gain >= lowest), best, ", ".join(below)
+
+
+def _note(words: str) -> Figure:
+    """Return a note in the lower left corner of a picture."""
+    return {
         "xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False,
-        "text": f"below the picture: {named}", "font": {"size": 11, "color": _MUTED},
+        "text": words, "font": {"size": 11, "color": _MUTED},
     }  # fmt: skip
-    return [short(lowest - margin), short(best + 1.5 * margin)], [note] if below else []
 
 
 def _cost_points(methods: Sequence[MethodOverall], marker: dict[str, Any], *, mode: str) -> Figure:

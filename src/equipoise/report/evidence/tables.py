@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from equipoise.comparison.results import EQUAL_WEIGHTS
-from equipoise.report.analysis import Gain, MethodResult
+from equipoise.report.analysis import Gain
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence.duel import static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall
@@ -148,26 +149,39 @@ def setting_table(setting: Setting) -> Table:
         hint = "95 % interval over seeds and users: both are drawn anew, 2,000 times."
         cells = [[_users_cell(setting.gains_over_users.get(entry.method.name))] for entry in analysis.ranked]
         table = with_columns(table, gain, [Column("… seeds and users", hint)], cells)
-    quality = [
-        Column("Log loss", "Mean over binary tasks and seeds."),
-        Column("Calibration off by", "Mean over tasks and seeds of |mean prediction / mean label − 1|."),
-    ]
-    error = next(column.title for column in table.columns if column.title == f"Mean {analysis.error}")
-    return with_columns(table, error, quality, [_quality_cells(entry) for entry in analysis.ranked])
+    log_losses = [_said("log loss", number(entry.log_loss, 4), entry.log_loss) for entry in analysis.ranked]
+    table = _with_second_lines(table, "Mean AUC", "Below: mean log loss.", log_losses)
+    off = [_said("off by", _share(entry.miscalibration), entry.miscalibration) for entry in analysis.ranked]
+    meaning = "Below: calibration, as the mean over tasks of |mean prediction / mean label − 1|."
+    return _with_second_lines(table, f"Mean {analysis.error}", meaning, off)
+
+
+def _said(name: str, text: str, value: float | None) -> str:
+    return "" if value is None else f"{name} {text}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}{PERCENT}"
+
+
+def _with_second_lines(table: Table, title: str, meaning: str, lines: Sequence[str]) -> Table:
+    """Return a table with second lines in the column of that title; unchanged without such a column."""
+    places = [place for place, column in enumerate(table.columns) if column.title == title]
+    if not places or not any(lines):
+        return table
+    columns, rows = list(table.columns), []
+    columns[places[0]] = replace(columns[places[0]], hint=f"{columns[places[0]].hint} {meaning}")
+    for row, line in zip(table.rows, lines, strict=True):
+        cells = list(row.cells)
+        cells[places[0]] = replace(cells[places[0]], below=line)
+        rows.append(replace(row, cells=cells))
+    return Table(columns, rows)
 
 
 def _users_cell(found: Interval | None) -> Cell:
     return (
         Cell(NONE) if found is None else Cell(between(found, 2), "excludes 0" if found.excludes_zero else "includes 0")
     )
-
-
-def _quality_cells(entry: MethodResult) -> list[Cell]:
-    off = entry.miscalibration
-    return [
-        Cell(number(entry.log_loss, 4)),
-        Cell(NONE if off is None or not math.isfinite(off) else f"{100 * off:.1f}{PERCENT}"),
-    ]
 
 
 def task_gain_table(setting: Setting) -> Table:
