@@ -119,7 +119,7 @@ def test_the_tests_of_the_catalogue_and_of_the_ranks_take_a_new_row_up_by_themse
     [
         ("a fork method", "graddrop", {"methods/at_fork.py"}),
         ("a torchjd weighting at the fork", "aligned-mtl", {"methods/at_fork.py"}),
-        ("a loss weighting", "uw", {"methods/catalogue.py"}),
+        ("a loss weighting", "uw", {"methods/on_losses.py"}),
         ("a parameter-level method", "mgda-parameters", {"methods/on_parameters.py"}),
         ("an update method", "clippy", {"methods/catalogue.py"}),
         ("a model", "ple", {"ranking/models/catalogue.py"}),

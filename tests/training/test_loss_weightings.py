@@ -16,6 +16,7 @@ from equipoise.ranking.models import build_model
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, train
+from equipoise.training.checkpoint.plain_state import decode, encode
 from equipoise.training.state_checks import UnexpectedStateError
 
 SCALARIZERS = {"uw": lambda: UW(2), "dwa": DWA, "famo": lambda: FAMO(2)}
@@ -93,7 +94,26 @@ def test_dwa_weighs_from_the_third_epoch_on(tiny: Dataset) -> None:
     assert len(set(weights)) == 3  # one for each of the last two epochs
 
 
-@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if method.loss_weighting is not None])
+LOSS_ROWS = [method.name for method in CATALOGUE if method.loss_weighting is not None]
+
+
+@pytest.mark.parametrize("name", LOSS_ROWS)
+def test_a_resumed_training_goes_on_to_the_last_bit(tiny: Dataset, name: str) -> None:
+    whole, first, second = (learner(tiny, name) for _ in range(3))
+    steps = batches(tiny)[:16]  # epochs end after 6 and 12
+    for batch in steps[:7]:
+        first.step(batch)
+    tensors: dict[str, Tensor] = {}
+    plain = encode(first.state_dict(), tensors)
+    torch.manual_seed(5)
+    second.load_state_dict(decode(plain, {key: value.clone() for key, value in tensors.items()}))
+    losses = torch.stack([whole.step(batch) for batch in steps])
+    assert torch.equal(torch.stack([second.step(batch) for batch in steps[7:]]), losses[7:])
+    weights = [trained._members[0].weighting.last_weights for trained in (whole, second)]
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", LOSS_ROWS)
 def test_a_loss_of_0_leaves_the_weights_finite(name: str) -> None:
     """A batch without a positive label has such a loss where the model is sure of it: float32 holds no smaller one."""
     weighting = METHODS[name].build_loss_weighting(["click", "like"])
