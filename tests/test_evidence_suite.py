@@ -7,7 +7,7 @@ import pytest
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.suite import Suite, run_suite
 from equipoise.data import DATASETS
-from equipoise.methods import parse_method
+from equipoise.methods import CATALOGUE, parse_method
 from equipoise.report.evidence import write_evidence
 
 SUITE = Suite.read(Path(__file__).parents[1] / "benchmarks" / "evidence.yaml")
@@ -20,6 +20,11 @@ def test_every_name_in_the_suite_exists_and_every_comparison_has_its_references(
         assert {"equal", "single-task", "static", "multibalance"} <= set(settings.methods)
         assert all(parse_method(method) for method in settings.methods)
         assert (settings.tune, settings.seeds) == (True, 10)
+
+
+def test_every_method_of_the_catalogue_is_in_the_suite() -> None:
+    compared = {method for name in SUITE.settings for method in SUITE.comparison(name).methods}
+    assert {method.name for method in CATALOGUE} == compared
 
 
 @pytest.mark.nightly
