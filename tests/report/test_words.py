@@ -7,7 +7,7 @@ import pytest
 from equipoise.comparison.result_folder import ResultFolder
 from equipoise.report import result_rows
 from equipoise.report.analysis import analyse
-from equipoise.report.outcome import summary
+from equipoise.report.outcome import against_static_weights, summary
 from equipoise.report.words import cautions, transfer_summary
 
 
@@ -177,6 +177,17 @@ def test_a_sound_comparison_has_nothing_to_beware_of(comparison):
     lines = (folder / "runs.jsonl").read_text()
     (folder / "runs.jsonl").write_text(lines.replace("multibalance-own-gram", "static"))
     assert "static" not in told(folder, cautions)
+
+
+def test_static_weights_are_named_with_their_trials_and_compared_with_the_best_method(comparison):
+    said = told(comparison(methods=("equal", "multibalance", "static")), against_static_weights)
+    assert said.startswith("Static weights, found in 3 trials, gain +1.")
+    assert "; MultiBalance is better than they are: +0.9" in said
+    assert "5 paired seeds" in said
+
+
+def test_without_static_weights_nothing_is_said_about_them(comparison):
+    assert told(comparison(), against_static_weights) == ""
 
 
 def counts(**positives):

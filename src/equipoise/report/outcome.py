@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK
-from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain, MethodResult
+from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
+from equipoise.comparison.tuning import scores_of
+from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain, MethodResult, gain_between
 from equipoise.report.phrases import counted, equals, listed
 from equipoise.report.tables import PERCENT, number, percent, signed
 
-__all__ = ["summary"]
+__all__ = ["against_static_weights", "summary"]
 
 _MEAN_ERROR = {
     "NE": "mean normalized entropy (NE, lower is better)",
@@ -50,6 +51,24 @@ def summary(analysis: Analysis) -> list[str]:
         *_alone(analysis, best),
         *_costs(named, analysis),
     ]
+
+
+def against_static_weights(results: Results, analysis: Analysis) -> list[str]:
+    """Say what static weights reached, and how the best other joint method does against them; nothing without them."""
+    static = next((entry for entry in analysis.joint if entry.is_static and entry.ne is not None), None)
+    others = [entry for entry in analysis.joint if not entry.is_static and entry.ne is not None]
+    if static is None or static.ne_gain is None or static.ne_gain.verdict == "untested" or not analysis.ranks:
+        return []
+    trials = len(scores_of(results.tuning, static.method.name))
+    found = f", found in {counted(trials, 'trial')}," if trials else ""
+    said = f"{static.method.label}{found} gain {percent(static.ne_gain.mean, 2)} ({_tested(static.ne_gain)})"
+    best = next((entry for entry in others if not entry.is_reference), None)
+    if best is None:
+        return [f"{said}."]
+    gain = gain_between(results, best.method.name, static.method.name, analysis.means_over, view=analysis.view)
+    verdicts = {"above": "better than they are", "below": "worse than they are"}
+    verdict = verdicts.get(gain.verdict, "not told apart from them")
+    return [f"{said}; {best.method.label} is {verdict}: {percent(gain.mean, 2)} ({_tested(gain)})."]
 
 
 def _headline(

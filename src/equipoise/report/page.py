@@ -17,7 +17,7 @@ from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.markdown import markdown_table, no_tags, one_line
 from equipoise.report.measures import MEASURES, error_name
 from equipoise.report.monitor_charts import cosine_chart, monitor_chart
-from equipoise.report.outcome import summary
+from equipoise.report.outcome import against_static_weights, summary
 from equipoise.report.phrases import counted
 from equipoise.report.procedure_tables import data_table, methods_table, tuning_table
 from equipoise.report.slices import slice_findings, slice_tables
@@ -155,7 +155,7 @@ def _view(results: Results, analysis: Analysis) -> dict[str, Any]:
         "name": analysis.view,
         "title": _VIEW_TITLES[analysis.view],
         "error": analysis.error,
-        "summary": summary(analysis),
+        "summary": [*summary(analysis), *against_static_weights(results, analysis)],
         "tiles": _tiles(results, analysis),
         "gains": gain_chart(analysis),
         "main": tables.main_table(analysis),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from equipoise.report.tables import p_value
 
-__all__ = ["counted", "equals", "is_or_are", "listed"]
+__all__ = ["counted", "equals", "first_listed", "is_or_are", "listed"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -36,6 +36,16 @@ def listed(items: Sequence[str]) -> str:
     if any(", " in item for item in items):
         return items[0] if len(items) == 1 else f"{'; '.join(items[:-1])}; and {items[-1]}"
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def first_listed(items: Sequence[str], *, most: int = 5) -> str:
+    """Join items as :func:`listed` does, but no more than so many; the others are counted.
+
+    Example:
+        >>> first_listed(["click", "like", "buy", "share"], most=3)
+        'click, like and 2 more'
+    """
+    return listed(items if len(items) <= most else [*items[: most - 1], f"{len(items) - most + 1} more"])
 
 
 def equals(p: float | None) -> str:

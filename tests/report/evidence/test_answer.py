@@ -145,7 +145,7 @@ def test_what_limits_a_suite_is_said(suite):
         "Not begun: Later.",
         "Not finished: Half (39 of 40 runs). Ranks and means over settings leave them out.",
         "Diverged: PUB (2 of 14). A run that diverged counts in its seed as a model without skill (NE 1, AUC 0.5)",
-        "No fixed static weights: One, Half and Busy.",
+        "No fixed static weights: every setting.",
         "Rates not tuned: Half.",
         "Speed not measured: Half.",
         "Machine too busy to measure speed: Busy.",

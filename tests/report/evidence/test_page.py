@@ -79,6 +79,15 @@ def test_the_front_is_marked_and_named(two):
     assert others["text"] == ["PUB"]
 
 
+def test_a_method_far_below_all_others_is_named_beside_the_picture(suite):
+    folder = suite(one=Comparison(diverged=(("clippy", 0), ("clippy", 1))))
+    gains = next(chart for chart in charts_of(page_of(folder)) if "← " in json.dumps(chart, ensure_ascii=False))
+    layout = gains[0][0]["figure"]["layout"]
+    (note,) = layout["annotations"]
+    assert note["text"].startswith("left of the picture: Clippy (−")
+    assert layout["xaxis"]["range"][0] > -10
+
+
 @pytest.mark.parametrize("name", ["coupon", "MultiBalance", "A suite", "First"])
 def test_hostile_names_are_shown_and_never_run(two, name):
     for folder in (two / "first", two / "second"):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from equipoise.report.analysis import MIN_PAIRS, Gain
 from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
 from equipoise.report.evidence.suite import Setting, Suite
-from equipoise.report.phrases import counted, equals, is_or_are, listed
+from equipoise.report.phrases import counted, equals, first_listed, is_or_are, listed
 from equipoise.report.tables import PERCENT, between, number, percent, signed
 
 __all__ = ["answer", "tasks_of_setting"]
-
-_MOST_NAMED: Final = 5  # in one list; tables name them all
 
 
 def answer(suite: Suite, overall: Overall) -> list[str]:
@@ -58,16 +55,9 @@ def _does_it_pay(suite: Suite, focus: MethodOverall) -> str:
 
 def _with_gains(gains: dict[str, Gain]) -> str:
     by_size = sorted(gains.items(), key=lambda entry: -abs(entry[1].mean or 0.0))
-    return _first(
+    return first_listed(
         [f"{title} (NE {percent(gain.mean, 2)}, {between(gain.over_seeds, 2, PERCENT)})" for title, gain in by_size]
     )
-
-
-def _first(items: Sequence[str]) -> str:
-    """Join the first items, and count the others."""
-    if len(items) <= _MOST_NAMED:
-        return listed(items)
-    return listed([*items[: _MOST_NAMED - 1], f"{len(items) - _MOST_NAMED + 1} more"])
 
 
 def _titles(suite: Suite) -> dict[str, str]:
@@ -85,11 +75,13 @@ def _with_users(suite: Suite, focus: MethodOverall) -> list[str]:
     ]
     said = []
     if stays:
-        said.append(f"With users drawn anew as well as seeds, the interval still excludes zero in {_first(stays)}.")
+        said.append(
+            f"With users drawn anew as well as seeds, the interval still excludes zero in {first_listed(stays)}."
+        )
     if goes:
-        said.append(f"With users drawn anew as well as seeds, the interval includes zero in {_first(goes)}.")
+        said.append(f"With users drawn anew as well as seeds, the interval includes zero in {first_listed(goes)}.")
     if without:
-        said.append(f"In {_first(without)} intervals cover seeds alone: the runs hold no groups of users.")
+        said.append(f"In {first_listed(without)} intervals cover seeds alone: the runs hold no groups of users.")
     return said
 
 
@@ -109,7 +101,7 @@ def _named(changes: Sequence[TaskChange]) -> str:
     by_task: dict[str, list[TaskChange]] = {}
     for change in sorted(changes, key=lambda change: -abs(change.gain.mean or 0.0)):
         by_task.setdefault(change.task, []).append(change)
-    return _first([_task(task, found) for task, found in by_task.items()])
+    return first_listed([_task(task, found) for task, found in by_task.items()])
 
 
 def _task(task: str, changes: Sequence[TaskChange]) -> str:
@@ -242,10 +234,10 @@ def _others(overall: Overall, focus: MethodOverall) -> list[str]:
     said = []
     if wins:
         named = [_wins(label, *counts[label]) for label in wins]
-        said.append(f"Also clearly better than equal weights in some setting: {_first(named)}.")
+        said.append(f"Also clearly better than equal weights in some setting: {first_listed(named)}.")
     if losses:
         named = [f"{label} ({counts[label][0][2]} of {counts[label][1]})" for label in losses]
-        said.append(f"Clearly worse in some setting and better in none: {_first(named)}.")
+        said.append(f"Clearly worse in some setting and better in none: {first_listed(named)}.")
     return said
 
 

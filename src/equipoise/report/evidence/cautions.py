@@ -6,7 +6,7 @@ from equipoise.report.analysis import MIN_PAIRS
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence.overall import Overall
 from equipoise.report.evidence.suite import Setting, Suite
-from equipoise.report.phrases import counted, listed
+from equipoise.report.phrases import counted, first_listed, listed
 
 __all__ = ["suite_cautions"]
 
@@ -15,14 +15,14 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
     """Return what is missing, busy, untuned or generated, each in a sentence."""
     found = []
     if suite.not_begun:
-        found.append(f"Not begun: {listed(suite.not_begun)}.")
+        found.append(f"Not begun: {first_listed(suite.not_begun)}.")
     unfinished = [
         f"{setting.title} ({len(setting.results.runs)} of {counted(setting.results.planned, 'run')})"
         for setting in suite.settings
         if not setting.finished
     ]
     if unfinished:
-        found.append(f"Not finished: {listed(unfinished)}. Ranks and means over settings leave them out.")
+        found.append(f"Not finished: {first_listed(unfinished)}. Ranks and means over settings leave them out.")
     without_rank = [
         f"{setting.title} (every task has too few test rows of one class)"
         if not setting.analysis.ranks
@@ -52,7 +52,12 @@ def suite_cautions(suite: Suite, overall: Overall) -> list[str]:
             if (edge := sum(s.results.at_edge(m.name) for m in s.results.plan.methods))
         ],
     }
-    found += [f"{what}: {listed(titles)}." for what, titles in of.items() if titles]
+    every = len(suite.settings)
+    found += [
+        f"{what}: {'every setting' if len(titles) == every > 1 else first_listed(titles)}."
+        for what, titles in of.items()
+        if titles
+    ]
     data_sets = {setting.results.plan.dataset for setting in overall.ranked}
     if overall.ranks and 1 < len(overall.ranked) != len(data_sets):
         found.append(
@@ -74,7 +79,7 @@ def _unranked(suite: Suite, overall: Overall) -> list[str]:
         if absent := tuple(s.title for s in overall.ranked if not _has_result(s, method.name)):
             lacking.setdefault(absent, []).append(method.label)
     found += [
-        f"Without a rank, for want of results in {listed(absent)}: {listed(labels)}."
+        f"Without a rank, for want of results in {first_listed(absent)}: {first_listed(labels)}."
         for absent, labels in lacking.items()
     ]
     return found
