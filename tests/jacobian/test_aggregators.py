@@ -119,9 +119,8 @@ def test_where_theory_says_so_the_joint_gradient_harms_no_task(name: str) -> Non
     for step, joint in enumerate(descent_directions(f"{name}-parameters")):
         assert (jacobian(step) @ jacobian(step).sum(0) < 0).any() or step
         cosines = jacobian(step) @ joint / jacobian(step).norm(dim=1) / joint.norm()
-        assert (
-            cosines > -5e-3
-        ).all()  # torchjd adds 1e-4 to the normalised Gram matrix, which one gradient is short in
+        # torchjd adds 1e-4 to the normalised Gram matrix, in which one gradient is short.
+        assert (cosines > -5e-3).all()
 
 
 def test_no_two_methods_give_the_same_directions_but_imtl_g_and_config() -> None:
