@@ -1,6 +1,7 @@
 """The methods on the shared parameters' gradients: one backward pass per task, and M times their memory.
 
-What torchjd implements is torchjd's, imported when a factory is first called.
+What torchjd implements is torchjd's, imported when a factory is first called. ConsMTL (CVPR 2025) has no row: besides
+the shared gradients it adds a loss to the towers, whose formula could not be had.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def modo(*, gamma: float = 0.1, rho: float = 0.1, task_weights: Weights = None) 
 def sdmgrad(*, pull: float = 0.3, task_weights: Weights = None) -> TwoBatches:
     """Build SDMGrad (arXiv 2305.18409) with the batches of two steps; see :class:`TwoBatches`.
 
-    ``pull`` is the paper's λ, 0.3 in its experiments.
+    ``pull`` is the paper's λ, 0.3 in its experiments. Twenty steps at the rate 10 move the weights in each step, which
+    enlarges rounding: float32 trainings on one and on several ranks part within some ten steps.
     """
     return TwoBatches(
         _aggregation("SDMGradWeighting", lambda_=pull), buffer="_w", pull=pull, task_weights=task_weights
