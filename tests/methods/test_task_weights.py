@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.forks import Bargaining, EqualProjections, Fork, GradCraft, MinNorm
 from equipoise.jacobian import from_gram
-from equipoise.methods import CATALOGUE, METHODS, Method, MethodError
+from equipoise.methods import CATALOGUE, METHODS, Method, MethodError, parse_method
 from equipoise.methods.torchjd_at_fork import Preferred
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, Learner, SettingError
@@ -162,6 +162,17 @@ def test_equal_weights_with_preferences_are_the_weighted_sum_of_losses() -> None
 def test_a_task_that_there_is_not_is_named() -> None:
     with pytest.raises(SettingError, match="Task weights: expected tasks out of click, like, buy; found share"):
         Learner(SCHEMA, METHODS["multibalance"], TrainingSettings.of(task_weights={"share": 2.0}))
+
+
+@pytest.mark.parametrize(
+    "name", ["metabalance:target", "metabalance-fork:target", "pcd:primary", "pcd-parameters:primary"]
+)
+def test_a_target_that_is_no_task_is_named_before_anything_is_built(name: str) -> None:
+    with pytest.raises(
+        SettingError, match=r"(target|primary) must be one of the tasks click, like, buy; found 'share'"
+    ):
+        Learner(SCHEMA, parse_method(f"{name}=share"), TrainingSettings.of())
+    Learner(SCHEMA, parse_method(f"{name}=buy"), TrainingSettings.of())
 
 
 def test_a_method_without_preferences_says_so() -> None:

@@ -223,6 +223,19 @@ class Method:
             raise MethodError(f"Method {self.name!r}: {error}") from error
         return preferring
 
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check that options that name a task name one of these.
+
+        Raises:
+            MethodError: one of them does not.
+        """
+        for name in sorted(_NAMES_OF_TASKS & self.options.keys()):
+            value = self.options[name]
+            if value and value not in tasks:
+                raise MethodError(
+                    f"Method {self.name!r}: {name} must be one of the tasks {', '.join(tasks)}; found {value!r}."
+                )
+
     def settings(self, tasks: Sequence[str]) -> str:
         """Return the name and the ``repr`` of what would be built for these tasks, so that a changed default shows."""
         parameter = Parameter(torch.zeros(1))

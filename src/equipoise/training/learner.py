@@ -86,6 +86,7 @@ class Learner:
         check_compatible(Combination(method, settings, self.world))
         self._scale = _per_task(schema.task_names, settings.loss_scale, "Loss scales")
         _per_task(schema.task_names, settings.task_weights, "Task weights")
+        method.check_tasks(schema.task_names)
         if settings.task_weights:
             self.method = method = method.with_task_weights(settings.task_weights)
         self._members = build_members(schema, method, settings, self.world, total_steps=total_steps)
