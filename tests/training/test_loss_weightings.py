@@ -94,6 +94,18 @@ def test_dwa_weighs_from_the_third_epoch_on(tiny: Dataset) -> None:
     assert len(set(weights)) == 3  # one for each of the last two epochs
 
 
+@pytest.mark.parametrize(("name", "passes"), [("famo", 2), ("famo-next-batch", 1)])
+def test_famo_on_the_next_batch_saves_the_second_forward_pass(tiny: Dataset, name: str, passes: int) -> None:
+    trained = learner(tiny, name)
+    first, *others = batches(tiny)[:4]
+    trained.step(first)
+    calls: list[None] = []
+    trained._members[0].module.register_forward_hook(lambda *_: calls.append(None))
+    for batch in others:
+        trained.step(batch)
+    assert len(calls) == passes * len(others)
+
+
 LOSS_ROWS = [method.name for method in CATALOGUE if method.loss_weighting is not None]
 
 
