@@ -87,7 +87,7 @@ def test_searched_weights_are_tested_with_seeds_that_chose_nothing(
     tested = {(name, point): rows for name, point, rows in module.tested_rows(made, (2, 4), 1)}
     assert [row["settings"] for row in tested["static weights", 2]] == [searched[1]["settings"]]
     assert [row["settings"] for row in tested["static weights", 4]] == [searched[3]["settings"]]
-    assert len(module.tables(made, (2, 4), 1)["static weights"]) == 7
+    assert len(module.tables(made, (2, 4), 1)["static weights"]) == 6
     monkeypatch.setattr(module, "record", None)
     again = module.Records(records.path)
     for chosen in module.searches((2, 4), 1):
@@ -183,12 +183,16 @@ def test_each_task_of_many_has_its_rate(script) -> None:
 
 
 def test_the_suite_can_be_read_and_its_results_fill_the_tables(script, tmp_path: Path) -> None:
-    assert len(Suite.read(SCRIPTS / "suite.yaml").settings) == 13
     page = script("page")
+    shown = {name for names, *_ in page.COMPARISONS.values() for name in names}
+    assert set(Suite.read(SCRIPTS / "suite.yaml").settings) == shown
     tiny = {"data": "funnel", "data_options": FUNNEL, "batch_size": 512, "seeds": 2, "evaluations": 1}
     suite = {"title": "Tiny", "settings": {"one": tiny | {"title": "One", "methods": ["equal", "multibalance"]}}}
     run_suite(Suite.of(suite), tmp_path, speed=False, jobs=1)
-    found = page.of_suite(tmp_path)
+    (tmp_path / "all.json").write_text('{"earlier": {}}')
+    page.take_over(tmp_path, tmp_path / "all.json")
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert list(found) == ["earlier", "one"]
     assert found["one"]["title"] == "One"
     assert len(found["one"]["runs"]) == 4
     equal, multibalance = page.comparison(found, ("one", "two"), ("multibalance", "pub"))[2:]

@@ -34,7 +34,7 @@ COMPARISONS = {
         ("multibalance", "multibalance-no-direction", "multibalance-no-magnitude"),
         "multibalance",
     ),
-    "update_every": (("adam",), ("pub:update_every=1", "pub", "pub:update_every=100"), "pub"),
+    "update_every": (("update-every",), ("pub:update_every=1", "pub", "pub:update_every=100"), "pub"),
     "batch size": (("batch-1k", "batch-4k", "batch-16k", "batch-64k"), ("multibalance",)),
     "number of tasks": (
         ("tasks-2", "tasks-8", "tasks-32", "tasks-128"),
@@ -64,6 +64,12 @@ def of_suite(folder: Path) -> dict[str, Any]:
         for entry in entries
         if (folder / entry["name"]).exists()
     }
+
+
+def take_over(folder: Path, file: Path) -> None:
+    """Add a suite's comparisons to the file, in place of earlier ones of the same names."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(before | of_suite(folder)) + "\n")
 
 
 def of_comparison(folder: Path, title: str) -> Record:
@@ -139,7 +145,7 @@ def main() -> None:
     arguments.add_argument("--suite", type=Path, help="folder of `equipoise evidence`, to take its results over")
     chosen = arguments.parse_args()
     if chosen.suite is not None:
-        (RESULTS / SUITE).write_text(json.dumps(of_suite(chosen.suite)) + "\n")
+        take_over(chosen.suite, RESULTS / SUITE)
     PAGE.write_text(with_tables(PAGE.read_text(), tables(RESULTS)))
 
 

@@ -3,8 +3,8 @@
     python benchmarks/questions/static_weights.py --out benchmarks/results/questions-static-weights.jsonl
 
 optuna's TPE searches the tasks' weights, the learning rate and the decay of the embedding tables together, by mean
-validation NE of one training each. Equal weights, MultiBalance and PUB get a rate and a decay from the same sampler
-with fewer trainings. What each search had found after so many trainings is then trained with seeds that chose nothing,
+validation NE of one training each. Equal weights and MultiBalance get a rate and a decay from the same sampler with
+fewer trainings. What each search had found after so many trainings is then trained with seeds that chose nothing,
 and tested. Every training is one line of the file; those that are there are not made again.
 """
 
@@ -51,7 +51,6 @@ def searches(points: Sequence[int], rate_trials: int) -> tuple[Search, ...]:
     return (
         Search("equal weights", "equal", rate_trials, (rate_trials,)),
         Search("MultiBalance", "multibalance", rate_trials, (rate_trials,)),
-        Search("PUB", "pub", rate_trials, (rate_trials,)),
         Search("static weights", "equal", max(points), tuple(points), weighted=True),
     )
 
@@ -105,9 +104,9 @@ def mean_ne(by_task: dict[str, float]) -> float:
 
 
 def mean_weights(run: Run) -> dict[str, float]:
-    """Return the weights at the fork, or PUB's α, averaged over the training and brought to the mean 1.
+    """Return the weights of a balancing method, averaged over the training and brought to the mean 1.
 
-    Empty for a training without either.
+    Empty for a training without balancing.
     """
     found: dict[str, list[float]] = {}
     for reading in run.monitor:
@@ -133,7 +132,7 @@ def tables(rows: Sequence[Record], points: Sequence[int] = POINTS, rate_trials: 
                     str(point),
                     f"{fmean(mean_ne(row['test_ne']) for row in tested):.4f}",
                     "" if name == "equal weights" else gain_in_words(gain(tested, equal)),
-                    gain_in_words(gain(tested, multibalance)) if name in {"PUB", "static weights"} else "",
+                    gain_in_words(gain(tested, multibalance)) if name == "static weights" else "",
                 ]
                 for (name, point), tested in found.items()
             ],
@@ -168,7 +167,7 @@ def tested_rows(
 def weight_rows(
     rows: Sequence[Record], found: dict[tuple[str, int], list[Record]], points: Sequence[int]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield weights by task: those of the best static ones, and those that MultiBalance and PUB gave."""
+    """Yield weights by task: those of the best static ones, and those that MultiBalance gave."""
     for (name, point), tested in found.items():
         if name == "static weights":
             yield f"best static weights of {point}", tested[0]["settings"]["loss_scale"]
@@ -178,9 +177,8 @@ def weight_rows(
         f"geometric mean of the best {len(ranked)}",
         _geometric_mean([row["settings"]["loss_scale"] for row in ranked]),
     )
-    for balancing, what in (("MultiBalance", "MultiBalance, gradients at the fork"), ("PUB", "PUB, α")):
-        given = [row["weights"] for (name, _), tested in found.items() if name == balancing for row in tested]
-        yield what, _geometric_mean(given)
+    given = [row["weights"] for (name, _), tested in found.items() if name == "MultiBalance" for row in tested]
+    yield "MultiBalance, gradients at the fork", _geometric_mean(given)
 
 
 def _geometric_mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
