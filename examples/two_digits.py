@@ -1,6 +1,6 @@
 """A small LeNet for images of two digits, which the comparison trains with any method.
 
-equipoise compare two-digits --model examples.two_digits:LeNet --methods equal,multibalance --seeds 3
+equipoise compare --data two-digits --model examples.two_digits:LeNet --methods equal,multibalance --seeds 3
 """
 
 import math
