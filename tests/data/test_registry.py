@@ -68,7 +68,7 @@ def test_an_unknown_option_is_refused_with_the_options_there_are(name: str) -> N
 
 @pytest.mark.parametrize("option", ["cache_dir", "on_stage"])
 def test_no_option_says_where_to_write_or_is_a_word_where_a_program_belongs(option: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"takes the options rows, seed; found {option}"):
+    with pytest.raises(DataError, match=f"takes the options rows, seed, later; found {option}"):
         load("complete-journey", **{option: str(tmp_path)})
 
 
