@@ -21,6 +21,7 @@ from equipoise.report.outcome import against_static_weights, summary
 from equipoise.report.phrases import counted
 from equipoise.report.procedure_tables import data_table, methods_table, tuning_table
 from equipoise.report.slices import slice_findings, slice_tables
+from equipoise.report.user_groups import gap_table, group_findings, group_tables
 from equipoise.report.web_page import write_page, write_whole
 from equipoise.settings import Settings, command_line
 
@@ -81,6 +82,13 @@ def write_markdown(folder: Path) -> Path:
             lines += ["", "### Against training each task alone", "", no_tags(" ".join(view["transfer_summary"]))]
         for title, table in view["transfer"]:
             lines += ["", f"{title}:", "", *markdown_table(table)]
+    if content["user_groups"]:
+        lines += ["", "## Who gains, who loses", "", *(f"- {no_tags(found)}" for found in content["group_findings"])]
+        if content["group_gaps"]:
+            lines += ["", "### Gap in AUC between the groups served best and worst", ""]
+            lines += markdown_table(content["group_gaps"])
+        for title, table in content["user_groups"]:
+            lines += ["", f"### {no_tags(title)}", "", *markdown_table(table)]
     if content["slices"]:
         lines += ["", "## Slices", "", *(f"- {no_tags(finding)}" for finding in content["slice_findings"])]
         for title, table in content["slices"]:
@@ -133,6 +141,9 @@ def _content(results: Results) -> dict[str, Any]:
         "cautions": text.cautions(results, analyses[0]),
         "views": [_view(results, analysis) for analysis in analyses],
         "marks": _MARKS,
+        "user_groups": group_tables(results, analyses[0]),
+        "group_findings": group_findings(results, analyses[0]),
+        "group_gaps": gap_table(results, analyses[0]),
         "slices": sliced,
         "slice_findings": slice_findings(results, analyses[0]) if sliced else [],
         "data": data_table(results),
