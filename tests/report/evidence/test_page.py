@@ -43,6 +43,16 @@ def test_the_page_holds_every_part(two):
         assert expected in shown
 
 
+def test_regressions_and_diverged_runs_are_shown_too(suite):
+    made = Comparison(methods=FEW, seeds=3, rich=True, users=True, diverged=(("pub", 0), ("static", 1)))
+    shown = visible(page_of(suite(one=made)))
+    for expected in (
+        "spend, 40,600 rows", "NE (of regressions NSE) by task", "Diverged: PUB (1 of 3) and Static weights (1 of 3).",
+        "2 of 3", "1 diverged",
+    ):  # fmt: skip
+        assert expected in shown
+
+
 def test_every_chart_is_one_that_plotly_accepts(two):
     charts = charts_of(page_of(two))
     assert [len(chart) for chart in charts] == [1, 1, 2, 2, 2]  # ranks and cost; gains, trials, tuning by setting

@@ -203,10 +203,12 @@ def task_gain_table(setting: Setting) -> Table:
 
 
 def _task_column(setting: Setting, task: str) -> Column:
-    positives = setting.positives(task)
-    counted = "" if positives is None else f", {positives:,} positives"
+    count = setting.results.plan.label_counts.get("test", {}).get(task)
+    rows = ""
+    if count is not None:
+        rows = f", {count.labelled:,} rows" if count.positives is None else f", {count.positives:,} positives"
     few = "Too few test rows of one class: mostly chance, in no mean." if task in setting.analysis.few else ""
-    return Column(f"{task}{counted}", few)
+    return Column(f"{task}{rows}", few)
 
 
 def setting_tables(setting: Setting) -> list[tuple[str, Table]]:
@@ -217,7 +219,8 @@ def setting_tables(setting: Setting) -> list[tuple[str, Table]]:
     if any(task.transfer for entry in analysis.methods for task in entry.tasks.values()):
         heading = f"Negative transfer: NE gain over one model per task, {PERCENT.strip()}; below zero the task loses"
         found.append((heading, transfer_table(analysis, _NE, analysis.tasks)))
-    found.append(("NE by task, lower is better", values_table(analysis, "ne", analysis.tasks, digits=4)))
+    error = "NE (of regressions NSE)" if analysis.regressions else "NE"
+    found.append((f"{error} by task, lower is better", values_table(analysis, "ne", analysis.tasks, digits=4)))
     if binary:
         found += [
             ("AUC by task, higher is better", values_table(analysis, "auc", binary, digits=4)),
