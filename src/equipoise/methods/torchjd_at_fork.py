@@ -68,7 +68,7 @@ def to_mean_1(gram: Tensor, /) -> Tensor:
 def cagrad(tasks: Sequence[str], *, c: float = 0.4, task_weights: Sequence[float] | None = None) -> Weighted:
     """Build CAGrad: the direction within ``c ‖g_0‖`` of the mean gradient g_0 that helps the worst task most.
 
-    Algorithm 1 of the paper, which tries c from 0.1 to 0.9; 0.4 is its value for NYU-v2 and Cityscapes. torchjd solves
+    Algorithm 1 of the paper, which tunes c between 0 and 1; 0.4 is its value for NYU-v2 (from memory). torchjd solves
     it by cvxpy on the CPU, some milliseconds a step.
     """
     return Weighted(tasks, TorchjdWeighting("CAGradWeighting", {"c": c}), task_weights=task_weights)
@@ -197,7 +197,8 @@ class GradVacFork(Drawing):
 
     Args:
         tasks: the tasks' names, or how many there are.
-        beta: the weight of the newest cosine in the average, in [0, 1]; the default is the authors'.
+        beta: the weight of the newest cosine in the average, in [0, 1]; the default is the authors' (from memory, and
+            GradCraft's authors compare with it); torchjd's is 0.5.
         seed: of the orders in which the others are gone through.
         task_weights: see :class:`equipoise.Weighted`.
     """
