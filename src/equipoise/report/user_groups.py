@@ -307,7 +307,7 @@ def _mean(values: Mapping[int, float]) -> float:
 
 
 def _gap_text(gap: GroupGap) -> str:
-    return f"AUC {number(gap.before, 3)} to {number(gap.after, 3)}"
+    return f"AUC {number(gap.before, 4)} to {number(gap.after, 4)}"
 
 
 def _place(entry: SlicedTask) -> str:
