@@ -312,8 +312,8 @@ class Settings(TrainingSettings):
     )
     tune_trials: Annotated[Annotated[int, Field(ge=1)] | None, _COMPARE] = Field(
         None,
-        description="Rates and decays, with values of its main option, that tuning tries per method, chosen by "
-        "optuna's TPE between the ends of the grids. Default: every point of the grids, at the default option.",
+        description="Rates and decays, with values of its main option, that tuning tries per method: two thirds the "
+        "same for all methods, the rest by optuna's TPE. Default: every point of the grids, at the default option.",
     )
     trials: Annotated[
         dict[str, Annotated[int, Field(ge=1)]],

@@ -56,6 +56,23 @@ def test_with_trials_the_search_stays_within_the_grids_and_comes_nearer_to_the_b
     assert sum(map(score, found[20:])) < 0.7 * sum(map(score, found[:10]))
 
 
+def test_two_thirds_of_the_trials_are_the_same_for_every_method() -> None:
+    settings = Settings.of(tune_trials=12)
+    firsts = []
+    for name in ("equal", "multibalance", "stch"):
+        search = RateSearch(settings, METHODS[name], TASKS)
+        found = []
+        while asked := search.ask():
+            found += asked
+            search.tell({rate: score(rate) for rate in asked})
+        firsts.append([(rate.lr, rate.table_decay) for rate in found[:8]])
+        if name != "equal":  # the values of the main option take turns
+            assert {rate.options for rate in found[:4]} == {rate.options for rate in found[4:8]}
+            assert len({rate.options for rate in found[:4]}) == 4
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert len(set(firsts[0])) == 8
+
+
 def test_the_same_scores_give_the_same_proposals_and_other_scores_others() -> None:
     assert proposals(score, tune_trials=12) == proposals(score, tune_trials=12)
     other = proposals(lambda rate: -score(rate), tune_trials=12)
@@ -89,7 +106,8 @@ def test_a_comparison_searches_with_equal_budget_and_goes_on_where_it_was_cut_of
                 raise _CutOffError
             made.append(job)
             found = score(Rate(job.lr, job.table_decay)) + 0.1 * (job.seed % 2) + 0.2 * (job.method == "equal")
-            yield job, Run(job.method, job.seed, job.lr, job.table_decay, validation={"click": {"ne": found}})
+            validation = {"click": {"ne": found}}
+            yield job, Run(job.method, job.seed, *job.rate[:2], options=job.options, validation=validation)
 
     def compare(folder: Path, most: int) -> Choice:
         monkeypatch.setattr(runner_module, "run_jobs", lambda _settings, _data, jobs, *_: runs(jobs, most))

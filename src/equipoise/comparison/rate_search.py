@@ -25,10 +25,11 @@ _SEED: Final = 0
 class RateSearch:
     """Proposes rates for one method, round by round; every method gets the same number of them.
 
-    Without ``tune_trials`` all points of the grids are proposed in one round. With it, optuna's TPE sampler chooses so
-    many from the method's :class:`SearchSpace`: a third of them at random, then a few at a time by what was told
-    before. ``trials`` states another number for a method. The same scores give the same proposals, so a search that was
-    cut off goes on where it was, from the runs on disk.
+    Without ``tune_trials`` all points of the grids are proposed in one round. With it, so many are proposed from the
+    method's :class:`SearchSpace`: two thirds of them at rates and decays that are the same for every method (a third of
+    them where weights of tasks are searched), the rest by optuna's TPE sampler from what was told before. ``trials``
+    states another number for a method. The same scores give the same proposals, so a search that was cut off goes on
+    where it was, from the runs on disk.
 
     Args:
         settings: ``grid``, ``decay_grid``, ``tune_trials`` and ``trials``.
@@ -59,10 +60,10 @@ class RateSearch:
         self.trials = len(self._grid) if trials is None else trials
         self._per_round = len(self._grid) or max(_PER_ROUND, math.ceil(self.trials / _MOST_ROUNDS))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        startup = max(_PER_ROUND, self.trials // 3)
-        self._study = optuna.create_study(sampler=TPESampler(seed=_SEED, n_startup_trials=startup))
-        if self._space.start is not None:
-            self._study.enqueue_trial(self._space.start)
+        common = math.ceil(self.trials * (1 if self._space.weighs_tasks else 2) / 3)
+        self._study = optuna.create_study(sampler=TPESampler(seed=_SEED, n_startup_trials=common))
+        for parameters in self._space.common_points(0 if self._grid else common):
+            self._study.enqueue_trial(parameters)
         self._left = self.trials
         self._asked: list[tuple[optuna.Trial, Rate]] = []
 

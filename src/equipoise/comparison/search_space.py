@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import optuna
+from scipy.stats import qmc
 
 from equipoise.comparison.tuned_rates import Rate
 from equipoise.methods import Method
@@ -46,12 +47,31 @@ class SearchSpace:
         return Rate(_rounded(lr), _rounded(decay), ",".join(options))
 
     @property
-    def start(self) -> dict[str, float] | None:
-        """The parameters of a trial that weighs all tasks equally; None for methods without weights per task."""
-        if PER_TASK not in self._search.values():
-            return None
-        middle = {"lr": math.sqrt(min(self._rates) * max(self._rates)), "table_decay": max(self._decays) / 2}
-        return middle | {f"weight of {task}": 1.0 for task in self._tasks}
+    def weighs_tasks(self) -> bool:
+        """True if a list of weights is searched."""
+        return PER_TASK in self._search.values()
+
+    def common_points(self, count: int) -> list[dict[str, Any]]:
+        """Return the parameters of the first trials: rates and decays that are the same for every method.
+
+        They are points of a Halton sequence, which covers the range evenly, so that no method owes its rate to the luck
+        of a draw. The values of an option take turns. The first trial weighs all tasks equally; the sampler draws the
+        weights of the others.
+        """
+        low, high = math.log(min(self._rates)), math.log(max(self._rates))
+        least, most = min(self._decays), max(self._decays)
+        points = qmc.Halton(2, scramble=False).random(count + 1)[1:]  # the first point is a corner
+        found: list[dict[str, Any]] = [
+            {"lr": math.exp(low + float(part) * (high - low)), "table_decay": least + float(share) * (most - least)}
+            for part, share in points
+        ]
+        for name, values in self._search.items():
+            for place, parameters in enumerate(found):
+                if values != PER_TASK:
+                    parameters[name] = values[place % len(values)]
+        if self.weighs_tasks and found:
+            found[0] |= {f"weight of {task}": 1.0 for task in self._tasks}
+        return found
 
     def _option(self, trial: optuna.Trial, name: str, values: object) -> str:
         if values != PER_TASK:

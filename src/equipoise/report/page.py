@@ -299,7 +299,8 @@ def _how_rates_were_chosen(results: Results) -> str:
     if trials is not None:
         tried = (
             f"{counted(trials, 'pair')} of a rate from {rates[0]:g} to {rates[-1]:g} and a decay of the embedding "
-            f"tables from {decays[0]:g} to {decays[-1]:g}, by optuna's TPE sampler"
+            f"tables from {decays[0]:g} to {decays[-1]:g}, two thirds of them the same for every method, the rest by "
+            "optuna's TPE sampler"
         )
     return (
         f"each method's own, out of the same {'grid' if trials is None else 'search space'} for all ({tried}), by the "
