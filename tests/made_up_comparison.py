@@ -217,7 +217,7 @@ def _with_users(run: dict[str, Any]) -> dict[str, Any]:
         loss = weight * common.uniform(0.8, 1.2, 16) * own.uniform(0.99, 1.01, 16)
         loss *= run["test"][task]["ne"] * entropy * weight.sum() / loss.sum()
         groups[task] = {"loss": loss.tolist(), "weight": weight.tolist(), "positives": positives.tolist()}
-    return run | {"user_groups": groups}
+    return run | {"random_groups": groups}
 
 
 def _slice(

@@ -99,8 +99,8 @@ def test_slices_are_those_of_keys_and_features_by_name(run: Run, dataset: Datase
 
 
 def test_groups_of_users_sum_to_the_metrics_of_the_whole_split(run: Run, dataset: Dataset) -> None:
-    assert run.user_groups.keys() == {task.name for task in dataset.schema.tasks if task.binary}
-    for task, sums in run.user_groups.items():
+    assert run.random_groups.keys() == {task.name for task in dataset.schema.tasks if task.binary}
+    for task, sums in run.random_groups.items():
         loss, weight, positives = (math.fsum(sums[name]) for name in ("loss", "weight", "positives"))
         rate = positives / weight
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))

@@ -169,7 +169,7 @@ def without_details(run: Run, /) -> Run:
         {}
     """
     return replace(
-        run, curve=[], monitor=[], calibration={}, calibration_natural={}, slices={}, user_groups={}, settings={}
+        run, curve=[], monitor=[], calibration={}, calibration_natural={}, slices={}, random_groups={}, settings={}
     )  # fmt: skip
 
 

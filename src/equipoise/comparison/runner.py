@@ -181,7 +181,7 @@ class _Comparison:
         return runs
 
     def _add_short_run(self, run: Run) -> None:
-        self.folder.add_run(replace(without_details(run), user_groups=run.user_groups))
+        self.folder.add_run(replace(without_details(run), random_groups=run.random_groups))
 
     def _choice(self, chosen: Mapping[str, Rate]) -> Choice:
         settings = self.settings.model_dump(mode="json")

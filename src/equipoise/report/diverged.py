@@ -51,7 +51,7 @@ def _without_skill(run: Run, others: Sequence[Run]) -> Run:
         test=_worst(others, "test"),
         test_natural=_worst(others, "test_natural"),
         validation=_worst(others, "validation"),
-        user_groups=_groups_without_skill(others),
+        random_groups=_groups_without_skill(others),
     )
 
 
@@ -59,7 +59,7 @@ def _groups_without_skill(runs: Sequence[Run]) -> dict[str, dict[str, list[float
     """Return the sums of the base rate's predictions, times the NE that counts; empty where the runs hold none."""
     found = {}
     counted = _worst(runs, "test")
-    for task, sums in runs[0].user_groups.items():
+    for task, sums in runs[0].random_groups.items():
         weight, positives = math.fsum(sums["weight"]), math.fsum(sums["positives"])
         rate = positives / weight if weight else 0.0
         if not 0 < rate < 1:

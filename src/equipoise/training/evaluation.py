@@ -102,7 +102,7 @@ def finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> Non
     run.calibration = _calibration(schema, test, test_outputs, natural=False)
     run.slices = {column: _slices(dataset, column, test_outputs) for column in dataset.slices}
     if group:
-        run.user_groups = _user_groups(schema, test, test_outputs, test.keys[group])
+        run.random_groups = _random_groups(schema, test, test_outputs, test.keys[group])
     if bool((test.weight != 1).any()):
         run.test_natural = measure(schema, test, test_outputs, group=group, natural=True)
         run.calibration_natural = _calibration(schema, test, test_outputs, natural=True)
@@ -126,7 +126,7 @@ def _calibration(
     }
 
 
-def _user_groups(
+def _random_groups(
     schema: Schema, split: AnySplit, outputs: list[Tensor], users: Tensor
 ) -> dict[str, dict[str, list[float]]]:
     """Return, for each binary task, sums of log loss, rows and positives over random groups of users.

@@ -59,9 +59,9 @@ class Run:
         calibration: task -> :func:`equipoise.ranking.metrics.calibration_curve` on the test split, as sampled.
         calibration_natural: the same at the natural rate; empty if all weights are 1.
         slices: column -> its slices of the test split, as sampled.
-        user_groups: binary task -> sums over random groups of users of the test split, as sampled: ``loss`` (log loss),
-            ``weight`` (rows) and ``positives``, for intervals that resample users. Empty if the data set names no
-            group.
+        random_groups: binary task -> sums over random groups of users of the test split, as sampled: ``loss`` (log
+            loss), ``weight`` (rows) and ``positives``, for intervals that resample users. Empty if the data set names
+            no group.
         curve: about eight points with ``step``, ``examples``, ``train_loss`` (task -> mean since the point
             before) and ``validation`` (task -> ``auc`` and ``ne``, ``gauc`` with a group, of a regression ``rmse`` and
             ``ne``; on at most ``evaluation_rows`` rows).
@@ -94,7 +94,7 @@ class Run:
     skipped_steps: NonNegativeInt = 0
     irreproducible: str = ""
     options: str = ""
-    user_groups: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    random_groups: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -43,7 +43,7 @@ def test_a_gain_that_depends_on_the_users_is_called_that(suite):
 
     def only_one_group_gains(run):
         if run["method"] == "multibalance":
-            for sums in run["user_groups"].values():
+            for sums in run["random_groups"].values():
                 of_group = [0.33 * rows for rows in sums["weight"]]
                 of_group[0] += sum(sums["loss"]) - sum(of_group)
                 sums["loss"] = of_group

@@ -132,8 +132,8 @@ def read_suite(folder: Path, /) -> Suite:
 
 
 def _with_groups(runs: list[Run], tasks: tuple[str, ...]) -> list[Run]:
-    return [run for run in runs if run.status == "ok" and all(task in run.user_groups for task in tasks)]
+    return [run for run in runs if run.status == "ok" and all(task in run.random_groups for task in tasks)]
 
 
 def _sums(run: Run, tasks: tuple[str, ...], name: str) -> Array:
-    return np.array([run.user_groups[task][name] for task in tasks], dtype=np.float64)
+    return np.array([run.random_groups[task][name] for task in tasks], dtype=np.float64)
