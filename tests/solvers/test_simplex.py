@@ -55,8 +55,9 @@ def test_points_of_the_simplex_stay_and_permutations_commute():
     torch.testing.assert_close(project_simplex(u[order]), project_simplex(u)[order])
 
 
-def test_the_total_may_be_a_tensor_and_zero():
+def test_the_total_may_be_a_tensor_a_whole_number_and_zero():
     v = torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(project_simplex(v, total=2), project_simplex(v, total=2.0))
     torch.testing.assert_close(project_simplex(v, total=torch.tensor(0.5)), torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(project_simplex(v, total=0.0), torch.zeros(2))
 

@@ -20,7 +20,7 @@ def project_simplex(v: Tensor, /, present: Tensor | None = None, *, total: Tenso
         v: finite values, shape [M].
         present: bool, shape [M]; entries that are not present come out as 0 and share nothing of ``total``.
             If none is present, all come out as 0.
-        total: the sum of the result, at least 0; a float, or a tensor with no dimensions.
+        total: the sum of the result, at least 0; a number, or a tensor with no dimensions.
 
     Returns:
         The projection, shape [M], in the dtype and on the device of ``v``, found without a host sync.
@@ -36,7 +36,7 @@ def project_simplex(v: Tensor, /, present: Tensor | None = None, *, total: Tenso
     # out as 0 wherever it is, so it may as well be finite.
     lowest = -1 - total
     values = masked - masked.amax()
-    values = values.clamp(min=lowest) if isinstance(lowest, float) else values.maximum(lowest)
+    values = values.maximum(lowest) if isinstance(lowest, Tensor) else values.clamp(min=lowest)
     above = (values >= values.unsqueeze(1)).to(v.dtype)
     thresholds = (torch.mv(above, values) - total) / above.sum(1)
     projected = (values - thresholds.amax()).clamp_(min=0)
