@@ -20,7 +20,7 @@ from tests.methods.test_catalogue import SCHEMA, batch
 TASKS = ("a", "b", "c")
 WANTED = {"a": 9.0, "c": 2.0}
 STEPS = 500
-taking = [method for method in CATALOGUE if method.takes_task_weights and method.factories]
+taking = [method for method in CATALOGUE if method.takes_task_weights and not method.adds_losses]
 
 
 @cache
@@ -152,9 +152,10 @@ def test_every_method_trains_with_preferences_or_refuses_them_with_a_remedy(meth
     assert torch.equal(found, plain) is (method.name == "single-task")
 
 
-def test_equal_weights_with_preferences_are_the_weighted_sum_of_losses() -> None:
-    preferring = Learner(SCHEMA, METHODS["equal"], TrainingSettings.of(task_weights={"buy": 4.0}))
-    scaled = Learner(SCHEMA, METHODS["equal"], TrainingSettings.of(loss_scale={"click": 0.5, "like": 0.5, "buy": 2.0}))
+@pytest.mark.parametrize("name", ["equal", "clippy"])
+def test_where_losses_are_added_up_preferences_weigh_their_sum(name: str) -> None:
+    preferring = Learner(SCHEMA, METHODS[name], TrainingSettings.of(task_weights={"buy": 4.0}))
+    scaled = Learner(SCHEMA, METHODS[name], TrainingSettings.of(loss_scale={"click": 0.5, "like": 0.5, "buy": 2.0}))
     for step in range(3):
         assert torch.equal(preferring.step(batch(step)), scaled.step(batch(step)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.optim import Adam, Optimizer
 from equipoise.errors import SettingError
 from equipoise.jacobian import JacobianDescent, TaskAggregator
 from equipoise.loss_weighting import LossWeighting
+from equipoise.methods.factories import keyword_options, parameters_of
 from equipoise.scalars import Scalar, spell_value
 
 __all__ = ["NEEDS", "PER_TASK", "Method", "MethodError"]
@@ -194,10 +194,15 @@ class Method:
     def takes_task_weights(self) -> bool:
         """True if preferences among the tasks change the training as they should.
 
-        They do where a factory has the parameter ``task_weights``, in the weighted sum of the losses, and where every
-        task has a model of its own, in which it has all the say.
+        They do where a factory has the parameter ``task_weights``, where the losses are added up, since their sum can be
+        weighted, and where every task has a model of its own, in which it has all the say.
         """
-        return not self.factories or any("task_weights" in parameters_of(factory) for factory in self.factories)
+        return self.adds_losses or any("task_weights" in parameters_of(factory) for factory in self.factories)
+
+    @property
+    def adds_losses(self) -> bool:
+        """True if the plain sum of the losses is trained on, with one backward pass and without a fork."""
+        return not (self.fork or self.loss_weighting or "per-task backward" in self.needs)
 
     def with_task_weights(self, task_weights: Mapping[str, float]) -> Method:
         """Return the same method with preferences among the tasks: a positive number by name, 1 for other tasks.
@@ -294,7 +299,7 @@ class Method:
             MethodError: what it learns from is not among the method's needs.
         """
         if self.loss_weighting is None:
-            if self.factories or not self.task_weights or "a model per task" in self.needs:
+            if not self.adds_losses or not self.task_weights or "a model per task" in self.needs:
                 return None
             return LossWeighting(tasks, torch.sum, task_weights=self._weights_of(tasks))
         weighting = self.loss_weighting(list(tasks), **self._keywords(self.loss_weighting, tasks))
@@ -377,9 +382,6 @@ _OF_JACOBIAN: Final = frozenset({"per-task backward", "whole gradients", "whole 
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")  # differs in every process
 
-_NOT_FROM_TEXT: Final = {"shared", "tasks", "process_group", "data_parallel", "task_weights"}
-"""Parameters that no word of the command line can spell."""
-
 _NAMES_OF_TASKS: Final = {"target", "primary"}
 """Options whose value is the name of a task."""
 
@@ -388,17 +390,3 @@ _KINDS: Final[Mapping[type, tuple[tuple[type, ...], str]]] = {
     str: ((str,), "a word"),
 }  # fmt: skip
 """Of a default's type: the types that a value may have, and their name."""
-
-
-def parameters_of(factory: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    """Return a factory's parameters by name."""
-    return inspect.signature(factory).parameters
-
-
-def keyword_options(build: Callable[..., object]) -> dict[str, Any]:
-    """Return a factory's keyword-only parameters whose values one word can spell, with their defaults."""
-    return {
-        entry.name: entry.default
-        for entry in parameters_of(build).values()
-        if entry.kind is inspect.Parameter.KEYWORD_ONLY and entry.name not in _NOT_FROM_TEXT
-    }
