@@ -1,9 +1,11 @@
 """A suite: its YAML is checked whole before anything runs; it is resumable, and its folder names what it holds."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from equipoise.cli import app
@@ -35,6 +37,13 @@ def test_own_settings_override_common_ones_and_the_short_form_overrides_both() -
     assert suite.comparison("experts", short=True).epochs == 2
     assert suite.comparison("experts").epochs == 1
     assert suite.entry("experts").title == "experts"
+
+
+def test_the_documented_suite_can_be_used() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    suite = Suite.of(yaml.safe_load(text))
+    assert suite.comparison("opposed").data_options == {"rows": 100_000, "conflict": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ __all__ = ["auction", "replay"]
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN [RUN]", help="Folders that `equipoise train` wrote, or with one such for each seed."),
+    typer.Argument(
+        metavar="RUN [RUN]", help="One or two folders that `equipoise train` wrote, or that hold one such for each seed."
+    ),
 ]
 
 
@@ -37,7 +39,7 @@ def replay(
     *,
     log: Annotated[list[str], typer.Option(metavar="FILE", help="Logged rounds: Parquet, CSV, TSV. May be repeated.")],
     items: Annotated[str, typer.Option(metavar="FILE", help="A row for each item, with its features.")],
-    action: Annotated[str, typer.Option(metavar="COLUMN", help="Column of both with the item.")] = "item_id",
+    action: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the item, in log and item table.")] = "item_id",
     propensity: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column with the probability with which the item was shown.")
     ] = "propensity_score",
@@ -60,7 +62,7 @@ def replay(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the result as Markdown, too.")] = None,
 ) -> None:
-    """Estimate the click rate had a ranker chosen the items of logged rounds.
+    """Estimate from logged rounds how often a ranker's choices would be clicked.
 
     The log needs the probability with which each item was shown. Estimates by
     inverse propensities (IPS), self-normalised (SNIPS) and doubly robust (DR),
