@@ -18,7 +18,9 @@ __all__ = ["evidence"]
 
 @app.command()
 def evidence(
-    suite: Annotated[Path, typer.Argument(help="A YAML file with the comparisons of the suite, as in docs/evidence.md.")],
+    suite: Annotated[
+        Path, typer.Argument(help="A YAML file with the comparisons of the suite, as in docs/evidence.md.")
+    ],
     *,
     out: Annotated[Path, typer.Option(help="Folder for results; finished runs in it are kept.")] = Path(
         "equipoise-evidence"

@@ -28,7 +28,8 @@ __all__ = ["auction", "replay"]
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RUN [RUN]", help="One or two folders that `equipoise train` wrote, or that hold one such for each seed."
+        metavar="RUN [RUN]",
+        help="One or two folders that `equipoise train` wrote, or that hold one such for each seed.",
     ),
 ]
 
@@ -39,7 +40,9 @@ def replay(
     *,
     log: Annotated[list[str], typer.Option(metavar="FILE", help="Logged rounds: Parquet, CSV, TSV. May be repeated.")],
     items: Annotated[str, typer.Option(metavar="FILE", help="A row for each item, with its features.")],
-    action: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the item, in log and item table.")] = "item_id",
+    action: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column with the item, in log and item table.")
+    ] = "item_id",
     propensity: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column with the probability with which the item was shown.")
     ] = "propensity_score",

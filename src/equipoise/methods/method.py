@@ -194,7 +194,7 @@ class Method:
     def takes_task_weights(self) -> bool:
         """True if preferences among the tasks change the training as they should.
 
-        They do where a factory has the parameter ``task_weights``, where the losses are added up, since their sum can be
+        They do where a factory has the parameter ``task_weights``, where the losses are added up, since a sum can be
         weighted, and where every task has a model of its own, in which it has all the say.
         """
         return self.adds_losses or any("task_weights" in parameters_of(factory) for factory in self.factories)
