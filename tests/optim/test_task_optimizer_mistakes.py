@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 from tests.optim.task_nets import Net, pub, train, values
 
 
@@ -206,6 +206,17 @@ def test_a_module_that_is_not_data_parallel_is_refused():
     net = Net(2)
     with pytest.raises(ValueError, match=r"must hold a DistributedDataParallel module.*found Net without one"):
         pub(net, data_parallel=net)
+
+
+@pytest.mark.parametrize("inside", [AdaTask, MetaBalance])
+def test_preferences_of_what_pub_wraps_are_refused_since_pub_would_undo_them(inside):
+    net = Net(2)
+    weighed = inside(torch.optim.Adam(net.parameters()), shared=net.shared(), task_weights=[9, 1])
+    assert "task_weights=[9.0, 1.0])" in repr(weighed)
+    with pytest.raises(ValueError, match=rf"task_weights of the {inside.__name__} inside .* give them to PUB"):
+        PUB(weighed, shared=net.shared())
+    with pytest.raises(ValueError, match=r"list of 2 positive finite numbers, one for each of a, b; found \[9.0\]"):
+        inside(torch.optim.Adam(net.parameters()), shared=net.shared(), tasks=["a", "b"], task_weights=[9])
 
 
 def test_it_reads_like_its_constructor():

@@ -159,7 +159,7 @@ class LossWeighting(nn.Module):
         return {"weight": self.last_weights.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the tasks, and the scalarizer\'s state besides parameters: numbers, tensors, an optimizer\'s state."""
+        """Return the tasks, and the scalarizer's state besides parameters: numbers, tensors, an optimizer's state."""
         held = {
             name: value.state_dict() if isinstance(value, Optimizer) else value
             for name, value in self._attributes().items()

@@ -11,10 +11,11 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim.checks import check_unwrapped
-from equipoise.optim.entries import OwnState
+from equipoise.optim.entries import OwnState, rows_index
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
 from equipoise.optim.task_optimizer import TaskOptimizer
+from equipoise.preferences import preference_factors
 
 __all__ = ["AdaTask"]
 
@@ -36,11 +37,14 @@ class AdaTask(TaskOptimizer):
             :class:`Clippy` around one.
         shared: the parameters that several tasks use, or ``"auto"``; see :class:`PUB`.
         tasks: the tasks' names; see :class:`PUB`.
+        task_weights: preferences, one positive number per task in the order of ``tasks``, divided by their mean; they
+            multiply the tasks' updates (ours). None: all equal.
         data_parallel: see :class:`PUB`.
 
     Raises:
         TypeError: ``optimizer`` is none of these.
-        ValueError: ``shared`` is empty, or holds a parameter that the optimizer lacks; SGD with ``dampening``.
+        ValueError: ``shared`` is empty, or holds a parameter that the optimizer lacks; SGD with ``dampening``;
+            ``task_weights`` are not one positive number per task, which may show in the first ``backward``.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -60,14 +64,21 @@ class AdaTask(TaskOptimizer):
         *,
         shared: Iterable[Parameter] | Literal["auto"],
         tasks: Sequence[str] | None = None,
+        task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         check_unwrapped(optimizer, "AdaTask")
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         super().__init__(optimizer, shared, tasks, data_parallel)
         for group in self.param_groups:
             if group.get("dampening"):
                 raise ValueError("AdaTask takes SGD without dampening only, because tasks differ in their first step.")
         self._take_averaging_over()
+
+    def _begin(self, tasks: tuple[str, ...]) -> None:
+        factors = preference_factors(self.task_weights, tasks)
+        self._factors = torch.tensor(factors, dtype=torch.float64, device=self._device)
+        super()._begin(tasks)
 
     def _needs_each(self) -> bool:
         return len(self.tasks) != 1
@@ -81,7 +92,7 @@ class AdaTask(TaskOptimizer):
         if tasks:
             gradients = [pending.of_task[task] for task in tasks]
             own = OwnState(len(pending.present), tasks)
-            weights = torch.ones(len(tasks), dtype=torch.float64, device=self._device)
+            weights = self._factors.index_select(0, rows_index(tasks, len(self.tasks), self._device))
             JointStep(self.torch_optimizer, self.shared, gradients, own, counts=self._counts).move(
                 weights, joint=weights
             )
@@ -111,3 +122,7 @@ class AdaTask(TaskOptimizer):
             name: torch.stack([fresh[name].to(value) if place is None else value[place] for place in places])
             for name, value in own.items()
         }
+
+    def __repr__(self) -> str:
+        preferring = "" if self.task_weights is None else f", task_weights={self.task_weights}"
+        return f"AdaTask({self._inner_repr()}{preferring})"

@@ -15,6 +15,7 @@ from equipoise.optim.checks import check_unwrapped
 from equipoise.optim.entries import rows_index
 from equipoise.optim.gradients import Pending, sum_of
 from equipoise.optim.task_optimizer import TaskOptimizer
+from equipoise.preferences import preference_factors
 
 __all__ = ["MetaBalance"]
 
@@ -45,11 +46,14 @@ class MetaBalance(TaskOptimizer):
         relax: r, from 0 (the plain sum) to 1 (equal lengths).
         beta: β, at least 0 and less than 1.
         tasks: the tasks' names; see :class:`PUB`.
+        task_weights: preferences, one positive number per task in the order of ``tasks``, divided by their mean; they
+            multiply the rescaled gradients (ours). None: all equal.
         data_parallel: see :class:`PUB`.
 
     Raises:
         TypeError: ``optimizer`` is none of these.
-        ValueError: ``relax`` or ``beta`` is out of range, ``target`` is no task, or as for :class:`PUB`.
+        ValueError: ``relax`` or ``beta`` is out of range, ``target`` is no task, ``task_weights`` are not one positive
+            number per task, or as for :class:`PUB`.
 
     Example:
         >>> shared = torch.nn.Parameter(torch.zeros(2))
@@ -72,9 +76,11 @@ class MetaBalance(TaskOptimizer):
         relax: float = 0.7,
         beta: float = 0.9,
         tasks: Sequence[str] | None = None,
+        task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
     ) -> None:
         check_unwrapped(optimizer, "MetaBalance")
+        self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         if not 0 <= relax <= 1:
             raise ValueError(f"relax must be from 0 to 1, found {relax}.")
         if not 0 <= beta < 1:
@@ -90,6 +96,7 @@ class MetaBalance(TaskOptimizer):
     def _begin(self, tasks: tuple[str, ...]) -> None:
         if self.target is not None and self.target not in tasks:
             raise ValueError(f"target must be one of the tasks {', '.join(tasks)}, found {self.target!r}.")
+        self._factors = preference_factors(self.task_weights, tasks)
         super()._begin(tasks)
         self._memory.update(self._averages(len(tasks)))
 
@@ -109,6 +116,11 @@ class MetaBalance(TaskOptimizer):
         tasks = pending.tasks
         if pending.of_task and tasks:
             rows = self.rescaled([pending.of_task[task] for task in tasks], tasks)
+            if self.task_weights is not None:
+                rows = [
+                    [None if g is None else g * self._factors[task] for g in row]
+                    for task, row in zip(tasks, rows, strict=True)
+                ]
             for p, *of_p in zip(self.shared, *rows, strict=True):
                 p.grad = sum_of(of_p)
         self._step_all()
@@ -159,5 +171,6 @@ class MetaBalance(TaskOptimizer):
     def __repr__(self) -> str:
         return (
             f"MetaBalance({self._inner_repr()}, shared=[{len(self.shared)} parameters], target={self.target!r}, "
-            f"relax={self.relax}, beta={self.beta})"
+            f"relax={self.relax}, beta={self.beta}"
+            f"{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
         )

@@ -174,6 +174,11 @@ class PUB(TaskOptimizer):
                 f"Around AdaTask form must be one of {', '.join(map(repr, _FORMS_AROUND_ADATASK))}, found "
                 f"{self.form!r}: {_WHY_NOT_AROUND_ADATASK[self.form]}."
             )
+        if isinstance(optimizer, AdaTask | MetaBalance) and optimizer.task_weights is not None:
+            raise ValueError(
+                f"PUB weighs the tasks anew, so that task_weights of the {type(optimizer).__name__} inside it would "
+                "have no effect: give them to PUB."
+            )
         self.update_every = update_every
         if not self.tasks:
             self._memory.update(_before_the_first_step(0, self._device))
