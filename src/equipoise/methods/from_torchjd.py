@@ -19,6 +19,7 @@ __all__ = [
     "geometric_mean",
     "imtl_l",
     "smooth_tchebycheff",
+    "torchjd_aggregation",
     "torchjd_module",
     "uncertainty_weighting",
 ]
@@ -104,6 +105,19 @@ def famo_next_batch(
     """
     scalarizer = torchjd_module("scalarization").FAMO(len(tasks), lr=weights_lr, weight_decay=weights_decay)
     return LossWeighting(tasks, scalarizer, update_on="next batch", task_weights=task_weights)
+
+
+def torchjd_aggregation(name: str, **options: Any) -> Any:
+    """Build an aggregator or a weighting of ``torchjd.aggregation``.
+
+    Raises:
+        MethodError: torchjd, or a solver that it needs, is not installed.
+    """
+    found = getattr(torchjd_module("aggregation"), name)
+    try:
+        return found(**options)
+    except ImportError as error:  # of a solver
+        raise MethodError(f"{error} Or choose another method.") from error
 
 
 def torchjd_module(module: str) -> Any:

@@ -7,7 +7,7 @@ the shared gradients it adds a loss to the towers, whose formula could not be ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
@@ -23,8 +23,8 @@ from equipoise.jacobian.adapters import (
 from equipoise.jacobian.from_gram import Bargaining, ParetoEfficient
 from equipoise.jacobian.tracking import DualBalancing, GradientCorrection
 from equipoise.loss_weighting import LossWeighting
-from equipoise.methods.from_torchjd import torchjd_module
-from equipoise.methods.method import Method, MethodError
+from equipoise.methods.from_torchjd import torchjd_aggregation
+from equipoise.methods.method import Method
 
 __all__ = ["ON_PARAMETERS"]
 
@@ -33,17 +33,17 @@ Weights = Sequence[float] | None
 
 def mgda(*, epsilon: float = 1e-3, max_iters: int = 100, task_weights: Weights = None) -> Weighing:
     """Build MGDA: the min-norm point of the gradients, by Frank-Wolfe steps."""
-    return Weighing(_aggregation("MGDA", epsilon=epsilon, max_iters=max_iters), task_weights=task_weights)
+    return Weighing(torchjd_aggregation("MGDA", epsilon=epsilon, max_iters=max_iters), task_weights=task_weights)
 
 
 def pcgrad(*, seed: int = 0, task_weights: Weights = None) -> Weighing:
     """Build PCGrad (arXiv 2001.06782, algorithm 1): each gradient without its part against the others."""
-    return Weighing(_aggregation("PCGrad"), seed=seed, task_weights=task_weights)
+    return Weighing(torchjd_aggregation("PCGrad"), seed=seed, task_weights=task_weights)
 
 
 def gradvac(*, beta: float = 0.01, seed: int = 0, task_weights: Weights = None) -> GradientVaccine:
     """Build GradVac (arXiv 2010.05874): raises cosines to their moving average; β is the paper's."""
-    return GradientVaccine(_aggregation("GradVac", beta=beta), seed=seed, task_weights=task_weights)
+    return GradientVaccine(torchjd_aggregation("GradVac", beta=beta), seed=seed, task_weights=task_weights)
 
 
 def cagrad(*, c: float = 0.4, task_weights: Weights = None) -> Weighing:
@@ -51,12 +51,12 @@ def cagrad(*, c: float = 0.4, task_weights: Weights = None) -> Weighing:
 
     c = 0.4 is the authors' choice for NYUv2.
     """
-    return Weighing(_aggregation("CAGrad", c=c), task_weights=task_weights)
+    return Weighing(torchjd_aggregation("CAGrad", c=c), task_weights=task_weights)
 
 
 def imtl_g(*, task_weights: Weights = None) -> Weighing:
     """Build IMTL-G: equal projections of the joint gradient on all gradients."""
-    return Weighing(_aggregation("IMTLG"), task_weights=task_weights)
+    return Weighing(torchjd_aggregation("IMTLG"), task_weights=task_weights)
 
 
 def nash_mtl(*, task_weights: Weights = None) -> Bargaining:
@@ -73,43 +73,43 @@ def aligned_mtl(*, scale_mode: str = "min", task_weights: Weights = None) -> Pre
     """Build Aligned-MTL (CVPR 2023, algorithm 1): the gradients' system brought to condition 1."""
     if scale_mode not in ("min", "median", "rmse"):
         raise ValueError(f"scale_mode must be one of min, median, rmse; found {scale_mode!r}.")
-    return Preferring(_aggregation("AlignedMTL", scale_mode=scale_mode), scale="mean", task_weights=task_weights)
+    return Preferring(torchjd_aggregation("AlignedMTL", scale_mode=scale_mode), scale="mean", task_weights=task_weights)
 
 
 def upgrad(*, task_weights: Weights = None) -> Preferring:
     """Build UPGrad (arXiv 2406.16232): each gradient projected onto the dual cone of all, by quadprog on the host."""
-    return Preferring(_aggregation("UPGrad"), scale="mean", task_weights=task_weights)
+    return Preferring(torchjd_aggregation("UPGrad"), scale="mean", task_weights=task_weights)
 
 
 def dualproj(*, task_weights: Weights = None) -> Preferring:
     """Build DualProj (GEM, NeurIPS 2017, eq. 11): the mean gradient projected onto the dual cone of all."""
-    return Preferring(_aggregation("DualProj"), scale="mean", task_weights=task_weights)
+    return Preferring(torchjd_aggregation("DualProj"), scale="mean", task_weights=task_weights)
 
 
 def config(*, task_weights: Weights = None) -> Preferring:
     """Build ConFIG (arXiv 2408.11104, eq. 2): the direction with equal cosines, or such as the preferences say."""
-    return Preferring(_aggregation("ConFIG"), scale="sum", task_weights=task_weights)
+    return Preferring(torchjd_aggregation("ConFIG"), scale="sum", task_weights=task_weights)
 
 
 def pcd(*, primary: str | None = None, tau: float = 0.02, beta: float = 0.999) -> PriorityConstrained:
     """Build PCD (arXiv 2606.29521): the primary gradient, as far as all others gain the share τ of their own step."""
-    return PriorityConstrained(_aggregation("PCD", tau=tau, beta=beta), primary=primary)
+    return PriorityConstrained(torchjd_aggregation("PCD", tau=tau, beta=beta), primary=primary)
 
 
 def graddrop(*, seed: int = 0) -> Seeded:
     """Build GradDrop (arXiv 2010.06808, algorithm 1): each element from the tasks of one randomly drawn sign."""
-    return Seeded(_aggregation("GradDrop"), seed=seed)
+    return Seeded(torchjd_aggregation("GradDrop"), seed=seed)
 
 
 def excess_mtl(*, robust_step_size: float = 1.0, task_weights: Weights = None) -> ExcessRisks:
     """Build ExcessMTL (ICML 2024, eqs. 6, 7, 9) without warm-up, as its official code; LibMTL's step size is 0.01."""
-    return ExcessRisks(_aggregation("ExcessMTL", robust_step_size=robust_step_size), task_weights=task_weights)
+    return ExcessRisks(torchjd_aggregation("ExcessMTL", robust_step_size=robust_step_size), task_weights=task_weights)
 
 
 def modo(*, gamma: float = 0.1, rho: float = 0.1, task_weights: Weights = None) -> TwoBatches:
     """Build MoDo (JMLR 2024, eq. 2.9) with the batches of two steps; see :class:`TwoBatches`."""
     return TwoBatches(
-        _aggregation("MoDoWeighting", gamma=gamma, rho=rho), buffer="_lambda", task_weights=task_weights
+        torchjd_aggregation("MoDoWeighting", gamma=gamma, rho=rho), buffer="_lambda", task_weights=task_weights
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def sdmgrad(*, pull: float = 0.3, task_weights: Weights = None) -> TwoBatches:
     enlarges rounding: float32 trainings on one and on several ranks part within some ten steps.
     """
     return TwoBatches(
-        _aggregation("SDMGradWeighting", lambda_=pull), buffer="_w", pull=pull, task_weights=task_weights
+        torchjd_aggregation("SDMGradWeighting", lambda_=pull), buffer="_w", pull=pull, task_weights=task_weights
     )  # fmt: skip
 
 
@@ -131,14 +131,6 @@ def logarithms(tasks: Sequence[str]) -> LossWeighting:
 
 def _sum_of_logarithms(losses: Tensor) -> Tensor:
     return (losses + 1e-8).log().sum()
-
-
-def _aggregation(name: str, **options: Any) -> Any:
-    found = getattr(torchjd_module("aggregation"), name)
-    try:
-        return found(**options)
-    except ImportError as error:  # of a solver
-        raise MethodError(f"{error} Or choose another method.") from error
 
 
 ON_PARAMETERS: Final[tuple[Method, ...]] = (

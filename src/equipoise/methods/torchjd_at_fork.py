@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from equipoise.forks import Fork, Weighted
-from equipoise.methods.from_torchjd import torchjd_module
-from equipoise.methods.method import MethodError
+from equipoise.methods.from_torchjd import torchjd_aggregation
 from equipoise.solvers import min_norm_weights
 
 __all__ = [
@@ -50,10 +49,7 @@ class TorchjdWeighting:
 
     def build(self) -> Any:
         """Return a new weighting of torchjd."""
-        try:
-            return getattr(torchjd_module("aggregation"), self.name)(**self.options)
-        except ImportError as error:
-            raise MethodError(f"{error} Or choose another method.") from error
+        return torchjd_aggregation(self.name, **self.options)
 
     def __call__(self, gram: Tensor, /) -> Tensor:
         weights: Tensor = self.build()(to_mean_1(gram))
