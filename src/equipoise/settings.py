@@ -299,7 +299,9 @@ class Settings(TrainingSettings):
         "multibalance", description="Method to train with, out of `equipoise methods`; options behind a colon."
     )
     methods: Annotated[Annotated[list[str], Field(min_length=1)], _COMPARE] = Field(
-        list(DEFAULT_METHODS), description="Methods to compare, comma-separated; `all` for all methods."
+        list(DEFAULT_METHODS),
+        description="Methods to compare, comma-separated; `all` for all methods. By default with static weights, too, "
+        "where they were searched under the same settings.",
     )
     seeds: Annotated[Annotated[int, Field(ge=1)], _COMPARE] = Field(
         10, description="Number of seeds (0, 1, 2, ...), the same for every method."

@@ -324,3 +324,31 @@ def test_a_comparison_leaves_doubtful_rates_to_its_report(tmp_path: Path) -> Non
     run_comparison(plan(methods=["equal"], seeds=1), tmp_path, jobs=1, listener=listener)
     assert listener.notes == []
     assert json.loads((tmp_path / "plan.json").read_text())["rate_doubts"].keys() == {"equal"}
+
+
+def test_static_weights_are_compared_by_default_where_they_were_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {name: value for name, value in SMALL.items() if name != "methods"} | {"seeds": 1}
+    rate = starting_rate
+
+    def searched(settings: Settings, method: str) -> ChosenRate:
+        found = rate(settings, method)
+        return ChosenRate(Rate(0.01, 0.0, "weights=1-1-2-3"), "") if method == "static" else found
+
+    run_comparison(Settings.of(**small), tmp_path / "unknown", jobs=1, speed=False)
+    assert "static" not in {run.method for run in ResultFolder(tmp_path / "unknown").runs()}
+    monkeypatch.setattr(runner_module, "starting_rate", searched)
+    run_comparison(Settings.of(**small), tmp_path / "searched", jobs=1, speed=False)
+    runs = {run.method: run for run in ResultFolder(tmp_path / "searched").results().runs}
+    assert runs["static"].options == "weights=1-1-2-3"
+    assert runs["static"].test != runs["equal"].test
+
+
+def test_static_weights_without_weights_are_said_to_be_equal_ones(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_comparison(plan(methods=["equal", "static"], seeds=1), tmp_path, jobs=1, listener=recorder, speed=False)
+    (note,) = [note for note in recorder.notes if "static" in note]
+    assert "static:weights=1-1-3" in note
+    runs = {run.method: run for run in ResultFolder(tmp_path).runs()}
+    assert runs["static"].test == runs["equal"].test

@@ -20,7 +20,7 @@ from equipoise import data
 from equipoise.comparison.describe import check_same_comparison, check_tunable, describe
 from equipoise.comparison.jobs import Job, RunListener, cores, method_at, run_jobs
 from equipoise.comparison.result_folder import ResultFolder, without_details, write_json
-from equipoise.comparison.results import EQUAL_WEIGHTS
+from equipoise.comparison.results import EQUAL_WEIGHTS, STATIC_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
 from equipoise.comparison.time_left import TimeLeft
 from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
@@ -100,7 +100,14 @@ def run_comparison(
     if dataset is None:
         dataset = load_data(settings, listener)
     settings = settings.suited_to(dataset)
+    if "methods" not in settings.model_fields_set and not settings.tune and _static_weights(settings):
+        methods, names = [*methods, METHODS[STATIC_WEIGHTS]], [*names, STATIC_WEIGHTS]
     settings = settings if settings.tune else settings.for_methods(names)
+    if STATIC_WEIGHTS in names and not _static_weights(settings) and settings.tune_trials is None:
+        listener.noted(
+            "Method static weighs all tasks equally here, as equal weights do: give weights (static:weights=1-1-3), or "
+            "search them with --tune --tune-trials 48."
+        )
     comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener, details)
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         comparison.learner(method)
@@ -238,6 +245,12 @@ class _Comparison:
                 measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
                 self.folder.write_throughput(measured)
                 self.listener.part_done()
+
+
+def _static_weights(settings: Settings) -> str:
+    """Return the static weights that were searched under these very settings; empty if there are none."""
+    found = starting_rate(settings, STATIC_WEIGHTS)
+    return "" if found.doubt else found.rate.options
 
 
 def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
