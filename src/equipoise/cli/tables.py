@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.data.summary import Summary
+from equipoise.report.cells import Table as ReportTable
 from equipoise.report.page import headline, result_rows
-from equipoise.report.tables import Table as ReportTable
 from equipoise.training import METHODS, Run
 
 __all__ = ["feature_table", "label_table", "method_table", "run_tables", "summary_table", "terminal_table"]

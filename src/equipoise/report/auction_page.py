@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from equipoise.report.cells import PERCENT, Cell, Column, Row, Table, number, percent, signed
 from equipoise.report.markdown import markdown_table, no_tags
 from equipoise.report.phrases import counted
 from equipoise.report.statistics import interval
-from equipoise.report.tables import PERCENT, Cell, Column, Row, Table, number, percent, signed
 from equipoise.serving.auction import Auctions, Measured
 
 __all__ = ["SIMULATED", "auction_findings", "auction_markdown", "auction_table"]

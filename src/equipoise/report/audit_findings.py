@@ -10,9 +10,9 @@ from typing import Final, Literal
 from equipoise.comparison.audit import Audit, Probe
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
 from equipoise.report.analysis import MIN_PAIRS, Analysis, Gain, analyse
+from equipoise.report.cells import PERCENT, number, percent, signed
 from equipoise.report.phrases import listed
 from equipoise.report.statistics import PairedComparison, relative_gain
-from equipoise.report.tables import PERCENT, number, percent, signed
 from equipoise.training import Run
 
 __all__ = ["RELEVANT", "STATIC", "Conclusion", "TaskFinding", "Way", "conclude"]

@@ -10,10 +10,10 @@ from equipoise.comparison.audit import Audit, read_audit
 from equipoise.comparison.results import Results
 from equipoise.report.analysis import Gain
 from equipoise.report.audit_findings import Conclusion, TaskFinding, Way, conclude
+from equipoise.report.cells import PERCENT, Cell, Column, Row, Table, number, percent, signed
 from equipoise.report.charts import Chart, Panel, axes, gain_figure, gain_point, line_colour, text
 from equipoise.report.phrases import counted
 from equipoise.report.statistics import PairedComparison
-from equipoise.report.tables import PERCENT, Cell, Column, Row, Table, number, percent, signed
 from equipoise.report.web_page import write_page
 
 __all__ = ["audit_in_words", "write_audit"]

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from equipoise.data import Dataset
 from equipoise.data.summary import Summary, TaskSummary, summarise
+from equipoise.report.cells import Cell, Column, Row, Table, number
 from equipoise.report.charts import Chart, Panel, axes, line_colour, text
 from equipoise.report.data_facts import DayFacts, FeatureFacts, Overlap, by_day, features_of, label_overlaps
 from equipoise.report.phrases import counted
-from equipoise.report.tables import Cell, Column, Row, Table, number
 from equipoise.report.web_page import write_page
 
 __all__ = ["LEAK", "write_data_page"]

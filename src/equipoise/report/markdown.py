@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from equipoise.report.tables import Cell, Table
+from equipoise.report.cells import Cell, Table
 
 __all__ = ["markdown_table", "no_tags", "one_line"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
 from equipoise.comparison.tuning import scores_of
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain, MethodResult, gain_between
+from equipoise.report.cells import PERCENT, number, percent, signed
 from equipoise.report.phrases import counted, equals, listed
-from equipoise.report.tables import PERCENT, number, percent, signed
 
 __all__ = ["against_static_weights", "summary"]
 

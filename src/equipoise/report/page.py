@@ -12,6 +12,7 @@ from equipoise.report import tables
 from equipoise.report import words as text
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, MethodResult, View, analyse, has_natural_view
 from equipoise.report.calibration_chart import calibration_chart
+from equipoise.report.cells import PERCENT, Table, number, percent, signed
 from equipoise.report.charts import curve_chart, gain_chart, tuning_chart
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.markdown import markdown_table, no_tags, one_line
@@ -184,7 +185,7 @@ def _binary(analysis: Analysis) -> list[str]:
     return [task for task in analysis.tasks if task not in analysis.regressions]
 
 
-def _by_task(results: Results, analysis: Analysis) -> list[tuple[str, tables.Table]]:
+def _by_task(results: Results, analysis: Analysis) -> list[tuple[str, Table]]:
     """Return a heading and a table for each measure that some task has."""
     binary, shown = _binary(analysis), []
     for measure in (MEASURES[name] for name in ("ne", "auc", "gauc")):
@@ -198,7 +199,7 @@ def _by_task(results: Results, analysis: Analysis) -> list[tuple[str, tables.Tab
     return shown
 
 
-def _transfer(analysis: Analysis) -> list[tuple[str, tables.Table]]:
+def _transfer(analysis: Analysis) -> list[tuple[str, Table]]:
     """Return a heading and a table against training alone, for tasks of both kinds."""
     if not any(found.transfer for entry in analysis.methods for found in entry.tasks.values()):
         return []
@@ -224,15 +225,15 @@ def _tiles(results: Results, analysis: Analysis) -> list[tuple[str, str, str]]:
         (
             f"Lowest mean {analysis.error}",
             best.method.label,
-            tables.number(best.ne, 4) + ("" if best.auc is None else f", AUC {tables.number(best.auc, 4)}"),
+            number(best.ne, 4) + ("" if best.auc is None else f", AUC {number(best.auc, 4)}"),
         )
     ]
     gain = best.ne_gain
     if gain is not None and gain.mean is not None:
         found = gain.over_seeds
-        ends = f"{tables.signed(found.low, 2)} to {tables.percent(found.high, 2)}"
-        interval = "too few seeds" if gain.verdict == "untested" else f"95{tables.PERCENT} interval {ends}"
-        value = tables.percent(gain.mean, 2) if gain.firm else "not clear"
+        ends = f"{signed(found.low, 2)} to {percent(found.high, 2)}"
+        interval = "too few seeds" if gain.verdict == "untested" else f"95{PERCENT} interval {ends}"
+        value = percent(gain.mean, 2) if gain.firm else "not clear"
         tiles.append((f"{analysis.error} gain over equal weights", value, interval))
     if best.speed is not None and not best.is_reference:
         tiles.append(("Its training speed", *_speed_in_short(best, analysis)))
@@ -245,7 +246,7 @@ def _speed_in_short(entry: MethodResult, analysis: Analysis) -> tuple[str, str]:
     if entry.speed is None or entry.speed_verdict == "unclear":
         return "not clear", "against that of equal weights"
     if entry.speed_verdict == "same":
-        return "the same", f"as equal weights, within 5{tables.PERCENT}"
+        return "the same", f"as equal weights, within 5{PERCENT}"
     return f"× {entry.speed.ratio:.3f}", "of that of equal weights"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equipoise.report.tables import p_value
+from equipoise.report.cells import p_value
 
 __all__ = ["counted", "equals", "first_listed", "is_or_are", "listed"]
 

@@ -8,7 +8,7 @@ import statistics
 from equipoise.comparison.results import LabelCount, PlannedTask, Results
 from equipoise.comparison.tuned_rates import Rate, rate_of
 from equipoise.comparison.tuning import mean_ne, scores_of, tasks_with_ne
-from equipoise.report.tables import NONE, PERCENT, Cell, Column, Row, Table, in_unit, number
+from equipoise.report.cells import NONE, PERCENT, Cell, Column, Row, Table, in_unit, number
 
 __all__ = ["data_table", "methods_table", "tuning_table"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from equipoise.report.cells import NONE, PERCENT, Cell, Column, Row, Table, in_unit, number, signed
 from equipoise.report.markdown import markdown_table, no_tags
 from equipoise.report.phrases import counted, listed
 from equipoise.report.statistics import interval as over_seeds
-from equipoise.report.tables import NONE, PERCENT, Cell, Column, Row, Table, in_unit, number, signed
 from equipoise.serving.replay import ESTIMATORS, Estimate, Interval, Replay, Replayed
 
 __all__ = ["replay_cautions", "replay_findings", "replay_markdown", "replay_table"]

@@ -11,10 +11,11 @@ from scipy import special
 
 from equipoise.comparison.results import EQUAL_WEIGHTS, PlannedRuns, Results
 from equipoise.report.analysis import FEW_POSITIVES, SIGNIFICANCE, Analysis, Gain
+from equipoise.report.cells import NONE, Cell, Column, Row, Table, number, percent
 from equipoise.report.measures import MEASURES
 from equipoise.report.phrases import counted, listed
 from equipoise.report.statistics import holm, relative_gain
-from equipoise.report.tables import NONE, Cell, Column, Row, Table, gain_text, number, percent
+from equipoise.report.tables import gain_text
 
 __all__ = ["SlicedTask", "auc_error", "slice_findings", "slice_tables", "sliced_tasks"]
 

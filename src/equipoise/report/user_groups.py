@@ -8,23 +8,12 @@ from typing import Final
 
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain
+from equipoise.report.cells import NONE, Cell, Column, Row, Table, between, number, percent, signed
 from equipoise.report.measures import MEASURES
 from equipoise.report.phrases import counted, listed
 from equipoise.report.slices import SlicedTask, sliced_tasks
 from equipoise.report.statistics import holm, paired_comparison, relative_gain
-from equipoise.report.tables import (
-    NONE,
-    Cell,
-    Column,
-    Row,
-    Table,
-    between,
-    gain_text,
-    ground_colour,
-    number,
-    percent,
-    signed,
-)
+from equipoise.report.tables import gain_text, ground_colour
 from equipoise.training.run import Slice
 
 __all__ = ["GroupGap", "GroupMean", "gap_table", "group_findings", "group_gaps", "group_means", "group_tables"]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, LabelCount, PlannedMethod, PlannedRuns, Results
 from equipoise.comparison.tuning import tasks_with_ne
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis
+from equipoise.report.cells import PERCENT, percent
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.phrases import counted, is_or_are, listed
-from equipoise.report.tables import PERCENT, percent
 from equipoise.training import Run
 
 __all__ = ["cautions", "natural_rate", "transfer_summary"]

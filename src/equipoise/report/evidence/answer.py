@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from equipoise.report.analysis import MIN_PAIRS, Gain
+from equipoise.report.cells import PERCENT, between, number, percent, signed
 from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.phrases import counted, equals, first_listed, is_or_are, listed
-from equipoise.report.tables import PERCENT, between, number, percent, signed
 
 __all__ = ["answer", "tasks_of_setting"]
 

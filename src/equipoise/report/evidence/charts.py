@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equipoise.comparison.results import EQUAL_WEIGHTS
+from equipoise.report.cells import PERCENT, signed
 from equipoise.report.charts import (
     Chart,
     Choice,
@@ -22,7 +23,6 @@ from equipoise.report.evidence.overall import FOCUS, MethodOverall, Overall
 from equipoise.report.evidence.sensitivity import Sensitivity, gains_by_baseline_trials, sensitivities
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.statistics import Interval
-from equipoise.report.tables import PERCENT, signed
 
 __all__ = ["cost_chart", "gains_chart", "rank_chart", "trials_chart", "tuning_gain_chart"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS
+from equipoise.report.cells import PERCENT, number, percent
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence import charts, tables
 from equipoise.report.evidence.answer import answer, tasks_of_setting
@@ -16,7 +17,6 @@ from equipoise.report.evidence.suite import Setting, Suite, read_suite
 from equipoise.report.markdown import markdown_table, no_tags
 from equipoise.report.phrases import counted
 from equipoise.report.statistics import DRAWS
-from equipoise.report.tables import PERCENT, number, percent
 from equipoise.report.web_page import write_page, write_whole
 
 __all__ = ["evidence_section", "write_evidence", "write_evidence_markdown"]

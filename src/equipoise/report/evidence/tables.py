@@ -8,6 +8,19 @@ from typing import Literal
 
 from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.report.analysis import Gain
+from equipoise.report.cells import (
+    NONE,
+    PERCENT,
+    Cell,
+    Column,
+    Row,
+    Table,
+    between,
+    number,
+    percent,
+    signed,
+    with_columns,
+)
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence.duel import static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall
@@ -16,26 +29,7 @@ from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.measures import MEASURES
 from equipoise.report.phrases import counted
 from equipoise.report.statistics import Interval
-from equipoise.report.tables import (
-    NONE,
-    PERCENT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    between,
-    ground_colour,
-    main_table,
-    mark,
-    name_cell,
-    number,
-    percent,
-    row_kind,
-    signed,
-    transfer_table,
-    values_table,
-    with_columns,
-)
+from equipoise.report.tables import ground_colour, main_table, mark, name_cell, row_kind, transfer_table, values_table
 
 __all__ = [
     "gains_by_setting",
