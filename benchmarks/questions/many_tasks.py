@@ -2,7 +2,8 @@
 
 The features, and the logits behind the labels, are those of the generated funnel at conflict 0: four independent true
 logits. Each task mixes them by a random unit vector, and has a base rate drawn between 1 and 20 %, so tasks are
-related, differ in how rare they are, and a larger number of them brings no new kind of information.
+related, differ in how rare they are, and a larger number of them brings no new kind of information. (More tasks of the
+funnel itself are the same four events on further surfaces, each with logits of its own.)
 """
 
 from __future__ import annotations
