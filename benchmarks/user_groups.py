@@ -29,7 +29,13 @@ def page(folders: list[Path]) -> str:
         results = ResultFolder(folder).results()
         analysis, plan = analyse(results), results.plan
         rates = ", ".join(f"{method.label} {plan.rate(method.name)}" for method in plan.methods)
-        lines += ["", f"## {plan.dataset}", "", f"{len(plan.seeds)} seeds, {counted(plan.epochs, 'epoch')}, rates: {rates}.", ""]
+        lines += [
+            "",
+            f"## {plan.dataset}",
+            "",
+            f"{len(plan.seeds)} seeds, {counted(plan.epochs, 'epoch')}, rates: {rates}.",
+            "",
+        ]
         lines += [f"- {no_tags(found)}" for found in group_findings(results, analysis)]
         if (gaps := gap_table(results, analysis)) is not None:
             lines += ["", "### Gap in AUC between the groups served best and worst", "", *markdown_table(gaps)]
