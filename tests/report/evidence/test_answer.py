@@ -8,7 +8,8 @@ from equipoise.report.evidence.answer import answer
 from equipoise.report.evidence.cautions import suite_cautions
 from equipoise.report.evidence.overall import over_all_settings
 from equipoise.report.evidence.suite import read_suite
-from tests.made_up_comparison import Comparison
+from equipoise.report.evidence.tables import overall_table
+from tests.made_up_comparison import TASKS, Comparison
 
 FEW = ("single-task", "equal", "multibalance", "pub", "static")
 
@@ -79,6 +80,22 @@ def test_two_seeds_claim_nothing(suite):
     folder = suite(one=Comparison(methods=FEW, seeds=2))
     assert told(folder) == "Too few seeds to say whether balancing pays: at least 3 are needed in a setting."
     assert "Too few seeds to claim a gain: One (2 seeds)." in told(folder, suite_cautions)
+
+
+def test_where_every_task_is_too_rare_that_is_said(suite):
+    rare = {task: {"labelled": 30_000, "positives": 9} for task in TASKS}
+    folder = suite(one=Comparison(methods=FEW, plan={"label_counts": {"validation": rare, "test": rare}}))
+    assert told(folder).startswith("No setting has a task with 100 test rows of each class or more, so nothing is said")
+
+
+def test_static_weights_that_were_given_are_not_called_searched(suite):
+    folder = suite(one=Comparison(methods=FEW))
+    (row,) = [row for row in overall_table(over_all_settings(read_suite(folder))).rows if "Static" in row.cells[0].text]
+    assert row.cells[0].below == "searched, a training per trial"
+    for file in (folder / "one").glob("*.json*"):
+        file.write_text(file.read_text().replace('"static"', '"static:weights=1-2"'))
+    (row,) = [row for row in overall_table(over_all_settings(read_suite(folder))).rows if "Static" in row.cells[0].text]
+    assert row.cells[0].below == "given beforehand"
 
 
 @pytest.mark.parametrize("made", [Comparison(methods=("equal",)), Comparison(methods=("pub", "clippy"))])

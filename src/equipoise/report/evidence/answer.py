@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equipoise.report.analysis import MIN_PAIRS, Gain
+from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Gain
 from equipoise.report.cells import PERCENT, between, number, percent, signed
 from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
@@ -20,6 +20,11 @@ def answer(suite: Suite, overall: Overall) -> list[str]:
     Everything called clear needs three paired seeds, a 95 % interval that excludes zero, and Holm's adjustment.
     """
     focus = overall.focus
+    if focus is None and any(s.analysis.tasks and not s.analysis.ranks for s in suite.settings):
+        return [
+            f"No setting has a task with {FEW_POSITIVES} test rows of each class or more, so nothing is said about any "
+            "method."
+        ]
     if focus is None:
         return [
             "No setting has results of equal weights and of a balancing method yet, so there is nothing to compare."

@@ -99,12 +99,19 @@ def _reference_note(method: MethodOverall) -> str:
         return "the reference"
     if method.is_single_task:
         return "one model per task"
-    return "searched, a training per trial" if method.is_static else ""
+    if method.is_static:
+        return "given beforehand" if ":" in method.name else "searched, a training per trial"
+    return ""
 
 
 def gains_by_setting(suite: Suite, overall: Overall) -> Table:
-    """Build a table of methods by settings: the gain in mean NE, with its interval over seeds and its mark."""
+    """Build a table of methods by settings: the gain in mean NE, with its interval over seeds and its mark.
+
+    Empty where no setting has gains.
+    """
     shown = [setting for setting in suite.settings if setting.has_gains]
+    if not shown:
+        return Table([], [])
     columns = [
         Column("Method", numeric=False),
         *(Column(setting.title if setting.finished else f"{setting.title} (unfinished)") for setting in shown),
