@@ -186,6 +186,8 @@ def test_python_m_equipoise_is_the_command() -> None:
         [sys.executable, "-m", "equipoise", "methods"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "multibalance" in done.stdout
+    assert "beta*" in done.stdout
+    assert "* the option that --tune-trials tunes" in done.stdout
 
 
 def test_data_build_says_what_it_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,15 @@ def method_table() -> Table:
     table.add_column("name", no_wrap=True)
     table.add_column("what it does")
     for name, method in METHODS.usable().items():
-        options = ", ".join(method.open_options())
+        options = ", ".join(f"{name}*" if name in method.search else name for name in method.open_options())
         below = [f"options: {options}"] if options else []
         below += [method.published] if method.published else []
         table.add_row(name, Text.assemble(method.summary, ("".join(f"\n{line}" for line in below), "dim")))
     for name, reason in METHODS.broken().items():
         table.add_row(name, Text(reason, "red"))
-    table.caption = "Options are given as in multibalance:beta=0.1,direction=gram."
+    table.caption = (
+        "Options are given as in multibalance:beta=0.1,direction=gram.\n* the option that --tune-trials tunes"
+    )
     return table
 
 

@@ -66,7 +66,7 @@ def parse_method(text: str, /) -> Method:
 
 
 def methods_table() -> str:
-    """Return a table of the methods of equipoise in Markdown, for ``docs/methods.md``.
+    """Return a table of the methods of equipoise in Markdown, for ``docs/methods.md``; the main option is bold.
 
     Example:
         >>> methods_table().splitlines()[0]
@@ -74,6 +74,7 @@ def methods_table() -> str:
     """
     lines = ["| name | what it does | paper | options |", "|---|---|---|---|"]
     for method in CATALOGUE:
-        options = ", ".join(f"`{name}`" for name in method.open_options())
+        marks = {name: "**" if name in method.search else "" for name in method.open_options()}
+        options = ", ".join(f"{mark}`{name}`{mark}" for name, mark in marks.items())
         lines.append(f"| `{method.name}` | {method.summary} | {method.published} | {options} |")
     return "\n".join(lines) + "\n"
