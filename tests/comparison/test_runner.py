@@ -170,7 +170,8 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, change: dict, me
 
 def test_runs_of_a_method_whose_defaults_changed_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_comparison(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
-    monkeypatch.setitem(METHODS._own, "multibalance", replace(METHODS["multibalance"], options={"beta": 0.9}))
+    changed = replace(METHODS["multibalance"], options={"beta": 0.9}, search={})
+    monkeypatch.setitem(METHODS._own, "multibalance", changed)
     with pytest.raises(FolderError, match=r"method multibalance: .* there, .*beta=0\.9.* here"):
         run_comparison(plan(methods=["multibalance"], seeds=1), tmp_path, jobs=1)
 
