@@ -103,7 +103,8 @@ def run_comparison(
     if "methods" not in settings.model_fields_set and not settings.tune and _static_weights(settings):
         methods, names = [*methods, METHODS[STATIC_WEIGHTS]], [*names, STATIC_WEIGHTS]
     settings = settings if settings.tune else settings.for_methods(names)
-    if STATIC_WEIGHTS in names and not _static_weights(settings) and settings.tune_trials is None:
+    weighed = settings.tune_trials is not None or starting_rate(settings, STATIC_WEIGHTS).rate.options
+    if STATIC_WEIGHTS in names and not weighed:
         listener.noted(
             "Method static weighs all tasks equally here, as equal weights do: give weights (static:weights=1-1-3), or "
             "search them with --tune --tune-trials 48."
