@@ -12,7 +12,7 @@ from torch import Tensor
 from equipoise.forks import Bargaining, EqualProjections, Fork, GradCraft, MinNorm
 from equipoise.jacobian import from_gram
 from equipoise.methods import CATALOGUE, METHODS, Method, MethodError, parse_method
-from equipoise.methods.torchjd_at_fork import Preferred
+from equipoise.methods.torchjd_at_fork import WeightedByPreferenceVector
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, Learner, SettingError
 from tests.methods.test_catalogue import SCHEMA, batch
@@ -49,7 +49,9 @@ def say_at_fork(method: Method) -> Tensor | None:
         return weights * along**fork.exponent
     if isinstance(fork, MinNorm | EqualProjections):
         return along if getattr(fork, "lengths", "equal") == "own" else along / rows.norm(dim=1)
-    if isinstance(fork, GradCraft | Preferred):  # the shares of the changed gradients: the weights are linear in them
+    if isinstance(
+        fork, GradCraft | WeightedByPreferenceVector
+    ):  # the shares of the changed gradients: the weights are linear in them
         one_hot = [dict.fromkeys(TASKS, 1e-9) | {task: 1.0} for task in TASKS]
         alone = [weights_of_fork(method.with_task_weights(one).fork_factory(TASKS)()) for one in one_hot]
         return torch.linalg.solve(torch.stack(alone).T, weights)

@@ -33,7 +33,7 @@ class MetaBalanceFork(Preferring):
 
     Args:
         tasks: the tasks' names, or how many there are.
-        target: the name of the target task; the first if empty, as in the authors' code.
+        target: the name of the target task; None: the first, as in the authors' code.
         relax: r, from 0 (the plain sum) to 1 (equal lengths).
         beta: β, at least 0 and less than 1.
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
@@ -60,7 +60,7 @@ class MetaBalanceFork(Preferring):
         self,
         tasks: int | Sequence[str],
         *,
-        target: str = "",
+        target: str | None = None,
         relax: float = 0.7,
         beta: float = 0.9,
         task_weights: Sequence[float] | None = None,
@@ -70,12 +70,12 @@ class MetaBalanceFork(Preferring):
         super().__init__(tasks, task_weights=task_weights, process_group=process_group, overlap=overlap)
         if not (0 <= relax <= 1 and 0 <= beta < 1):
             raise ValueError(f"relax must lie in [0, 1] and beta in [0, 1), found relax={relax}, beta={beta}.")
-        if target and target not in self.tasks:
+        if target is not None and target not in self.tasks:
             raise ValueError(f"target must be one of the tasks {', '.join(self.tasks)}, found {target!r}.")
         self.target = target
         self.relax = float(relax)
         self.beta = float(beta)
-        self._place = self.tasks.index(target) if target else 0
+        self._place = 0 if target is None else self.tasks.index(target)
         # Row 0 is e, row 1 is 1 − β^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
         self.reset_parameters()

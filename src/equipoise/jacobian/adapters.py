@@ -20,7 +20,15 @@ from torch import Tensor
 
 from equipoise.jacobian.aggregator import TaskAggregator, WeighingAggregator
 
-__all__ = ["ExcessRisks", "GradientVaccine", "Preferring", "PriorityConstrained", "Seeded", "TwoBatches", "Weighing"]
+__all__ = [
+    "ExcessRisks",
+    "GradientVaccine",
+    "PreferringAggregator",
+    "PriorityConstrained",
+    "Seeded",
+    "TwoBatches",
+    "Weighing",
+]
 
 
 class Weighing(WeighingAggregator):
@@ -49,7 +57,7 @@ class Weighing(WeighingAggregator):
         return self._repr_of(self.aggregator, **({} if self.seed is None else {"seed": self.seed}))
 
 
-class Preferring(TaskAggregator):
+class PreferringAggregator(TaskAggregator):
     """An aggregator of torchjd with a ``pref_vector``, which is set to the preferences of the present tasks.
 
     Args:

@@ -141,6 +141,7 @@ AT_FORK: Final[tuple[Method, ...]] = (
         "metabalance-fork", "MetaBalance at the fork",
         "Gradients of the other tasks at the fork brought near the average length of the first task's.",
         "arXiv 2203.06801, WWW", 2022, fork=MetaBalanceFork,
+        search={"relax": (0.2, 0.5, 0.7, 0.9)},
     ),
     Method(
         "graddrop", "GradDrop", "Gradients at the fork, each element from the tasks of one randomly drawn sign.",

@@ -14,7 +14,7 @@ from torch import Tensor
 from equipoise.jacobian.adapters import (
     ExcessRisks,
     GradientVaccine,
-    Preferring,
+    PreferringAggregator,
     PriorityConstrained,
     Seeded,
     TwoBatches,
@@ -69,26 +69,28 @@ def fairgrad(*, alpha: float = 2.0, task_weights: Weights = None) -> Bargaining:
     return Bargaining(exponent=alpha, task_weights=task_weights)
 
 
-def aligned_mtl(*, scale_mode: str = "min", task_weights: Weights = None) -> Preferring:
+def aligned_mtl(*, scale_mode: str = "min", task_weights: Weights = None) -> PreferringAggregator:
     """Build Aligned-MTL (CVPR 2023, algorithm 1): the gradients' system brought to condition 1."""
     if scale_mode not in ("min", "median", "rmse"):
         raise ValueError(f"scale_mode must be one of min, median, rmse; found {scale_mode!r}.")
-    return Preferring(torchjd_aggregation("AlignedMTL", scale_mode=scale_mode), scale="mean", task_weights=task_weights)
+    return PreferringAggregator(
+        torchjd_aggregation("AlignedMTL", scale_mode=scale_mode), scale="mean", task_weights=task_weights
+    )
 
 
-def upgrad(*, task_weights: Weights = None) -> Preferring:
+def upgrad(*, task_weights: Weights = None) -> PreferringAggregator:
     """Build UPGrad (arXiv 2406.16232): each gradient projected onto the dual cone of all, by quadprog on the host."""
-    return Preferring(torchjd_aggregation("UPGrad"), scale="mean", task_weights=task_weights)
+    return PreferringAggregator(torchjd_aggregation("UPGrad"), scale="mean", task_weights=task_weights)
 
 
-def dualproj(*, task_weights: Weights = None) -> Preferring:
+def dualproj(*, task_weights: Weights = None) -> PreferringAggregator:
     """Build DualProj (GEM, NeurIPS 2017, eq. 11): the mean gradient projected onto the dual cone of all."""
-    return Preferring(torchjd_aggregation("DualProj"), scale="mean", task_weights=task_weights)
+    return PreferringAggregator(torchjd_aggregation("DualProj"), scale="mean", task_weights=task_weights)
 
 
-def config(*, task_weights: Weights = None) -> Preferring:
+def config(*, task_weights: Weights = None) -> PreferringAggregator:
     """Build ConFIG (arXiv 2408.11104, eq. 2): the direction with equal cosines, or such as the preferences say."""
-    return Preferring(torchjd_aggregation("ConFIG"), scale="sum", task_weights=task_weights)
+    return PreferringAggregator(torchjd_aggregation("ConFIG"), scale="sum", task_weights=task_weights)
 
 
 def pcd(*, primary: str | None = None, tau: float = 0.02, beta: float = 0.999) -> PriorityConstrained:

@@ -70,7 +70,7 @@ def cagrad(tasks: Sequence[str], *, c: float = 0.4, task_weights: Sequence[float
     return Weighted(tasks, TorchjdWeighting("CAGradWeighting", {"c": c}), task_weights=task_weights)
 
 
-class Preferred(Weighted):
+class WeightedByPreferenceVector(Weighted):
     """A weighting of torchjd with a ``pref_vector``, which is set to the preferences of the present tasks.
 
     ``task_weights`` weigh what the method makes of each gradient, as with GradCraft, and not the gradients themselves.
@@ -99,23 +99,23 @@ class Preferred(Weighted):
 
 def aligned_mtl(
     tasks: Sequence[str], *, scale_mode: str = "min", task_weights: Sequence[float] | None = None
-) -> Preferred:
+) -> WeightedByPreferenceVector:
     """Build Aligned-MTL: gradients rotated as little as possible to be orthogonal and of one length (Algorithm 1).
 
     That length is the smallest singular value of the gradients' matrix ("min", the paper's), their median ("median") or
     root mean square ("rmse").
     """
-    return Preferred(
+    return WeightedByPreferenceVector(
         tasks, TorchjdWeighting("AlignedMTLWeighting", {"scale_mode": scale_mode}), task_weights=task_weights
     )
 
 
-def upgrad(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> Preferred:
+def upgrad(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None) -> WeightedByPreferenceVector:
     """Build UPGrad: the mean of the gradients, each projected onto the directions that harm no task (section 3).
 
     torchjd solves M quadratic programs a step by quadprog on the CPU.
     """
-    return Preferred(tasks, TorchjdWeighting("UPGradWeighting"), task_weights=task_weights)
+    return WeightedByPreferenceVector(tasks, TorchjdWeighting("UPGradWeighting"), task_weights=task_weights)
 
 
 class Drawing(Weighted):
@@ -245,7 +245,7 @@ class PCDFork(Weighted):
 
     Args:
         tasks: the tasks' names, or how many there are.
-        primary: the name of the primary task; the first if empty.
+        primary: the name of the primary task; None: the first.
         tau: τ, the share of its own progress that every other task gets, in [0, 1]; the default is the paper's.
         beta: β, the weight of the past in the moving average, in [0, 1).
         task_weights: see :class:`equipoise.Weighted`.
@@ -263,18 +263,18 @@ class PCDFork(Weighted):
         self,
         tasks: int | Sequence[str],
         *,
-        primary: str = "",
+        primary: str | None = None,
         tau: float = 0.02,
         beta: float = 0.999,
         task_weights: Sequence[float] | None = None,
     ) -> None:
         options = {"tau": tau, "beta": beta, "eps": 0.0}
         super().__init__(tasks, TorchjdWeighting("PCDWeighting", options), task_weights=task_weights)
-        if primary and primary not in self.tasks:
+        if primary is not None and primary not in self.tasks:
             raise ValueError(f"primary must be one of the tasks {', '.join(self.tasks)}, found {primary!r}.")
         self.primary = primary
         self.beta = beta
-        self._place = self.tasks.index(primary) if primary else 0
+        self._place = 0 if primary is None else self.tasks.index(primary)
         # Row 0 is the average, row 1 is 1 − β^k, which obeys the same recursion with 1 in the place of the square.
         self.register_buffer("averages", torch.zeros(2, len(self.tasks), dtype=self.last_weights.dtype))
 
