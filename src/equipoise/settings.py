@@ -339,6 +339,10 @@ class Settings(TrainingSettings):
         """The name of the data set."""
         return self.data if isinstance(self.data, str) else str(self.data.get("name", "own data"))
 
+    def searches(self, method: str, /) -> bool:
+        """Return whether tuning searches between the ends of the grids for a method, instead of trying every point."""
+        return self.trials.get(method, self.tune_trials) is not None
+
     def training(self, **stated: Any) -> TrainingSettings:
         """Return the settings of one training, with some of them replaced."""
         shared = {name: getattr(self, name) for name in TrainingSettings.model_fields}

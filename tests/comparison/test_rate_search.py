@@ -155,7 +155,9 @@ def test_the_main_option_is_searched_with_the_rate_and_trained_with(tmp_path: Pa
         assert {run.options for run in results.tuning if run.method == "searched"} == {"gamma=0.02", "gamma=0.5"}
         (run,) = results.of("searched")
         assert run.options == results.plan.chosen_options["searched"]
-        assert results.plan.rate("searched").options in write_markdown(tmp_path).read_text()
+        report = write_markdown(tmp_path).read_text()
+        assert results.plan.rate("searched").options in report
+        assert "another number of such pairs for equal: 2" in report
         gamma = float(run.options.removeprefix("gamma="))
         alone = train(
             load("funnel", rows=1500), Method("alone", fork=MultiBalance, options={"gamma": gamma}),

@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -344,6 +345,22 @@ def test_static_weights_are_compared_by_default_where_they_were_searched(
     runs = {run.method: run for run in ResultFolder(tmp_path / "searched").results().runs}
     assert runs["static"].options == "weights=1-1-2-3"
     assert runs["static"].test != runs["equal"].test
+
+
+def test_a_grid_of_rates_does_not_search_weights_and_says_so(tmp_path: Path) -> None:
+    recorder = Recorder()
+    settings = plan(methods=["equal", "static"], seeds=1, tune=True, grid=[1e-3], decay_grid=[0.0])
+    with pytest.MonkeyPatch.context() as patch:  # weights that an earlier search found are not those of this grid
+        found = {"static": "weights=1-1-2-3"}
+        rate = partial(Rate, 0.01, 0.0)
+        patch.setattr(runner_module, "starting_rate", lambda _, name: ChosenRate(rate(found.get(name, "")), ""))
+        run_comparison(settings, tmp_path / "grid", jobs=1, listener=recorder, speed=False)
+    assert any("search them" in note for note in recorder.notes)
+    assert not any(run.options for run in ResultFolder(tmp_path / "grid").runs())
+    searching = Recorder()
+    searched = settings.model_copy(update={"trials": {"static": 2}})
+    run_comparison(searched, tmp_path / "trials", jobs=1, listener=searching, speed=False)
+    assert not any("search them" in note for note in searching.notes)
 
 
 def test_static_weights_without_weights_are_said_to_be_equal_ones(tmp_path: Path) -> None:

@@ -128,6 +128,11 @@ class PlannedRuns(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     from_python: list[str] = Field(default_factory=list)
 
+    @property
+    def searched(self) -> bool:
+        """True if tuning searched between the ends of the grids for some method, instead of trying every point."""
+        return self.options.get("tune_trials") is not None or bool(self.options.get("trials"))
+
     def about(self, task: str) -> PlannedTask:
         """Return the description of a task; plans from before it was kept have binary tasks alone."""
         return self.about_tasks.get(task, PlannedTask())
@@ -188,7 +193,7 @@ class Results:
         own = [rate_of(run) for run in self.tuning if run.method == method]
         if chosen is None or (chosen.lr, chosen.table_decay) not in {(rate.lr, rate.table_decay) for rate in own}:
             return False
-        if self.plan.options.get("tune_trials") is not None and self.plan.grid and self.plan.decay_grid:
+        if self.plan.searched and self.plan.grid and self.plan.decay_grid:
             low, high = math.log(min(self.plan.grid)), math.log(max(self.plan.grid))
             part = (math.log(chosen.lr) - low) / (high - low) if high > low else 0.5
             return not _EDGE < part < 1 - _EDGE or chosen.table_decay > (1 - _EDGE) * max(self.plan.decay_grid) > 0

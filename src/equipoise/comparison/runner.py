@@ -103,8 +103,7 @@ def run_comparison(
     if "methods" not in settings.model_fields_set and not settings.tune and _static_weights(settings):
         methods, names = [*methods, METHODS[STATIC_WEIGHTS]], [*names, STATIC_WEIGHTS]
     settings = settings if settings.tune else settings.for_methods(names)
-    weighed = settings.tune_trials is not None or starting_rate(settings, STATIC_WEIGHTS).rate.options
-    if STATIC_WEIGHTS in names and not weighed:
+    if STATIC_WEIGHTS in names and not _weighs_statically(settings):
         listener.noted(
             "Method static weighs all tasks equally here, as equal weights do: give weights (static:weights=1-1-3), or "
             "search them with --tune --tune-trials 48."
@@ -246,6 +245,13 @@ class _Comparison:
                 measured[method.name] = speed.model_copy(update={"peak_memory": peak_memory(build, batches[0])})
                 self.folder.write_throughput(measured)
                 self.listener.part_done()
+
+
+def _weighs_statically(settings: Settings) -> bool:
+    """Return whether static weights are searched in this comparison, or were before it; a grid of rates has none."""
+    if settings.tune:
+        return settings.searches(STATIC_WEIGHTS)
+    return bool(starting_rate(settings, STATIC_WEIGHTS).rate.options)
 
 
 def _static_weights(settings: Settings) -> str:

@@ -62,7 +62,11 @@ class SearchSpace:
         least, most = min(self._decays), max(self._decays)
         points = qmc.Halton(2, scramble=False).random(count + 1)[1:]  # the first point is a corner
         found: list[dict[str, Any]] = [
-            {"lr": math.exp(low + float(part) * (high - low)), "table_decay": least + float(share) * (most - least)}
+            {
+                # an exponential may round to a number just beyond the range
+                "lr": min(max(math.exp(low + float(part) * (high - low)), min(self._rates)), max(self._rates)),
+                "table_decay": least + float(share) * (most - least),
+            }
             for part, share in points
         ]
         for name, values in self._search.items():

@@ -303,6 +303,8 @@ def _how_rates_were_chosen(results: Results) -> str:
             f"tables from {decays[0]:g} to {decays[-1]:g}, two thirds of them the same for every method, the rest by "
             "optuna's TPE sampler"
         )
+    if others := plan.options.get("trials"):
+        tried += "; another number of such pairs for " + ", ".join(f"{name}: {count}" for name, count in others.items())
     return (
         f"each method's own, out of the same {'grid' if trials is None else 'search space'} for all ({tried}), by the "
         f"lowest mean validation {error_name(plan, plan.tasks).replace(' or ', ' and ')} over {seeds} "

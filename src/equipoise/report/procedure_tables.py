@@ -18,7 +18,7 @@ def tuning_table(results: Results) -> Table:
 
     Where each method was searched at rates of its own, the best, median and worst of them.
     """
-    if results.plan.options.get("tune_trials") is not None:
+    if results.plan.searched:
         return _search_table(results)
     rates = sorted({run.lr for run in results.tuning})
     decays = sorted({run.table_decay for run in results.tuning})
