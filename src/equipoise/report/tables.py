@@ -43,6 +43,9 @@ _BLUE, _ORANGE = "0, 114, 178", "213, 94, 0"  # Okabe-Ito: told apart by colour-
 _NOT_FIRM = 0.35  # what is left of the colour where a change is no longer clear after Holm's adjustment
 
 
+_SHORT = 16  # characters of an option that stand in a cell; a longer one is its hint
+
+
 def mark(gain: Gain | None) -> str:
     """Return an arrow for a clear change: filled after Holm's adjustment, hollow without, nothing if unclear."""
     if gain is None or not gain.significant:
@@ -98,8 +101,9 @@ def _rates(entry: MethodResult) -> Cell:
     decays = [f"{rate.table_decay:g}" for rate in entry.rates]
     below = f"table decay {' / '.join(decays)}" if any(rate.table_decay for rate in entry.rates) else ""
     options = " / ".join(dict.fromkeys(rate.options for rate in entry.rates if rate.options))
-    below = f"{below}{', ' if below and options else ''}{options}"
-    return Cell(" / ".join(f"{rate.lr:g}" for rate in entry.rates) or NONE, below)
+    if len(options) <= _SHORT:  # a list of weights would push the last columns out of the window
+        below = f"{below}{', ' if below and options else ''}{options}"
+    return Cell(" / ".join(f"{rate.lr:g}" for rate in entry.rates) or NONE, below, options)
 
 
 def _speed(entry: MethodResult) -> Cell:
