@@ -21,7 +21,7 @@ from equipoise.training import Learner, train
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "benchmarks" / "questions"
-NAMES = ("records", "many_tasks", "static_weights", "at_the_fork", "updates", "drift", "timing", "page")
+NAMES = ("records", "many_tasks", "static_weights", "at_the_fork", "updates", "drift", "timing", "uncertainty", "page")
 FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
 
 
@@ -208,3 +208,29 @@ def test_costs_are_measured_against_equal_weights(
     monkeypatch.setattr(module, "ratios", lambda *_: {module.NOISE: [1.0, 0.9, 1.1], "MultiBalance": [0.9, 0.8, 1.0]})
     tables = module.tables(module.measure((2,), (256,), 5000, 0.0))
     assert tables["cost by number of tasks"][-1] == "| 2 | × 1.000 (0.900 to 1.100) | × 0.900 (0.800 to 1.000) |"
+
+
+def test_the_parts_of_uncertainty_weighting_multiply_to_its_weights(script) -> None:
+    module = script("uncertainty")
+    losses, present = torch.tensor([0.1, 2.0, 0.5]), torch.ones(3, dtype=torch.bool)
+
+    def weights(name: str) -> torch.Tensor:
+        weighting = module.variants()[name].loss_weighting(["a", "b", "c"])
+        with torch.no_grad():
+            weighting.scalarizer.log_var.copy_(torch.tensor([-1.0, 0.5, 0.0]))
+        return weighting.weigh(losses, present)
+
+    total, shares, whole = map(weights, ("their total alone", "their shares alone", "uncertainty weighting"))
+    assert total.tolist() == [total[0].item()] * 3
+    torch.testing.assert_close(total * shares, whole)
+
+
+def test_every_variant_beside_uncertainty_weighting_is_trained_and_shown(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = script("uncertainty")
+    monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
+    run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "4000", "--seeds", "1")
+    rows = module.Records(tmp_path / "found.jsonl").rows
+    assert len(rows) == 2 * len(module.variants())
+    assert len(module.tables(rows)["uncertainty weighting"]) == 2 + len(rows)

@@ -20,6 +20,7 @@ import at_the_fork
 import drift
 import static_weights
 import timing
+import uncertainty
 import updates
 from records import Record, Records, Tables, gain, gain_in_words, markdown, ne_of
 
@@ -83,7 +84,7 @@ def tables(results: Path) -> Tables:
     """Return the tables of the results that are there."""
     scripts = {
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
-        "drift": drift.tables,
+        "drift": drift.tables, "uncertainty": uncertainty.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():

@@ -399,7 +399,7 @@ def test_with_overlap_a_task_that_comes_and_goes_keeps_the_weight_it_last_had():
 # --- deterministic algorithms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("magnitude", ["equal", "own", "uncorrected", "none"])
+@pytest.mark.parametrize("magnitude", ["equal", "averaged", "own", "uncorrected", "none"])
 @pytest.mark.parametrize("direction", ["cosine", "gram", "raw", "none"])
 def test_a_step_makes_no_operation_that_a_gpu_refuses_where_determinism_is_asked_for(magnitude, direction):
     class Names(TorchDispatchMode):

@@ -15,7 +15,11 @@ from equipoise.forks.multibalance import MultiBalance
 from tests.forks.fork_gradients import feed
 
 KINDS = ("random", "identical", "opposed", "collinear", "zero")
-MODES = [(magnitude, direction) for magnitude in ("equal", "own", "none") for direction in ("cosine", "gram", "none")]
+MODES = [
+    (magnitude, direction)
+    for magnitude in ("equal", "averaged", "own", "none")
+    for direction in ("cosine", "gram", "none")
+]
 thorough = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 seeds, counts, kinds, modes = st.integers(0, 10**6), st.integers(1, 12), st.sampled_from(KINDS), st.sampled_from(MODES)
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equipoise.forks.fork import Fork
 from equipoise.forks.multibalance import MultiBalance
 
-MAGNITUDES = ("equal", "own", "uncorrected", "none")
+MAGNITUDES = ("equal", "averaged", "own", "uncorrected", "none")
 DIRECTIONS = ("cosine", "gram", "raw", "none")
 MODES = list(itertools.product(MAGNITUDES, DIRECTIONS))
 SCALE_FREE = ("cosine", "gram", "none")  # directions that do not ask how long all gradients are
@@ -65,9 +65,10 @@ def test_without_magnitude_and_direction_it_is_the_plain_sum_exactly(M):
 
 @pytest.mark.parametrize("direction", SCALE_FREE)
 @pytest.mark.parametrize("factor", [23.0, 1e-5, 1e6])
-def test_equal_magnitudes_do_not_see_the_scale_of_a_loss(direction, factor):
-    plain = MultiBalance(3, direction=direction, magnitude="equal")
-    scaled = MultiBalance(3, direction=direction, magnitude="equal")
+@pytest.mark.parametrize("magnitude", ["equal", "averaged"])
+def test_equal_magnitudes_do_not_see_the_scale_of_a_loss(magnitude, direction, factor):
+    plain = MultiBalance(3, direction=direction, magnitude=magnitude)
+    scaled = MultiBalance(3, direction=direction, magnitude=magnitude)
     own = MultiBalance(3, direction=direction, magnitude="own")
     for gradients in history(3):
         larger = [gradients[0], gradients[1] * factor, gradients[2]]
@@ -106,6 +107,16 @@ def test_equal_magnitudes_give_every_task_the_length_of_its_lambda_times_its_pre
         lengths = fork.last_weights * torch.stack([gradient.norm() for gradient in gradients])
         shares = fork.balance * torch.tensor([1.0, 2.0, 5.0])
         torch.testing.assert_close(lengths / lengths.sum(), shares / shares.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_magnitudes_are_equal_on_average_and_keep_a_step_twice_as_long():
+    gradients = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 100.0])]
+    fork = MultiBalance(2, magnitude="averaged", direction="none", gamma=1e-6)
+    for _ in range(3):
+        torch.testing.assert_close(feed(fork, gradients), torch.tensor([50.5, 50.5]))
+    longer = feed(fork, [2 * gradients[0], gradients[1]])
+    average = (1 + 1 + 1 + 2) / 4
+    torch.testing.assert_close(longer[0] / longer[1], torch.tensor(2 / average), rtol=1e-4, atol=0)
 
 
 def with_cosines(M: int, cosine: float, lengths: list[float]) -> Tensor:
@@ -528,7 +539,7 @@ def test_a_step_needs_nothing_from_the_device():
         ({"rho": -0.1}, "at least 0, found rho=-0.1"),
         ({"beta": -1.0}, "at least 0, found .*beta=-1"),
         ({"beta": float("inf")}, "finite.*found .*beta=inf"),
-        ({"magnitude": "same"}, "magnitude must be one of .*'equal', 'own', 'uncorrected', 'none'.*'same'"),
+        ({"magnitude": "same"}, "magnitude must be one of .*'equal', 'averaged', 'own', 'uncorrected', 'none'.*'same'"),
         ({"direction": None}, "direction must be one of .*'cosine', 'gram', 'raw', 'none'.*None"),
         ({"reduction": "max"}, "reduction must be one of .*'sum', 'mean'.*'max'"),
         ({"task_weights": [1.0]}, r"2 positive finite numbers.*click, like.*\[1.0\]"),
@@ -578,6 +589,18 @@ def test_a_spike_moves_a_clipped_average_no_further_than_clip_times_itself(compi
     torch.testing.assert_close(fed(3.0, [*calm, 1e6]), fed(None, [*calm, 6.0]))
     torch.testing.assert_close(fed(3.0, [*calm, 5.0]), fed(None, [*calm, 5.0]))
     torch.testing.assert_close(fed(3.0, [1e6]), torch.tensor([1e6]))  # the first norm has nothing to be measured by
+
+
+def test_clip_limits_a_gradient_that_averaged_magnitudes_leave_long():
+    gradients = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
+    spike = [1000 * gradients[0], gradients[1]]
+    with_clip, without = (MultiBalance(2, magnitude="averaged", direction="none", clip=clip) for clip in (3.0, None))
+    for fork in (with_clip, without):
+        feed(fork, gradients)
+    held, free = feed(with_clip, spike), feed(without, spike)
+    # û moves to (0.99 · 0.01 + 0.01 n) / (1 - 0.99²) with n = 3 instead of 1000
+    assert held[0] / held[1] == pytest.approx(3 / ((0.99 + 3) / 1.99), rel=1e-4)
+    assert free[0] / free[1] == pytest.approx(1000 / ((0.99 + 1000) / 1.99), rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"clip": 1.0}, {"clip": float("inf")}, {"clip": 3.0, "magnitude": "none"}])

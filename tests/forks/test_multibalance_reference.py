@@ -13,7 +13,7 @@ import torch
 
 from equipoise.forks.multibalance import MultiBalance
 
-MAGNITUDES = ("equal", "own", "uncorrected", "none")
+MAGNITUDES = ("equal", "averaged", "own", "uncorrected", "none")
 DIRECTIONS = ("cosine", "gram", "raw", "none")
 MODES = list(itertools.product(MAGNITUDES, DIRECTIONS))
 # Where gradients are long "raw" overshoots from one end of the simplex to the other, and one rounding decides all.
@@ -75,6 +75,7 @@ class Reference:
             "equal": np.full(len(present), corrected[self.count > 0].mean()),
             "uncorrected": self.average[present],
             "none": n,
+            "averaged": n * corrected[self.count > 0].mean() / corrected[present],
         }[self.magnitude]
         v = (r / n)[:, None] * g
         self.longest = r.max()

@@ -16,7 +16,7 @@ from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
 
-Magnitude = Literal["equal", "own", "uncorrected", "none"]
+Magnitude = Literal["equal", "averaged", "own", "uncorrected", "none"]
 Direction = Literal["cosine", "gram", "raw", "none"]
 Reduction = Literal["sum", "mean"]
 
@@ -40,6 +40,8 @@ class MultiBalance(Preferring):
     ===============  ==============================================================================================
     "equal"          the mean of û over all tasks that have been present so far, in this step or before; so tasks with
                      separate rows or steps are balanced, too
+    "averaged"       that mean × n_m / û_m: equal lengths on average, while a task's step with many positives stays
+                     longer than one with few
     "own"            û_m
     "uncorrected"    u_m, which starts at 0
     "none"           n_m
@@ -74,8 +76,9 @@ class MultiBalance(Preferring):
         reduction: "sum" as above; "mean" leaves the factor M of ``out`` away.
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         clip: against spikes, limits the norm that enters a task's moving average to this multiple of that average,
-            above 1; the gradient itself is scaled to the averages' length in any case. It has no effect in a task's
-            first step. Not with ``overlap``, whose weights react to a spike one step too late.
+            above 1, and that of its gradient with ``magnitude="averaged"``; with the other magnitudes the gradient is
+            scaled to the averages' length in any case. It has no effect in a task's first step. Not with ``overlap``,
+            whose weights react to a spike one step too late.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
 
@@ -196,7 +199,10 @@ class MultiBalance(Preferring):
             return average.clone()
         # A task that has never been present has 0 / tiny.
         corrected = average / correction.clamp(min=torch.finfo(norms.dtype).tiny)
-        return corrected.sum() / correction.count_nonzero() if self.magnitude == "equal" else corrected
+        if self.magnitude == "own":
+            return corrected
+        mean = corrected.sum() / correction.count_nonzero()
+        return mean if self.magnitude == "equal" else torch.where(present, newest * (mean / corrected), 0.0)
 
     def _step_balance(self, gram: Tensor, present: Tensor, scale: Tensor) -> None:
         """λ ← Proj_Δ(λ − β S (λ + ρ/M)) with ``S_ij = scale_i gram_ij scale_j``; ``scale`` is 0 for absent tasks."""

@@ -16,6 +16,7 @@ from equipoise.forks import (
     MultiBalance,
 )
 from equipoise.methods import torchjd_at_fork
+from equipoise.methods.from_torchjd import uncertainty_weighting
 from equipoise.methods.method import Method
 
 __all__ = ["AT_FORK"]
@@ -42,6 +43,17 @@ AT_FORK: Final[tuple[Method, ...]] = (
     Method(
         "multibalance", "MultiBalance",
         "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,
+        search={"beta": (0.03, 0.1, 0.3, 1.0)},
+    ),
+    Method(
+        "multibalance-averaged", "MultiBalance, averaged lengths",
+        "Gradients at the fork brought to equal length on average over steps, then balanced by their cosines.",
+        **_MULTIBALANCE, options={"magnitude": "averaged"}, search={"beta": (0.03, 0.1, 0.3, 1.0)},
+    ),
+    Method(
+        "multibalance-uw", "MultiBalance and uncertainty weighting",
+        "Losses weighed by a learned uncertainty each, their gradients at the fork balanced by averaged lengths.",
+        **_MULTIBALANCE, options={"magnitude": "averaged"}, loss_weighting=uncertainty_weighting,
         search={"beta": (0.03, 0.1, 0.3, 1.0)},
     ),
     Method(

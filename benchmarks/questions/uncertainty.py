@@ -1,0 +1,150 @@
+"""Asks why uncertainty weighting gains: the shares of its weights, or their total, which grows as losses fall.
+
+    python benchmarks/questions/uncertainty.py --out benchmarks/results/questions-uncertainty.jsonl
+
+All variants are trained at the same rates and decays. "Their total alone" multiplies all losses by the mean of the
+weights that uncertainty weighting would give: no task is weighed against another. "Their shares alone" divides the
+weights by that mean. A line of the file holds one training; trainings that the file holds are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from records import Record, Records, Tables, gain, gain_in_words, markdown, ne_of, show
+from torch import Tensor
+from torchjd.scalarization import UW
+
+from equipoise import data
+from equipoise.data import Dataset
+from equipoise.loss_weighting import LossWeighting
+from equipoise.methods import METHODS, Method
+from equipoise.training import NonFiniteError, train
+
+SEEDS = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set with rates and decays at which all variants are trained."""
+
+    title: str
+    data: str
+    data_options: dict[str, Any]
+    training: dict[str, Any]
+    rates: tuple[tuple[float, float], ...]
+
+    def load(self, rows: int | None) -> Dataset:
+        return data.load(self.data, **self.data_options | ({} if rows is None else {"rows": rows}))
+
+
+SETTINGS = {
+    "complete-journey": Setting(
+        "Complete Journey, two epochs", "complete-journey", {}, {"epochs": 2, "batch_size": 2048}, ((0.0178, 2.33),)
+    ),
+    "opposed": Setting(
+        "Funnel with opposed tasks",
+        "funnel",
+        {"rows": 200_000, "conflict": 1.0},
+        {"epochs": 1, "batch_size": 1024},
+        ((0.0178, 2.33), (0.0562, 1.67)),
+    ),
+}
+
+
+class PartOfUncertaintyWeighting(LossWeighting):
+    """Weighs losses by the total or by the shares of the weights that uncertainty weighting learns."""
+
+    def __init__(
+        self, tasks: Sequence[str], part: Literal["total", "shares"], task_weights: Sequence[float] | None
+    ) -> None:
+        super().__init__(tasks, UW(len(tasks)), task_weights=task_weights)
+        self.part = part
+
+    def weigh(self, losses: Tensor, present: Tensor, /) -> Tensor:
+        weights = super().weigh(losses, present)
+        weights = weights.mean().expand_as(weights) if self.part == "total" else weights / weights.mean()
+        self.last_weights.copy_(weights)
+        return weights
+
+
+def part_of_uncertainty_weighting(
+    tasks: Sequence[str], *, part: Literal["total", "shares"], task_weights: Sequence[float] | None = None
+) -> LossWeighting:
+    return PartOfUncertaintyWeighting(tasks, part, task_weights)
+
+
+def variants() -> dict[str, Method]:
+    """Return the methods to train, by the words that stand for them in the tables."""
+    uncertainty = METHODS["uw"]
+    total, shares = (
+        replace(uncertainty, name=f"uw-{part}", loss_weighting=partial(part_of_uncertainty_weighting, part=part))
+        for part in ("total", "shares")
+    )
+    return {
+        "equal weights": METHODS["equal"],
+        "uncertainty weighting": uncertainty,
+        "their total alone": total,
+        "their shares alone": shares,
+        "MultiBalance": METHODS["multibalance"],
+        "MultiBalance, averaged lengths": METHODS["multibalance-averaged"],
+        "that, and uncertainty weighting": METHODS["multibalance-uw"],
+    }
+
+
+def record(dataset: Dataset, method: Method, seed: int, **settings: Any) -> Record:
+    try:
+        run = train(dataset, method, seed=seed, evaluations=1, **settings)
+    except NonFiniteError as error:
+        run = error.run
+    return {"status": run.status, "test_ne": ne_of(run)}
+
+
+def tables(rows: Sequence[Record]) -> Tables:
+    """Return the table of the result."""
+    lines = []
+    for name, setting in SETTINGS.items():
+        for lr, _ in setting.rates:
+            at_rate = [row for row in rows if row["setting"] == name and row["lr"] == lr]
+            of = {variant: [row for row in at_rate if row["variant"] == variant] for variant in variants()}
+            for variant, found in of.items():
+                if found:
+                    mean = fmean(fmean(row["test_ne"].values()) for row in found if row["test_ne"])
+                    gains = ["", ""] if variant == "equal weights" else [
+                        gain_in_words(gain(found, of["equal weights"])),
+                        "" if variant == "uncertainty weighting"
+                        else gain_in_words(gain(found, of["uncertainty weighting"])),
+                    ]  # fmt: skip
+                    lines.append([f"{setting.title}, rate {lr:g}", variant, f"{mean:.4f}", *gains])
+    heads = ["setting", "variant", "NE", "gain over equal weights", "gain over uncertainty weighting"]
+    return {"uncertainty weighting": markdown(heads, lines)}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--out", type=Path, required=True)
+    arguments.add_argument("--rows", type=int, help="fewer rows than those of the result")
+    arguments.add_argument("--seeds", type=int, default=SEEDS)
+    chosen = arguments.parse_args()
+    torch.set_num_threads(1)
+    records = Records(chosen.out)
+    for name, setting in SETTINGS.items():
+        dataset = setting.load(chosen.rows)
+        for seed, (lr, decay) in itertools.product(range(chosen.seeds), setting.rates):
+            for variant, method in variants().items():
+                key = {"setting": name, "variant": variant, "lr": lr, "seed": seed}
+                training = setting.training | {"lr": lr, "table_decay": decay}
+                records.get(key, lambda: record(dataset, method, seed, **training))  # noqa: B023 - called at once
+    show(tables(records.rows))
+
+
+if __name__ == "__main__":
+    main()
