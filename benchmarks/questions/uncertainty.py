@@ -95,8 +95,8 @@ def variants() -> dict[str, Method]:
         "their total alone": total,
         "their shares alone": shares,
         "MultiBalance": METHODS["multibalance"],
-        "MultiBalance, averaged lengths": METHODS["multibalance-averaged"],
-        "that, and uncertainty weighting": METHODS["multibalance-uw"],
+        "MultiBalance, equal length in each step": METHODS["multibalance-each-step"],
+        "MultiBalance and uncertainty weighting": METHODS["multibalance-uw"],
     }
 
 

@@ -539,7 +539,7 @@ def test_a_step_needs_nothing_from_the_device():
         ({"rho": -0.1}, "at least 0, found rho=-0.1"),
         ({"beta": -1.0}, "at least 0, found .*beta=-1"),
         ({"beta": float("inf")}, "finite.*found .*beta=inf"),
-        ({"magnitude": "same"}, "magnitude must be one of .*'equal', 'averaged', 'own', 'uncorrected', 'none'.*'same'"),
+        ({"magnitude": "same"}, "magnitude must be one of .*'averaged', 'equal', 'own', 'uncorrected', 'none'.*'same'"),
         ({"direction": None}, "direction must be one of .*'cosine', 'gram', 'raw', 'none'.*None"),
         ({"reduction": "max"}, "reduction must be one of .*'sum', 'mean'.*'max'"),
         ({"task_weights": [1.0]}, r"2 positive finite numbers.*click, like.*\[1.0\]"),

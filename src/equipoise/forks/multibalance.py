@@ -16,7 +16,7 @@ from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
 
-Magnitude = Literal["equal", "averaged", "own", "uncorrected", "none"]
+Magnitude = Literal["averaged", "equal", "own", "uncorrected", "none"]
 Direction = Literal["cosine", "gram", "raw", "none"]
 Reduction = Literal["sum", "mean"]
 
@@ -38,10 +38,11 @@ class MultiBalance(Preferring):
     ===============  ==============================================================================================
     ``magnitude``    r_m
     ===============  ==============================================================================================
-    "equal"          the mean of û over all tasks that have been present so far, in this step or before; so tasks with
-                     separate rows or steps are balanced, too
-    "averaged"       that mean × n_m / û_m: equal lengths on average, while a task's step with many positives stays
-                     longer than one with few
+    "averaged"       n_m / û_m times the mean of û over all tasks that have been present so far, in this step or before:
+                     equal lengths on average over steps, also of tasks with separate rows or steps. A rare task's step
+                     with many positives stays longer than one with few
+    "equal"          that mean: equal lengths in each step. **A rare task suffers**: a batch without its positives gives
+                     it a short gradient, which this stretches to the length of all others
     "own"            û_m
     "uncorrected"    u_m, which starts at 0
     "none"           n_m
@@ -107,7 +108,7 @@ class MultiBalance(Preferring):
         gamma: float = 0.01,
         rho: float = 0.1,
         beta: float = 0.1,
-        magnitude: Magnitude = "equal",
+        magnitude: Magnitude = "averaged",
         direction: Direction = "cosine",
         reduction: Reduction = "sum",
         task_weights: Sequence[float] | None = None,

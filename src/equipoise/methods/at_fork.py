@@ -42,19 +42,18 @@ def fairgrad(
 AT_FORK: Final[tuple[Method, ...]] = (
     Method(
         "multibalance", "MultiBalance",
-        "Gradients at the fork brought to equal length, then balanced by their cosines.", **_MULTIBALANCE,
-        search={"beta": (0.03, 0.1, 0.3, 1.0)},
-    ),
-    Method(
-        "multibalance-averaged", "MultiBalance, averaged lengths",
         "Gradients at the fork brought to equal length on average over steps, then balanced by their cosines.",
-        **_MULTIBALANCE, options={"magnitude": "averaged"}, search={"beta": (0.03, 0.1, 0.3, 1.0)},
+        **_MULTIBALANCE, search={"beta": (0.03, 0.1, 0.3, 1.0)},
     ),
     Method(
         "multibalance-uw", "MultiBalance and uncertainty weighting",
         "Losses weighed by a learned uncertainty each, their gradients at the fork balanced by averaged lengths.",
-        **_MULTIBALANCE, options={"magnitude": "averaged"}, loss_weighting=uncertainty_weighting,
-        search={"beta": (0.03, 0.1, 0.3, 1.0)},
+        **_MULTIBALANCE, loss_weighting=uncertainty_weighting, search={"beta": (0.03, 0.1, 0.3, 1.0)},
+    ),
+    Method(
+        "multibalance-each-step", "MultiBalance, equal length in each step",
+        "Gradients at the fork brought to equal length in each step, then balanced by their cosines.",
+        **_MULTIBALANCE, options={"magnitude": "equal"}, search={"beta": (0.03, 0.1, 0.3, 1.0)},
     ),
     Method(
         "multibalance-literal", "MultiBalance, as its source writes it",
