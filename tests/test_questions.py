@@ -21,7 +21,18 @@ from equipoise.training import Learner, train
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "benchmarks" / "questions"
-NAMES = ("records", "many_tasks", "static_weights", "at_the_fork", "updates", "drift", "timing", "uncertainty", "page")
+NAMES = (
+    "records",
+    "many_tasks",
+    "static_weights",
+    "at_the_fork",
+    "updates",
+    "drift",
+    "timing",
+    "uncertainty",
+    "rare_task",
+    "page",
+)
 FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
 
 
@@ -234,3 +245,15 @@ def test_every_variant_beside_uncertainty_weighting_is_trained_and_shown(
     rows = module.Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.variants())
     assert len(module.tables(rows)["uncertainty weighting"]) == 2 + len(rows)
+
+
+def test_a_rare_task_is_trained_at_every_batch_size(script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = script("rare_task")
+    monkeypatch.setattr(module, "METHODS", {"equal": "equal weights", "multibalance": "MultiBalance"})
+    monkeypatch.setattr(module, "RATE", 0.05)
+    run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "12000", "--seeds", "2")
+    rows = module.Records(tmp_path / "found.jsonl").rows
+    assert len(rows) == 2 * 2 * len(module.BATCH_SIZES)
+    table = module.tables(rows)["rare task"]
+    assert len(table) == 2 + 2 * len(module.BATCH_SIZES)
+    assert "+" in table[3] or "−" in table[3]

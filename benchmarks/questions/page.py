@@ -18,6 +18,7 @@ from typing import Any
 
 import at_the_fork
 import drift
+import rare_task
 import static_weights
 import timing
 import uncertainty
@@ -84,7 +85,7 @@ def tables(results: Path) -> Tables:
     """Return the tables of the results that are there."""
     scripts = {
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
-        "drift": drift.tables, "uncertainty": uncertainty.tables,
+        "drift": drift.tables, "uncertainty": uncertainty.tables, "rare-task": rare_task.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():
