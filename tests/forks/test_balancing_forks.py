@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.forks import Bargaining, EqualProjections, Fork, GradCraft, MetaBalanceFork, MinNorm
 
@@ -102,39 +101,6 @@ def test_of_two_orthogonal_gradients_each_method_has_its_own_view() -> None:
         "nash": 3, "fairgrad": 3 ** (4 / 3), "mgda": 9, "mgda-equal": 3, "imtl-g": 3, "config": 3, "gradcraft": 2
     }  # fmt: skip
     assert ratios == pytest.approx(expected, rel=1e-5)
-
-
-aten = torch.ops.aten
-WAITING = {
-    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.lift_fresh.default,
-    aten.unique_dim.default, aten._unique2.default, aten.index.Tensor, aten.index_put_.default,
-    aten._linalg_check_errors.default, aten._linalg_eigh.default, aten._linalg_svd.default,
-}  # fmt: skip
-
-
-class Watch(TorchDispatchMode):
-    """Notes operations that wait for an accelerator: those that look at values, or copy them from the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[object] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.found += [func] if func in WAITING else []
-        return func(*args, **(kwargs or {}))
-
-
-@each_fork
-@preferred
-@pytest.mark.parametrize("tasks", [2, 4])
-def test_a_step_waits_for_nothing(name: str, task_weights: list[float] | None, tasks: int) -> None:
-    fork = FORKS[name](NAMES[:tasks], task_weights=None if task_weights is None else task_weights[:tasks])
-    gradients = rows(0, tasks)
-    gram, present = gradients @ gradients.T, torch.tensor([True] * tasks)
-    fork.double()
-    with Watch() as watch:
-        fork.weigh(gram, present)
-    assert not watch.found
 
 
 @each_fork

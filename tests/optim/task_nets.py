@@ -45,9 +45,9 @@ class Net(nn.Module):
         return [*self.table.parameters(), *self.bottom.parameters()]
 
     def losses(self, step: int, absent: tuple[int, ...] = ()) -> list[torch.Tensor | None]:
-        generator = torch.Generator().manual_seed(step)
-        ids = torch.randint(0, 20, (8, 2), generator=generator)
-        targets = torch.randn(len(self.towers), 8, generator=generator)
+        generator, device = torch.Generator().manual_seed(step), self.bottom.weight.device
+        ids = torch.randint(0, 20, (8, 2), generator=generator).to(device)
+        targets = torch.randn(len(self.towers), 8, generator=generator).to(device)
         z = torch.tanh(self.bottom(self.table(ids).flatten(1)))
         found = [(tower(z).squeeze(1) - y).square().mean() for tower, y in zip(self.towers, targets, strict=True)]
         return [None if task in absent else loss for task, loss in enumerate(found)]

@@ -4,56 +4,67 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from equipoise.optim import PUB, AdaTask, joint_step
+from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance, joint_step
 from equipoise.optim.host_counts import HostCounts
+from tests.made_up_device import moved, on_host, the_device
 from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, train
 
-aten = torch.ops.aten
-# What makes tensors of host values (a copy on an accelerator), looks at values, or has a size that depends on them.
-WAITING = {
-    aten.lift_fresh.default, aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
-    aten.index.Tensor, aten.index_put_.default, aten.unique_dim.default, aten._unique2.default,
-}  # fmt: skip
+PREFERENCES = [9.0, 1.0, 2.0]
+BUILDERS = {
+    **WRAPPERS,
+    "clippy": lambda optimizer, _: Clippy(optimizer),
+    "adatask-clippy": lambda optimizer, shared: AdaTask(Clippy(optimizer), shared=shared),
+    "pub-clippy": lambda optimizer, shared: PUB(Clippy(optimizer), shared=shared, update_every=3),
+    "pub-preferences": lambda optimizer, shared: PUB(
+        optimizer, shared=shared, update_every=3, task_weights=PREFERENCES
+    ),
+    "adatask-preferences": lambda optimizer, shared: AdaTask(optimizer, shared=shared, task_weights=PREFERENCES),
+    "metabalance-preferences": lambda optimizer, shared: MetaBalance(
+        optimizer, shared=shared, task_weights=PREFERENCES
+    ),
+}
+KINDS = OPTIMIZERS | {"adam-fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True)}
+CASES = [
+    *((kind, builder) for kind in ("adam", "adam-fused", "sgd") for builder in BUILDERS),
+    *(
+        (kind, builder)
+        for kind in ("adam-amsgrad", "adamw", "adagrad", "rmsprop")
+        for builder in ("pub-ours", "adatask")
+    ),
+]
 
 
-class Watch(TorchDispatchMode):
-    """Notes operations that wait, except on the step counts, which torch keeps on the host."""
-
-    def __init__(self, counts: set[int]) -> None:
-        super().__init__()
-        self.counts, self.found = counts, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in WAITING and args[0].untyped_storage().data_ptr() not in self.counts:
-            self.found.append((func, args[0].shape, args[1:]))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("absent", [(), (1,), (0, 2)])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("kind", ["adam", "adagrad", "sgd"])
-def test_a_step_waits_for_nothing(kind, wrapper, absent):
-    net = Net(3)
-    optimizer = WRAPPERS[wrapper](OPTIMIZERS[kind](net.parameters()), net.shared())
-    train(net, optimizer, range(2))
-    train(net, optimizer, [2], absent=(0,))  # from here on tasks differ in their counts
-    counts = {state["step"].untyped_storage().data_ptr() for state in optimizer.state.values() if "step" in state}
-    watch = Watch(counts)
-    for step in range(3, 7):
+def run(optimizer, net, steps, absent=(), waits=None):
+    for step in steps:
         losses = net.losses(step, absent)
-        with watch:
-            optimizer.zero_grad()
+        if waits is not None:
+            waits.clear()  # of the batch
+        optimizer.zero_grad()
+        if isinstance(optimizer, Clippy):
+            sum(loss for loss in losses if loss is not None).backward()
+        else:
             optimizer.backward(losses)
-            optimizer.step()
-    found = [entry for entry in watch.found if entry[0] is not aten.index_put_.default or _by_list(entry)]
-    assert not found
+        optimizer.step()
+        assert not waits
 
 
-def _by_list(entry) -> bool:
-    """Return whether the indices came from a list or a mask, and not from tensors on the device."""
-    return any(index is not None and index.dtype == torch.bool for index in entry[2][0])
+def trained(net, kind, builder, waits=None):
+    optimizer = BUILDERS[builder](KINDS[kind](net.parameters()), net.shared())
+    run(optimizer, net, range(2))
+    run(optimizer, net, [2], absent=(0,), waits=waits)  # from here on tasks differ in their counts
+    run(optimizer, net, range(3, 6), waits=waits)
+    run(optimizer, net, [6], absent=(1,), waits=waits)
+    run(optimizer, net, range(7, 9), absent=(0, 2), waits=waits)
+    return [on_host(p.detach()) for p in net.parameters()]
+
+
+@pytest.mark.parametrize(("kind", "builder"), CASES)
+def test_a_step_waits_for_nothing_and_moves_as_on_the_cpu(kind, builder):
+    expected = trained(Net(3), kind, builder)
+    with the_device() as waits:
+        found = trained(moved(Net(3)), kind, builder, waits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_counts_on_the_device_are_read_once_and_counted_along(monkeypatch):

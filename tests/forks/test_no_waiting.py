@@ -1,0 +1,84 @@
+"""A step through a fork copies nothing from the host and reads nothing back, and weighs as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.forks import (
+    PIVRG,
+    Bargaining,
+    EqualProjections,
+    Fork,
+    GradCraft,
+    GradDrop,
+    MetaBalanceFork,
+    MinNorm,
+    MultiBalance,
+    Weighted,
+)
+from tests.forks.fork_gradients import Towers, random
+from tests.made_up_device import DeviceTensor, moved, on_host, the_device
+
+TASKS = ["a", "b", "c"]
+PREFERENCES = [9.0, 1.0, 2.0]
+FORKS = {
+    "plain": lambda: Fork(TASKS),
+    "plain-overlap": lambda: Fork(TASKS, overlap=True),
+    "multibalance": lambda: MultiBalance(TASKS),
+    "multibalance-overlap": lambda: MultiBalance(TASKS, overlap=True),
+    "multibalance-averaged-gram": lambda: MultiBalance(TASKS, magnitude="averaged", direction="gram"),
+    "multibalance-own-raw": lambda: MultiBalance(TASKS, magnitude="own", direction="raw"),
+    "multibalance-uncorrected": lambda: MultiBalance(TASKS, magnitude="uncorrected", direction="none"),
+    "multibalance-clip": lambda: MultiBalance(TASKS, magnitude="averaged", clip=2.0),
+    "multibalance-preferences": lambda: MultiBalance(TASKS, task_weights=PREFERENCES),
+    "nash": lambda: Bargaining(TASKS, task_weights=PREFERENCES),
+    "fairgrad": lambda: Bargaining(TASKS, exponent=2.0),
+    "pivrg": lambda: PIVRG(TASKS),
+    "mgda": lambda: MinNorm(TASKS, task_weights=PREFERENCES),
+    "mgda-equal": lambda: MinNorm(TASKS, lengths="equal"),
+    "imtl-g": lambda: EqualProjections(TASKS),
+    "config": lambda: EqualProjections(TASKS, length="projections", task_weights=PREFERENCES),
+    "gradcraft": lambda: GradCraft(TASKS, tau=0.5),
+    "metabalance": lambda: MetaBalanceFork(TASKS, target="b"),
+    "weighted": lambda: Weighted(TASKS, [1.0, 2.0, 3.0]),
+    "graddrop": lambda: GradDrop(TASKS),
+}
+
+
+def steps(fork: Fork, waits: list[str] | None = None) -> list[Tensor]:
+    """Train for some steps, one of them without a task and one with a loss that is not finite."""
+    model = Towers(fork) if waits is None else moved(Towers(fork))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(5):
+        x = random(step, 8, 6) if waits is None else DeviceTensor(random(step, 8, 6))
+        if waits is not None:
+            waits.clear()
+        optimizer.zero_grad()
+        losses = model(x)
+        if step == 3:
+            losses[0] = losses[0] * torch.inf
+        sum(losses[1:] if step == 2 else losses).backward()
+        if step != 3:
+            optimizer.step()
+        assert not waits
+    found = [*model.parameters(), *model.fork.buffers(), fork.last_gram, fork.last_weights, fork.last_present]
+    return [on_host(tensor.detach()) for tensor in found]
+
+
+@pytest.mark.parametrize("name", FORKS)
+def test_a_step_waits_for_nothing_and_weighs_as_on_the_cpu(name: str) -> None:
+    expected = steps(FORKS[name]())
+    with the_device() as waits:
+        found = steps(FORKS[name](), waits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_a_fork_with_a_function_of_the_present_tasks_waits_once() -> None:
+    """The record itself works: this is the one fork whose docstring says that it waits."""
+    with the_device() as waits:
+        fork = moved(Weighted(TASKS, lambda gram: 1 / gram.diagonal().sqrt()))
+        gram = DeviceTensor(torch.eye(3))
+        fork.weigh(gram, DeviceTensor(torch.tensor([True, False, True])))
+        assert waits == ["aten.nonzero.default: a look at values"]
