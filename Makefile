@@ -6,6 +6,8 @@
 # make evidence                       set-up, then every method on every data set of benchmarks/evidence.yaml, tuned alike
 #                                     (hours; interrupt it at will, the same command goes on)
 # make nightly                        set-up, then the tests that take minutes, such as the short form of that suite
+# make accelerator                   tests and speed on an accelerator, at most 8 minutes; no set-up: PYTHON needs torch and
+#                                     pytest only, and the results come into benchmarks/results/accelerator
 # make check                          set-up, then format, lint, types and the import contract
 # make clean                          remove the environments and what was built
 # PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
@@ -23,7 +25,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare evidence nightly test test-distributed test-floor check clean
+.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check clean
 
 setup: .venv/.installed
 
@@ -83,6 +85,9 @@ test-distributed: .venv-distributed/.installed
 
 test-floor: $(FLOOR)/.installed
 	OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST) $(ARGS)
+
+accelerator:
+	PYTHONPATH=src $(PYTHON) benchmarks/accelerator.py --out benchmarks/results/accelerator $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

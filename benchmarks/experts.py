@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from equipoise.comparison.describe import cpu_name
-from equipoise.comparison.throughput import median_interval
+from equipoise.measuring import cpu_name, median_interval
 from equipoise.ranking.layers import Experts
 
 SIZES = ((4, 100, (128, 64), 2048, 40), (2, 100, (64,), 2048, 40), (8, 2111, (512, 256), 2048, 4))

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import torch
 
-from equipoise.comparison.describe import cpu_name
 from equipoise.data.sets.funnel import Funnel, chunks, generate
+from equipoise.measuring import cpu_name
 
 ROWS, REPEATS = 2_000_000, 7
 

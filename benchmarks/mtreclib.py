@@ -38,9 +38,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
-from equipoise.comparison.describe import cpu_name
-from equipoise.comparison.throughput import median_interval
 from equipoise.data import Split
+from equipoise.measuring import cpu_name, median_interval
 from equipoise.methods import METHODS
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.settings import Precision, TrainingSettings

@@ -27,10 +27,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from equipoise.comparison.describe import cpu_name
-from equipoise.comparison.throughput import median_interval
 from equipoise.data import load
 from equipoise.forks import fork as fork_module
+from equipoise.measuring import cpu_name, median_interval
 from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, World, parse_method
 from scale import FLOAT, Hardware, Workload, costs

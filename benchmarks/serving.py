@@ -30,8 +30,8 @@ import polars as pl
 import torch
 
 import equipoise
-from equipoise.comparison.describe import cpu_name
 from equipoise.data import from_frame
+from equipoise.measuring import cpu_name
 
 SERVER = Path(__file__).resolve().parents[1] / "examples" / "serve_http.py"
 IDS, NUMBERS, VALUES = 26, 13, 1000

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from scipy.stats import linregress, t
 
-from equipoise.comparison.describe import cpu_name
 from equipoise.data import load
+from equipoise.measuring import cpu_name
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner

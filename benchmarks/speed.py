@@ -6,12 +6,15 @@ A round takes one step of every contender on the same batch, in an order that is
 plain sum is taken round by round, and the median over the rounds is quoted with an interval by order statistics. A
 second plain sum runs among the contenders: its ratio shows what this machine's noise alone does to the figure. The
 ratio of the sums of all steps is given too: PUB does more in one step out of ten, which a median does not see.
+
+Needs torch; torchjd's methods are measured where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import random
 import statistics
@@ -20,23 +23,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import MGDA, UPGrad
-from torchjd.autojac import jac_to_grad, mtl_backward
 
 from equipoise import PUB, Monitor, MultiBalance
-from equipoise.comparison.describe import cpu_name
-from equipoise.comparison.throughput import median_interval
+from equipoise.measuring import cpu_name, median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 
+TORCHJD = find_spec("torchjd") is not None
+if TORCHJD:
+    from torchjd.aggregation import MGDA, UPGrad
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
 FIELDS, IDS, NUMERIC = 26, 10_000, 13
 WARM_UP = 5
+LEAST_PAIRS = 6  # the fewest that give a 95 % interval
 
 Step = Callable[[Batch], None]
 
@@ -134,9 +141,10 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
-        "torchjd MGDA": lambda: jacobian_descent(tasks, size, device, MGDA()),
-        "torchjd UPGrad": lambda: jacobian_descent(tasks, size, device, UPGrad()),
     }
+    if TORCHJD:
+        known["torchjd MGDA"] = lambda: jacobian_descent(tasks, size, device, MGDA())
+        known["torchjd UPGrad"] = lambda: jacobian_descent(tasks, size, device, UPGrad())
     return {name: build() for name, build in known.items() if name in ("plain sum", *names)}
 
 
@@ -153,12 +161,17 @@ def batches(tasks: int, size: Size, device: str, count: int = 4) -> list[Batch]:
     ]
 
 
-def measure(tasks: int, size: Size, device: str, rounds: int, names: list[str]) -> list[dict[str, object]]:
+def measure(
+    tasks: int, size: Size, device: str, rounds: int, names: list[str], *, seconds_at_most: float
+) -> list[dict[str, object]]:
     steps = contenders(tasks, size, device, names)
     data = batches(tasks, size, device)
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds_at_most
     for turn in range(WARM_UP + rounds):
+        if turn >= WARM_UP + LEAST_PAIRS and time.perf_counter() > end:
+            break
         for name in order.sample(list(steps), len(steps)):
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -175,7 +188,7 @@ def measure(tasks: int, size: Size, device: str, rounds: int, names: list[str]) 
         rows.append(
             {
                 "tasks": tasks, "contender": name, "ratio": statistics.median(ratios), "low": low, "high": high,
-                "pairs": rounds, "mean_ratio": sum(seconds[name]) / sum(seconds["plain sum"]),
+                "pairs": len(ratios), "mean_ratio": sum(seconds[name]) / sum(seconds["plain sum"]),
                 "median_ms": 1e3 * statistics.median(seconds[name]),
             }
         )  # fmt: skip
@@ -183,7 +196,7 @@ def measure(tasks: int, size: Size, device: str, rounds: int, names: list[str]) 
 
 
 FORKS = ["plain sum again", "MultiBalance", "MultiBalance, monitored"]
-OTHERS = ["PUB", "PUB (authors' form)", "torchjd MGDA", "torchjd UPGrad"]
+OTHERS = ["PUB", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 
 def main() -> None:
@@ -192,6 +205,7 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--fork-pairs", type=int, default=120, help="rounds of plain sums and forks, M = 2, 8, 32")
     arguments.add_argument("--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8")
+    arguments.add_argument("--seconds", type=float, default=math.inf, help="no round begins after that, but six")
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -200,7 +214,8 @@ def main() -> None:
     plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in (2, 8, 32)]
     plan += [(tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
     for tasks, rounds, names in plan:
-        for row in measure(tasks, size, chosen.device, rounds, names) if rounds else []:
+        seconds = chosen.seconds / len(plan)
+        for row in measure(tasks, size, chosen.device, rounds, names, seconds_at_most=seconds) if rounds else []:
             rows.append(row)
             print(
                 f"M={row['tasks']:<3} {row['contender']:<28} x{row['ratio']:.4f} "
@@ -216,7 +231,8 @@ def main() -> None:
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
             "threads": chosen.threads,
             "versions": {
-                "python": platform.python_version(), "torch": torch.__version__, "torchjd": version("torchjd"),
+                "python": platform.python_version(), "torch": torch.__version__,
+                **({"torchjd": version("torchjd")} if TORCHJD else {}),
             },
             "rows": rows,
         }  # fmt: skip
@@ -229,7 +245,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Step time over that of the plain sum: {result['machine']}, {result['threads']} threads",
         "",
-        f"{result['workload']}; torch {result['versions']['torch']}, torchjd {result['versions']['torchjd']}.",
+        f"{result['workload']}; {', '.join(map(' '.join, result['versions'].items()))}.",
         "Median over interleaved pairs with its 95 % interval, and the ratio of the sums of all steps;",
         f"written by `{result['command']}`.",
         "",

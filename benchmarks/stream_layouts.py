@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from equipoise.comparison.describe import cpu_name
+from equipoise.measuring import cpu_name
 
 ROWS, GROUP, READINGS = 1 << 20, 1 << 16, 5
 WIDTHS = (26, 13, 2)

@@ -40,9 +40,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equipoise.comparison.describe import cpu_name
-from equipoise.comparison.throughput import median_interval
 from equipoise.data import StreamedBatches, from_prepared, prepare
+from equipoise.measuring import cpu_name, median_interval
 
 IDS, NUMBERS, BATCH = 26, 13, 4096
 FILE_ROWS = 1 << 20

@@ -22,9 +22,9 @@ import torch
 from records import Record, Tables, markdown, show
 
 from equipoise import data
-from equipoise.comparison.describe import cpu_name
 from equipoise.comparison.throughput import throughput_ratio
 from equipoise.data import Dataset
+from equipoise.measuring import cpu_name
 from equipoise.methods import parse_method
 from equipoise.settings import TrainingSettings
 from equipoise.training import Learner

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from equipoise.comparison import throughput as throughput_module
-from equipoise.comparison.throughput import median_interval, peak_memory, throughput_ratio
+from equipoise.comparison.throughput import peak_memory, throughput_ratio
+from equipoise.measuring import median_interval
 from equipoise.schema import Batch, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner

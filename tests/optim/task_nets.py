@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from equipoise.optim import PUB, AdaTask, MetaBalance
+from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
 from equipoise.optim.forms import FORMS
 
 OPTIMIZERS = {
@@ -16,6 +16,8 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
 }
+
+KINDS = OPTIMIZERS | {"adam-fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True)}
 
 
 def _pub(form):
@@ -28,6 +30,21 @@ WRAPPERS = {
     "metabalance": lambda optimizer, shared: MetaBalance(optimizer, shared=shared),
     "pub-metabalance": lambda optimizer, shared: _pub("ours")(MetaBalance(optimizer, shared=shared), shared),
     "pub-adatask": lambda optimizer, shared: _pub("authors")(AdaTask(optimizer, shared=shared), shared),
+}
+PREFERENCES = [9.0, 1.0, 2.0]
+# The wrappers, with preferences of three tasks and around Clippy, and Clippy alone.
+BUILDERS = {
+    **WRAPPERS,
+    "clippy": lambda optimizer, _: Clippy(optimizer),
+    "adatask-clippy": lambda optimizer, shared: AdaTask(Clippy(optimizer), shared=shared),
+    "pub-clippy": lambda optimizer, shared: PUB(Clippy(optimizer), shared=shared, update_every=3),
+    "pub-preferences": lambda optimizer, shared: PUB(
+        optimizer, shared=shared, update_every=3, task_weights=PREFERENCES
+    ),
+    "adatask-preferences": lambda optimizer, shared: AdaTask(optimizer, shared=shared, task_weights=PREFERENCES),
+    "metabalance-preferences": lambda optimizer, shared: MetaBalance(
+        optimizer, shared=shared, task_weights=PREFERENCES
+    ),
 }
 SYMMETRIC = [name for name in WRAPPERS if "metabalance" not in name]  # whose target is the first task
 SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]
@@ -58,6 +75,16 @@ def train(net, optimizer, steps, absent=()):
         optimizer.zero_grad()
         optimizer.backward(net.losses(step, absent))
         optimizer.step()
+
+
+def take_step(optimizer, losses):
+    """Make one step of any of ``BUILDERS``."""
+    optimizer.zero_grad()
+    if isinstance(optimizer, Clippy):
+        sum(loss for loss in losses if loss is not None).backward()
+    else:
+        optimizer.backward(losses)
+    optimizer.step()
 
 
 def values(net):

@@ -5,26 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance, joint_step
+from equipoise.optim import PUB, AdaTask, joint_step
 from equipoise.optim.host_counts import HostCounts
 from tests.made_up_device import moved, on_host, the_device
-from tests.optim.task_nets import OPTIMIZERS, WRAPPERS, Net, train
+from tests.optim.task_nets import BUILDERS, KINDS, Net, take_step, train
 
-PREFERENCES = [9.0, 1.0, 2.0]
-BUILDERS = {
-    **WRAPPERS,
-    "clippy": lambda optimizer, _: Clippy(optimizer),
-    "adatask-clippy": lambda optimizer, shared: AdaTask(Clippy(optimizer), shared=shared),
-    "pub-clippy": lambda optimizer, shared: PUB(Clippy(optimizer), shared=shared, update_every=3),
-    "pub-preferences": lambda optimizer, shared: PUB(
-        optimizer, shared=shared, update_every=3, task_weights=PREFERENCES
-    ),
-    "adatask-preferences": lambda optimizer, shared: AdaTask(optimizer, shared=shared, task_weights=PREFERENCES),
-    "metabalance-preferences": lambda optimizer, shared: MetaBalance(
-        optimizer, shared=shared, task_weights=PREFERENCES
-    ),
-}
-KINDS = OPTIMIZERS | {"adam-fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True)}
 CASES = [
     *((kind, builder) for kind in ("adam", "adam-fused", "sgd") for builder in BUILDERS),
     *(
@@ -40,12 +25,7 @@ def run(optimizer, net, steps, absent=(), waits=None):
         losses = net.losses(step, absent)
         if waits is not None:
             waits.clear()  # of the batch
-        optimizer.zero_grad()
-        if isinstance(optimizer, Clippy):
-            sum(loss for loss in losses if loss is not None).backward()
-        else:
-            optimizer.backward(losses)
-        optimizer.step()
+        take_step(optimizer, losses)
         assert not waits
 
 

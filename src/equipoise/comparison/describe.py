@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +14,14 @@ from pydantic import TypeAdapter
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import Groups, LabelCount, NaturalRate, PlannedTask
 from equipoise.data import Dataset
+from equipoise.measuring import cpu_name
 from equipoise.ranking.metrics import grouped_areas
 from equipoise.ranking.predictions import biased_tasks
 from equipoise.schema import Schema
 from equipoise.settings import Settings
 from equipoise.training import Method, SettingError
 
-__all__ = ["check_same_comparison", "check_tunable", "cpu_name", "describe"]
+__all__ = ["check_same_comparison", "check_tunable", "describe"]
 
 
 def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) -> dict[str, Any]:
@@ -173,13 +173,3 @@ def _label_rates(dataset: Dataset) -> dict[str, dict[str, float]]:
         task: {"rate": rate, "labelled": share}
         for task, rate, share in zip(dataset.schema.task_names, rates, labelled, strict=True)
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name, which Python does not tell on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

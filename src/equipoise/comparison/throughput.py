@@ -7,16 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
-from math import comb
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from equipoise.comparison.results import Throughput
+from equipoise.measuring import median_interval
 from equipoise.schema import Batch
 from equipoise.training import Learner
 
-__all__ = ["median_interval", "peak_memory", "throughput_ratio"]
+__all__ = ["peak_memory", "throughput_ratio"]
 
 _LEAST_PAIRS = 6
 _MEMORY_STEPS = 2  # the second one holds the optimizer's state beside the gradients
@@ -65,24 +65,6 @@ def throughput_ratio(
         spent += own + other
     low, high = median_interval(ratios)
     return Throughput(ratio=statistics.median(ratios), low=low, high=high, pairs=len(ratios))
-
-
-def median_interval(values: Sequence[float], /, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the narrowest symmetric pair of order statistics that covers the median with at least that confidence.
-
-    The number of values below the median is binomial with p = 1/2, whatever their distribution. With too few
-    values for the confidence, the smallest and the largest.
-
-    Example:
-        >>> median_interval([float(value) for value in range(1, 16)])
-        (4.0, 12.0)
-    """
-    ordered, count = sorted(values), len(values)
-    rank, tail = 0, 0.5**count
-    while 2 * (tail + comb(count, rank + 1) * 0.5**count) <= 1 - confidence:
-        rank += 1
-        tail += comb(count, rank) * 0.5**count
-    return ordered[rank], ordered[count - 1 - rank]
 
 
 def peak_memory(build: Callable[[], Learner], batch: Batch) -> int:
