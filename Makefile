@@ -9,6 +9,8 @@
 # make accelerator                   tests and speed on an accelerator, at most 8 minutes; no set-up: PYTHON needs torch and
 #                                     pytest only, and the results come into benchmarks/results/accelerator
 # make check                          set-up, then format, lint, types and the import contract
+# make docs                           set-up of the documentation's tools, then the site, in site/: open site/index.html
+# make docs-serve                     the same on http://127.0.0.1:8000, built anew when a page changes
 # make clean                          remove the environments and what was built
 # PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
 PYTHON ?= python3
@@ -25,7 +27,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check clean
+.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check docs docs-serve clean
 
 setup: .venv/.installed
 
@@ -68,6 +70,13 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 	@$(FLOOR)/bin/pip install -q -c $(FLOOR)/constraints.txt -e '.[dev]'
 	@touch $@
 
+# An environment of its own, so that the set-up stays as quick as it is.
+.venv-docs/.installed: constraints.txt pyproject.toml
+	$(call environment,.venv-docs,$(TORCH))
+	@echo "Installing equipoise and the documentation's tools into .venv-docs ..."
+	@.venv-docs/bin/pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 compare: setup
 	$(BIN)/equipoise compare --data $(DATA) $(ARGS)
 
@@ -95,5 +104,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable silences Material's advertisement of its successor, which --strict does not concern.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+
+docs: .venv-docs/.installed
+	.venv-docs/bin/mkdocs build --quiet --strict $(ARGS)
+	@echo "Written: site/index.html"
+
+docs-serve: .venv-docs/.installed
+	.venv-docs/bin/mkdocs serve $(ARGS)
+
 clean:
-	rm -rf .venv .venv-distributed .venv-floor runs build dist
+	rm -rf .venv .venv-distributed .venv-docs .venv-floor runs build dist site

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "equipoise"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINTERS = {"mypy", "ruff"}  # they judge the code, and are not part of what is run with the lowest versions
-NOT_RUN_LOWEST = {"examples", "integrations"}  # extras of which constraints.txt alone is run
+NOT_RUN_LOWEST = {"docs", "examples", "integrations"}  # extras of which constraints.txt alone is run
 
 
 def requirements(*, without: set[str] | None = None) -> Iterator[Requirement]:

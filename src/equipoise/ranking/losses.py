@@ -94,7 +94,9 @@ def labelled_rows(labels: Tensor, tasks: Sequence[Task], /, *, importance: Tenso
     It is what the mean of a loss divides by: 1 where no row counts, so that the loss is 0.
 
     Args:
-        labels, tasks, importance: as for :func:`task_losses`.
+        labels: as for :func:`task_losses`.
+        tasks: as there.
+        importance: as there.
 
     Example:
         >>> labels = torch.tensor([[1.0, torch.nan], [0.0, torch.nan]])

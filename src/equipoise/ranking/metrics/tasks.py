@@ -114,8 +114,10 @@ def slice_metrics(
     """Return the metrics of the rows that share a value of a column, for its most frequent values and for the rest.
 
     Args:
-        outputs, labels, weight: as for :meth:`TaskMetrics.update`.
+        outputs: as for :meth:`TaskMetrics.update`.
+        labels: as there.
         codes: the value of each row, whole numbers, shape [B].
+        weight: as for :meth:`TaskMetrics.update`.
         names: the names of the codes 0, 1, …; a code without one is named by its number.
         most: how many values get a slice of their own. The others share one, if they are two or more.
 

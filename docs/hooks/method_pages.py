@@ -1,0 +1,72 @@
+"""The sections of the pages on methods, made of the catalogue: summary, formula, paper, needs and options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from docstrings import markdown
+from rooms import public_place
+
+from equipoise.methods import CATALOGUE, NEEDS, Method
+
+MARK = re.compile(r"^<!-- methods: (.+) -->$", re.MULTILINE)
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+
+
+def fill(page: str) -> str:
+    """Replace the mark of a page by the sections of the family that it names."""
+    return MARK.sub(lambda found: "\n".join(sections(found[1])), page)
+
+
+def sections(family: str) -> Iterator[str]:
+    """Yield the sections of a family's methods; those of one factory, as variants of one method, share its text."""
+    entries = [method for method in CATALOGUE if method.family == family]
+    if not entries:
+        raise LookupError(
+            f"Expected a family out of {sorted({method.family for method in CATALOGUE})}; found {family}."
+        )
+    for factories, group in groupby(entries, key=lambda method: tuple(method.factories)):
+        yield from _section(list(group), factories)
+
+
+def _section(methods: list[Method], factories: tuple[Callable[..., Any], ...]) -> Iterator[str]:
+    first = methods[0]
+    yield f"\n## {first.label}\n"
+    for method in methods:
+        fixed = ", ".join(f"`{name}={value}`" for name, value in method.options.items())
+        label = "" if method is first else f"**{method.label}**: "
+        yield f"`{method.name}`{f' ({fixed})' if fixed else ''}\n:   {label}{method.summary}\n"
+    yield from _facts(first)
+    for factory in factories:
+        yield from _formula(factory)
+    if options := {name: value for name, value in first.known_options().items() if name not in first.options}:
+        yield "\n| option | default | values that `--tune-trials` tries |\n|---|---|---|"
+        for name, value in options.items():
+            tried = first.search.get(name, ())
+            said = tried if isinstance(tried, str) else ", ".join(f"`{one}`" for one in tried)
+            yield f"| `{name}` | {'' if value is inspect.Parameter.empty else f'`{value}`'} | {said} |"
+        yield ""
+
+
+def _facts(method: Method) -> Iterator[str]:
+    if method.published:
+        linked = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", method.published)
+        yield f"\n**Paper.** {linked}."
+    if method.needs:
+        yield f"\n**Needs.** {'; '.join(NEEDS[need] for need in sorted(method.needs))}."
+    yield f"\n**Preferences.** {'Kept for the whole training.' if method.takes_task_weights else 'Refused.'}\n"
+
+
+def _formula(factory: Callable[..., Any]) -> Iterator[str]:
+    """Yield what a factory's docstring says before its arguments, and a link to its place in the reference."""
+    target = factory.func if isinstance(factory, partial) else factory
+    docstring = inspect.getdoc(target) or ""
+    body = re.split(r"^(?:Args|Returns|Raises|Example|Examples|Attributes):$", docstring, flags=re.MULTILINE)[0]
+    yield f"\n{markdown(body).strip()}\n"
+    if isinstance(target, type) and (place := public_place(target.__name__)):
+        yield f"All arguments: [`{target.__name__}`][{place}].\n"

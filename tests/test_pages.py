@@ -1,0 +1,171 @@
+"""The pages of the documentation: their code runs, their commands parse, and the site shows all of them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from equipoise.cli import app
+from equipoise.comparison import runner as runner_module
+from equipoise.comparison.results import Throughput
+from equipoise.methods import CATALOGUE
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    *sorted(path for path in DOCS.glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")),
+]
+RUN_HERE = [
+    "CONTRIBUTING.md", "missing-labels.md", "preferences.md", "reading-the-monitor.md", "reading-the-report.md",
+    "start.md",
+]  # fmt: skip
+RUN_ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "beyond-memory.md": "data/stream/test_docs.py",
+    "data-sets.md": "data/test_registry.py",
+    "from-python.md": "comparison/test_from_python.py",
+    "methods.md": "test_readme.py",
+    "metrics.md": "ranking/metrics/test_docs.py",
+    "models.md": "ranking/models/test_presets.py",
+    "own-data.md": "data/tables/test_docs.py",
+    "own-model.md": "test_own_model.py",
+    "recipes.md": "training/test_recipes_page.py",
+    "replay.md": "serving/replay/test_docs.py",
+    "serving.md": "serving/test_docs.py",
+    "where-to-fork.md": "checking/test_docs.py",
+}
+NOT_RUN = re.compile(r"<!-- not run: ([^>]+) -->\n+```python\n")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    kinds = "|".join(languages)
+    return re.findall(rf"^ *```(?:{kinds})\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner_module, "throughput_ratio", lambda *_: Throughput(ratio=1.0))
+    monkeypatch.setattr(runner_module, "peak_memory", lambda *_: 1000)
+    page = next(page for page in PAGES if page.name == name)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    assert blocks(page, "python")
+    for block in blocks(page, "python"):
+        exec(compile(block, name, "exec"), names)
+    if name == "reading-the-report.md":
+        assert capsys.readouterr().out.splitlines()[-1] == "see cmp/report.html"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_code_is_run_by_a_test_or_says_why_not(page: Path) -> None:
+    excused = len(NOT_RUN.findall(page.read_text()))
+    found = blocks(page, "python")
+    for block in found:
+        if ">>> " not in block:
+            compile(block, page.name, "exec")
+    if len(found) > excused and page.name not in RUN_HERE:
+        test = ROOT / "tests" / RUN_ELSEWHERE[page.name]
+        assert page.name in test.read_text(), f"{page.name} has code that {test} does not run"
+
+
+def commands() -> Iterator[str]:
+    for page in PAGES:
+        for block in blocks(page, "sh", "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(torchrun .* -m )?equipoise\b", line):
+                    yield re.sub(r"^torchrun .* -m ", "", line)
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line as typer does, down to the command's own options, without running anything."""
+    command: Any = get_command(app)
+    context = command.make_context("equipoise", list(words))
+    while isinstance(command, TyperGroup):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_the_commands_of_the_pages_parse(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    words = words[1 : words.index(">")] if ">" in words else words[1:]
+    parse([word for word in words if word != "--help"])
+
+
+def test_a_command_with_an_unknown_option_is_found() -> None:
+    with pytest.raises(Exception, match="No such option: --metod"):
+        parse(["train", "ranker.yaml", "--metod", "equal"])
+
+
+def places(entries: list[Any]) -> Iterator[str]:
+    """Yield every page of a navigation of MkDocs."""
+    for entry in entries:
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(value, str):
+                yield value
+            else:
+                yield from places(value)
+
+
+def test_the_site_has_every_page_once_and_no_other() -> None:
+    found = list(places(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert len(found) == len(set(found))
+    own = {name for name in found if "/" not in name}
+    assert own == {page.name for page in DOCS.glob("*.md")}
+    for name in found:
+        if name.startswith("repository/"):
+            path = name.removeprefix("repository/")
+            assert (ROOT / path).is_file() or (ROOT / path.removesuffix(".md")).is_file()
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(DOCS / "hooks")
+    import docstrings
+    import method_pages
+    import rooms
+
+    return {"docstrings": docstrings, "method_pages": method_pages, "rooms": rooms}
+
+
+def test_the_site_has_a_page_for_every_room_of_the_reference(hooks: dict[str, ModuleType]) -> None:
+    nav = set(places(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    stems = {room.removeprefix("equipoise.").replace(".", "-") for room in hooks["rooms"].ROOMS}
+    assert {f"reference/{stem}.md" for stem in stems} | {"reference/index.md"} == {
+        name for name in nav if name.startswith("reference/")
+    }
+    for name in hooks["rooms"].public_names("equipoise"):
+        assert hooks["rooms"].public_place(name), f"equipoise.{name} has no place in the reference"
+
+
+def test_every_method_has_its_section_on_one_page(hooks: dict[str, ModuleType]) -> None:
+    text = ""
+    for page in DOCS.glob("methods-*.md"):
+        assert "<!-- methods: " in page.read_text()
+        text += hooks["method_pages"].fill(page.read_text())
+    for method in CATALOGUE:
+        assert len(re.findall(rf"^`{re.escape(method.name)}`[ \n]", text, re.MULTILINE)) == 1, method.name
+    assert "û_m = u_m / (1 − (1 − γ)^k_m)" in text  # a formula of a docstring
+
+
+def test_docstrings_become_markdown(hooks: dict[str, ModuleType]) -> None:
+    docstring = (
+        "See `the paper\n<https://example.org/a>`_ and :class:`equipoise.Fork` or :func:`nothing`::\n\n    a + b\n\n"
+        "===  =====\nx    y\n===  =====\n1    one\n     more\n2    two\n===  =====\n\nExample:\n    >>> 1\n    1\n"
+    )
+    assert hooks["docstrings"].markdown(docstring) == (
+        "See [the paper](https://example.org/a) and [`Fork`][equipoise.forks.Fork] or `nothing`:\n\n    a + b\n\n"
+        "| x | y |\n|---|---|\n| 1 | one more |\n| 2 | two |\n\nExamples:\n    >>> 1\n    1"
+    )
