@@ -160,9 +160,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("missing", ["typer", "torchmetrics"])
-def test_a_command_without_its_packages_says_in_one_line_what_to_install(missing: str) -> None:
-    done = run_without([missing], COMMAND, "--help")
+@pytest.mark.parametrize(("missing", "command"), [("typer", "--help"), ("torchmetrics", "methods")])
+def test_a_command_without_its_packages_says_in_one_line_what_to_install(missing: str, command: str) -> None:
+    done = run_without([missing], COMMAND, command)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert missing in done.stderr
@@ -171,9 +171,24 @@ def test_a_command_without_its_packages_says_in_one_line_what_to_install(missing
 
 
 def test_a_fault_of_equipoise_itself_is_not_taken_for_a_missing_package() -> None:
-    done = run_without(["equipoise.cli.tables"], COMMAND, "--help")
+    done = run_without(["equipoise.cli.tables"], COMMAND, "methods")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_package_that_a_users_module_lacks_is_not_taken_for_one_of_equipoise(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def main():\n    import not_installed\n")
+    with_own_code = "import equipoise.cli, own\nequipoise.cli.main = own.main\n"
+    done = run_without([], f"sys.path.append({str(tmp_path)!r})\n{with_own_code}{COMMAND}")
+    assert done.returncode == 1
+    assert "No module named 'not_installed'" in done.stderr
+    assert "Traceback" in done.stderr
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    done = run_without(["torch"], COMMAND, "train", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
 
 
 def test_the_command_says_its_version() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from equipoise import MisplacedForkWarning
 from equipoise.cli import app
 from equipoise.cli import commands as cli
+from equipoise.cli.progress_bars import Display
 from equipoise.comparison import runner as runner_module
 from equipoise.comparison.results import Throughput
 from equipoise.data.sets import census_income, complete_journey, funnel
@@ -150,14 +151,16 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_comparison", interrupted)
+    monkeypatch.setattr("equipoise.comparison.runner.run_comparison", interrupted)
     code, output = run("compare", *FUNNEL, "--out", str(tmp_path))
     assert code == 130
     assert f"Run the same command again to go on from {tmp_path}" in output.replace("\n", "")
 
 
 def test_sigterm_ends_a_comparison_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "run_comparison", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "equipoise.comparison.runner.run_comparison", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
     before = signal.getsignal(signal.SIGTERM)
     code, output = run("compare", *FUNNEL, "--out", str(tmp_path))
     assert code == 143
@@ -278,12 +281,12 @@ def test_a_settings_file_cannot_make_a_run_write_elsewhere(tmp_path: Path) -> No
 def test_sigterm_ends_a_training_with_a_checkpoint_and_the_command_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def told(display: cli.Display, job: object, done: int, total: int, left: float | None) -> None:
+    def told(display: Display, job: object, done: int, total: int, left: float | None) -> None:
         del display, job, total, left
         if done == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(cli.Display, "steps_done", told)
+    monkeypatch.setattr(Display, "steps_done", told)
     words = ["train", *FUNNEL, "--method", "equal", "--out", str(tmp_path / "a folder")]
     monkeypatch.setattr(sys, "argv", ["equipoise", *words])
     code, output = run(*words)
@@ -315,7 +318,7 @@ def test_square_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli.Display, "steps_done", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(Display, "steps_done", lambda *_: pytest.fail("a step was made"))
     (tmp_path / "file").write_text("")
     for command, out in (("train", "file"), ("train", "file/deeper"), ("compare", "file")):
         code, output = run(command, *FUNNEL, "--out", str(tmp_path / out))
@@ -336,7 +339,7 @@ def test_compare_refuses_what_only_train_can_do(tmp_path: Path) -> None:
 
 
 def test_sigterm_before_the_first_step_says_how_to_begin_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "train_into", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("equipoise.comparison.runner.train_into", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     code, output = run("train", *FUNNEL, "--out", str(tmp_path))
     assert code == 143
     assert "There is no checkpoint yet. Begin again with: " in output
@@ -497,7 +500,7 @@ def test_a_training_that_fails_says_what_happened_and_how_to_go_on(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "train_into", fail)
+    monkeypatch.setattr("equipoise.comparison.runner.train_into", fail)
     code, output = run("train", *FUNNEL, "--out", str(tmp_path))
     assert code == 1
     assert message in output

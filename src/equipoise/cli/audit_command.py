@@ -11,8 +11,6 @@ from equipoise.cli.app import app
 from equipoise.cli.commands import Config, check_writable, settings_of
 from equipoise.cli.messages import console, plainly, say
 from equipoise.cli.options import Words, takes_settings
-from equipoise.cli.progress_bars import Display
-from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["audit"]
 
@@ -33,8 +31,10 @@ def audit(
     ),
 ) -> None:
     """Say whether balancing pays on a data set: leave it, balance, or split the model."""
+    from equipoise.cli.progress_bars import Display
     from equipoise.comparison.audit import audit as run_audit
     from equipoise.report.audit_page import audit_in_words, write_audit
+    from equipoise.training.faults import interrupted_by_sigterm
 
     again = f"Run the same command again to go on from {out}."
     with plainly(lambda: again, kept=(out / "runs" / "plan.json").exists), interrupted_by_sigterm():

@@ -1,4 +1,7 @@
-"""The commands: each reads its arguments, calls one function and prints the result."""
+"""The commands: each reads its arguments, calls one function and prints the result.
+
+A command imports what it needs when it runs: --help then takes a fraction of a second, and not several.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.text import Text
 
-from equipoise import MisplacedForkWarning, __version__
+from equipoise import __version__
 from equipoise.cli.app import app
 from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.options import Words, stated_settings, takes_settings
-from equipoise.cli.progress_bars import Display
-from equipoise.cli.tables import method_table, run_tables, summary_table
-from equipoise.comparison.runner import run_comparison, train_into
-from equipoise.comparison.suite import SUITE_FILE
-from equipoise.errors import SettingError
-from equipoise.report.page import write_markdown, write_report
+from equipoise.errors import MisplacedForkWarning, SettingError
 from equipoise.settings import Settings
-from equipoise.training import (
-    launched,
-    listening,
-)
-from equipoise.training.checkpoint import last_checkpoint
-from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["Config", "app", "check_writable", "main", "settings_of"]
 
@@ -47,6 +38,8 @@ Config = Annotated[
 
 def _print_version(asked: bool) -> None:
     if asked:
+        import torch
+
         typer.echo(f"equipoise {__version__} (torch {torch.__version__}, Python {platform.python_version()})")
         raise typer.Exit
 
@@ -84,6 +77,12 @@ def train(
     With --max-restarts R they resume from the last checkpoint when one dies.
     torchrun exits with 1 if any process fails, and prints its own summary.
     """
+    from equipoise.cli.progress_bars import Display
+    from equipoise.cli.tables import run_tables
+    from equipoise.comparison.runner import train_into
+    from equipoise.training import launched, listening
+    from equipoise.training.checkpoint import last_checkpoint
+
     with (
         plainly(partial(_how_to_resume, out), kept=lambda: last_checkpoint(out / "checkpoint") is not None),
         listening() as stop,
@@ -115,6 +114,12 @@ def compare(
     ),
 ) -> None:
     """Compare methods: train every method with every seed, then write a report."""
+    from equipoise.cli.progress_bars import Display
+    from equipoise.cli.tables import summary_table
+    from equipoise.comparison.runner import run_comparison
+    from equipoise.report.page import write_report
+    from equipoise.training.faults import interrupted_by_sigterm
+
     again = f"Run the same command again to go on from {out}."
     with plainly(lambda: again, kept=(out / "plan.json").exists), interrupted_by_sigterm():
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -136,6 +141,9 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Write text and tables without charts.")] = False,
 ) -> None:
     """Write the report of a finished comparison again, or the evidence page of a suite."""
+    from equipoise.comparison.suite import SUITE_FILE
+    from equipoise.report.page import write_markdown, write_report
+
     with plainly():
         if (folder / SUITE_FILE).is_file():
             from equipoise.report.evidence import write_evidence, write_evidence_markdown
@@ -148,6 +156,8 @@ def report(
 @app.command()
 def methods() -> None:
     """List the methods and their options."""
+    from equipoise.cli.tables import method_table
+
     console.print(method_table())
 
 
@@ -179,6 +189,8 @@ def check_writable(out: Path) -> None:
 
 def _how_to_resume(out: Path) -> str:
     """Return a sentence with the command of this training, with --resume if there is a checkpoint."""
+    from equipoise.training.checkpoint import last_checkpoint
+
     words = [word for word in sys.argv[1:] if word != "--resume"]
     command = ["equipoise"] if Path(sys.argv[0]).stem == "equipoise" else ["python", "-m", "equipoise"]
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from equipoise import data
 from equipoise.cli.app import app, data_app
 from equipoise.cli.messages import console, plainly, say
-from equipoise.cli.progress_bars import DataBar
-from equipoise.cli.tables import feature_table, label_table
 from equipoise.settings import Settings
+
+if TYPE_CHECKING:
+    from equipoise.data import Dataset
 
 __all__ = ["build", "check", "describe", "fetch", "init", "prepare", "show"]
 
@@ -49,6 +49,7 @@ def show(
 @data_app.command()
 def check(source: Source) -> None:
     """Read a data set whole; print its features, its labels in each split, and warnings."""
+    from equipoise.cli.tables import feature_table, label_table
     from equipoise.data.summary import summarise
 
     with plainly():
@@ -86,6 +87,9 @@ def prepare(
 
     Run it again after an interruption: whole parts are kept.
     """
+    from equipoise import data
+    from equipoise.cli.progress_bars import DataBar
+
     with plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
         manifest = data.prepare(file, out, on_stage=bar.advance)
         announced = ", ".join(f"{rows:,} {name}" for name, rows in manifest.rows().items())
@@ -109,6 +113,9 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder for --full.")] = Path("complete-journey"),
 ) -> None:
     """Build a data set from its installed package, and cache it for the other commands."""
+    from equipoise import data
+    from equipoise.cli.progress_bars import DataBar
+
     options: dict[str, Any] = {} if rows is None else {"rows": rows}
     with plainly(lambda: "Run the same command again to go on."), DataBar(console) as bar:
         if full:
@@ -122,8 +129,10 @@ def build(
             say(f"{built.name}: {', '.join(f'{len(part)} {name}' for name, part in rows_of.items())} rows")
 
 
-def _load(source: str) -> data.Dataset:
+def _load(source: str) -> Dataset:
     """Return the data set that a settings file names or describes, or that has this name."""
+    from equipoise import data
+
     if source in data.DATASETS or not (source.endswith((".yaml", ".yml")) or Path(source).is_file()):
         return data.load(source)
     settings = Settings.of(Path(source))

@@ -10,8 +10,6 @@ import typer
 from equipoise.cli.app import app
 from equipoise.cli.commands import check_writable
 from equipoise.cli.messages import console, plainly, say
-from equipoise.cli.progress_bars import Display
-from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["evidence"]
 
@@ -40,8 +38,10 @@ def evidence(
 
     Interrupt it at any time: the same command goes on where it was.
     """
+    from equipoise.cli.progress_bars import Display
     from equipoise.comparison.suite import SUITE_FILE, Suite, run_suite
     from equipoise.report.evidence import write_evidence
+    from equipoise.training.faults import interrupted_by_sigterm
 
     again = f"Run the same command again to go on from {out}."
     with plainly(lambda: again, kept=(out / SUITE_FILE).exists), interrupted_by_sigterm():

@@ -6,14 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from equipoise.errors import DataError, SettingError
-from equipoise.training import LostRanksError, NonFiniteError, StoppedError
-from equipoise.training.faults import TerminatedError
 
 __all__ = ["console", "errors", "plainly", "say"]
 
@@ -37,6 +34,11 @@ def plainly(how_to_go_on: Callable[[], str] = str, *, kept: Callable[[], bool] =
         how_to_go_on: returns a sentence that says how to continue.
         kept: returns whether results are kept; a data error then says how to continue, too.
     """
+    import torch  # here, since --help need not wait for it
+
+    from equipoise.training import LostRanksError, NonFiniteError, StoppedError
+    from equipoise.training.faults import TerminatedError
+
     try:
         yield
     except (SettingError, DataError) as error:

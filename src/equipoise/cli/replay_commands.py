@@ -5,23 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from equipoise.cli.app import app
 from equipoise.cli.messages import console, errors, plainly, say
-from equipoise.cli.tables import terminal_table
 from equipoise.errors import SettingError
-from equipoise.methods import METHODS
-from equipoise.report.auction_page import SIMULATED, auction_findings, auction_markdown, auction_table
-from equipoise.report.replay_page import replay_cautions, replay_findings, replay_markdown, replay_table
-from equipoise.report.web_page import write_whole
-from equipoise.serving import Ranker
-from equipoise.serving.auction import Market, MarketSide, funnel_of, simulate
-from equipoise.serving.replay import BanditLog, RankedSide, RankingPolicy, load_seeds
-from equipoise.serving.replay import replay as replay_on
-from equipoise.training.faults import interrupted_by_sigterm
+
+if TYPE_CHECKING:
+    from equipoise.serving import Ranker
 
 __all__ = ["auction", "replay"]
 
@@ -72,6 +65,13 @@ def replay(
     each with a 95 % interval, beside the log's own rate; with two RUNs also
     their paired difference. Neither may have learnt from these rounds.
     """
+    from equipoise.cli.tables import terminal_table
+    from equipoise.report.replay_page import replay_cautions, replay_findings, replay_markdown, replay_table
+    from equipoise.report.web_page import write_whole
+    from equipoise.serving.replay import BanditLog, RankedSide, RankingPolicy
+    from equipoise.serving.replay import replay as replay_on
+    from equipoise.training.faults import interrupted_by_sigterm
+
     with plainly(), interrupted_by_sigterm():
         sides = [RankedSide(label, rankers) for label, rankers in _sides(runs).items()]
         policy = RankingPolicy(temperature, epsilon)
@@ -105,6 +105,12 @@ def auction(
     probabilities, so what a winner earns is exact. A simulation, no experiment:
     RUNs are trainings on `--data funnel` with the same options.
     """
+    from equipoise.cli.tables import terminal_table
+    from equipoise.report.auction_page import SIMULATED, auction_findings, auction_markdown, auction_table
+    from equipoise.report.web_page import write_whole
+    from equipoise.serving.auction import Market, MarketSide, funnel_of, simulate
+    from equipoise.training.faults import interrupted_by_sigterm
+
     with plainly(), interrupted_by_sigterm():
         sides = _sides(runs)
         funnels = [funnel_of(ranker.run.settings) for rankers in sides.values() for ranker in rankers.values()]
@@ -125,6 +131,9 @@ def _sides(runs: list[Path]) -> dict[str, dict[int, Ranker]]:
 
     A side is named after its method, and after its folder too where both have the same.
     """
+    from equipoise.methods import METHODS
+    from equipoise.serving.replay import load_seeds
+
     if len(runs) > 2:
         raise SettingError(f"Expected one or two folders of runs, found {len(runs)}.")
     found = [load_seeds(folder) for folder in runs]

@@ -9,8 +9,6 @@ import typer
 
 from equipoise.cli.app import app
 from equipoise.cli.messages import errors, plainly, say
-from equipoise.serving import Ranker
-from equipoise.training.faults import interrupted_by_sigterm
 
 __all__ = ["export", "predict"]
 
@@ -37,6 +35,9 @@ def predict(
     Rows are read, predicted and written in blocks; a file that cannot be
     written whole is not written.
     """
+    from equipoise.serving import Ranker
+    from equipoise.training.faults import interrupted_by_sigterm
+
     with plainly(lambda: f"{out} was not written."), interrupted_by_sigterm():
         found = Ranker.load(folder).predict_files(
             files,
@@ -65,6 +66,9 @@ def export(
     The folder serves without equipoise; its README.md shows the use. Every
     program is compared with the model before the folder appears.
     """
+    from equipoise.serving import Ranker
+    from equipoise.training.faults import interrupted_by_sigterm
+
     with plainly(lambda: f"{out} was not written."), interrupted_by_sigterm():
         Ranker.load(folder).export(out, onnx=onnx, aoti=aoti)
     say(f"Export: {out} (README.md there shows its use)")
