@@ -26,8 +26,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")),
 ]
 RUN_HERE = [
-    "CONTRIBUTING.md", "missing-labels.md", "preferences.md", "reading-the-monitor.md", "reading-the-report.md",
-    "start.md",
+    "CONTRIBUTING.md", "missing-labels.md", "performance.md", "preferences.md", "reading-the-monitor.md",
+    "reading-the-report.md", "start.md",
 ]  # fmt: skip
 RUN_ELSEWHERE = {
     "README.md": "test_readme.py",
@@ -126,7 +126,7 @@ def test_the_site_has_every_page_once_and_no_other() -> None:
     assert own == {page.name for page in DOCS.glob("*.md")}
     for name in found:
         if name.startswith("repository/"):
-            path = name.removeprefix("repository/")
+            path = re.sub(r"about\.md$", "README.md", name.removeprefix("repository/"))
             assert (ROOT / path).is_file() or (ROOT / path.removesuffix(".md")).is_file()
 
 
@@ -162,10 +162,10 @@ def test_every_method_has_its_section_on_one_page(hooks: dict[str, ModuleType]) 
 
 def test_docstrings_become_markdown(hooks: dict[str, ModuleType]) -> None:
     docstring = (
-        "See `the paper\n<https://example.org/a>`_ and :class:`equipoise.Fork` or :func:`nothing`::\n\n    a + b\n\n"
+        "See `a paper\n<https://example.org>`_ and :class:`equipoise.Fork` or :func:`nothing`::\n\n    a + ``b``\n\n"
         "===  =====\nx    y\n===  =====\n1    one\n     more\n2    two\n===  =====\n\nExample:\n    >>> 1\n    1\n"
     )
     assert hooks["docstrings"].markdown(docstring) == (
-        "See [the paper](https://example.org/a) and [`Fork`][equipoise.forks.Fork] or `nothing`:\n\n    a + b\n\n"
+        "See [a paper](https://example.org) and [`Fork`][equipoise.forks.Fork] or `nothing`:\n\n    a + b\n\n"
         "| x | y |\n|---|---|\n| 1 | one more |\n| 2 | two |\n\nExamples:\n    >>> 1\n    1"
     )

@@ -14,7 +14,7 @@ RULER = re.compile(r"^( *)=+( +=+)+ *$")
 
 def markdown(docstring: str, *, crossrefs: bool = True) -> str:
     """Return a cleaned docstring in Markdown; roles become links into the reference where that has their object."""
-    text = "\n".join(_tables_converted(docstring.splitlines()))
+    text = "\n".join(_tables_converted(_plain_blocks(docstring.splitlines())))
     text = LINK.sub(lambda found: f"[{' '.join(found[1].split())}]({found[2]})", text)
     text = ROLE.sub(lambda found: _reference(found[1], crossrefs=crossrefs), text)
     text = re.sub(r"^\.\. math::$", "", text, flags=re.MULTILINE)
@@ -23,20 +23,31 @@ def markdown(docstring: str, *, crossrefs: bool = True) -> str:
 
 
 def _reference(name: str, *, crossrefs: bool) -> str:
-    short = name.removeprefix("equipoise.").lstrip(".")
+    short = re.sub(r"^equipoise\.(?:[a-z_]+\.)*", "", name)
     place = public_place(name) if crossrefs else None
     return f"[`{short}`][{place}]" if place else f"`{short}`"
 
 
-def _tables_converted(lines: list[str]) -> Iterator[str]:
+def _plain_blocks(lines: list[str]) -> Iterator[str]:
+    """Yield lines, with the marks of code taken out of indented blocks below ``::``, which are code as a whole."""
+    outside: int | None = None  # the indent of the line that ends in ::
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if outside is not None and line.strip() and indent <= outside:
+            outside = None
+        yield line if outside is None else line.replace("``", "")
+        if line.endswith("::"):
+            outside = indent
+
+
+def _tables_converted(lines: Iterator[str]) -> Iterator[str]:
     """Yield lines, with simple tables (rulers of ``===``) written as tables of Markdown."""
-    left = iter(lines)
-    for line in left:
+    for line in lines:
         if not RULER.match(line):
             yield line
             continue
         starts = [found.start() for found in re.finditer(r"=+", line)]
-        yield from _as_rows(_cells(next(left), starts), starts, left)
+        yield from _as_rows(_cells(next(lines), starts), starts, lines)
 
 
 def _as_rows(header: list[str], starts: list[int], left: Iterator[str]) -> Iterator[str]:

@@ -30,11 +30,11 @@ def sections(family: str) -> Iterator[str]:
         raise LookupError(
             f"Expected a family out of {sorted({method.family for method in CATALOGUE})}; found {family}."
         )
-    for factories, group in groupby(entries, key=lambda method: tuple(method.factories)):
-        yield from _section(list(group), factories)
+    for _, group in groupby(entries, key=lambda method: tuple(method.factories) or method.name):
+        yield from _section(list(group))
 
 
-def _section(methods: list[Method], factories: tuple[Callable[..., Any], ...]) -> Iterator[str]:
+def _section(methods: list[Method]) -> Iterator[str]:
     first = methods[0]
     yield f"\n## {first.label}\n"
     for method in methods:
@@ -42,8 +42,8 @@ def _section(methods: list[Method], factories: tuple[Callable[..., Any], ...]) -
         label = "" if method is first else f"**{method.label}**: "
         yield f"`{method.name}`{f' ({fixed})' if fixed else ''}\n:   {label}{method.summary}\n"
     yield from _facts(first)
-    for factory in factories:
-        yield from _formula(factory)
+    for factory in first.factories:
+        yield from _formula(factory, alone=len(first.factories) == 1)
     if options := {name: value for name, value in first.known_options().items() if name not in first.options}:
         yield "\n| option | default | values that `--tune-trials` tries |\n|---|---|---|"
         for name, value in options.items():
@@ -62,11 +62,16 @@ def _facts(method: Method) -> Iterator[str]:
     yield f"\n**Preferences.** {'Kept for the whole training.' if method.takes_task_weights else 'Refused.'}\n"
 
 
-def _formula(factory: Callable[..., Any]) -> Iterator[str]:
-    """Yield what a factory's docstring says before its arguments, and a link to its place in the reference."""
+def _formula(factory: Callable[..., Any], *, alone: bool) -> Iterator[str]:
+    """Yield what a factory's docstring says before its arguments, and a link to its place in the reference.
+
+    A class that is one of several factories is a method of its own, too, whose section has the text.
+    """
     target = factory.func if isinstance(factory, partial) else factory
-    docstring = inspect.getdoc(target) or ""
-    body = re.split(r"^(?:Args|Returns|Raises|Example|Examples|Attributes):$", docstring, flags=re.MULTILINE)[0]
-    yield f"\n{markdown(body).strip()}\n"
-    if isinstance(target, type) and (place := public_place(target.__name__)):
-        yield f"All arguments: [`{target.__name__}`][{place}].\n"
+    place = public_place(target.__name__) if isinstance(target, type) else None
+    if alone or not place:
+        docstring = inspect.getdoc(target) or ""
+        body = re.split(r"^(?:Args|Returns|Raises|Examples?|Attributes):$", docstring, flags=re.MULTILINE)[0]
+        yield f"\n{markdown(body).strip()}\n"
+    if isinstance(target, type) and place:
+        yield f"Formula and arguments: [`{target.__name__}`][{place}].\n"

@@ -91,7 +91,8 @@ def _include(path: str, files: Files, config: MkDocsConfig) -> None:
     """Add a file of the repository: Markdown as a page, code as a page that shows it, all else as it is."""
     source = ROOT / path
     if path.endswith(".md"):
-        _included[path] = uri = f"repository/{path}"
+        # MkDocs takes a README for the index of its section.
+        _included[path] = uri = f"repository/{re.sub(r'README.md$', 'about.md', path)}"
         text = source.read_text(encoding="utf-8")
     elif (language := FENCES.get(source.suffix)) or source.name == "LICENSE":
         _included[path] = uri = f"repository/{path}.md"

@@ -59,9 +59,13 @@ def summary(module: str) -> str:
 
 @cache
 def own_names(module: str) -> tuple[str, ...]:
-    """Return the names that a room's page documents: each name once, on the page of the first room that has it."""
+    """Return the names that a room's page documents: each on the page of the first room that has it.
+
+    Those that ``import equipoise`` has come first.
+    """
     before = {name for room in ROOMS[: ROOMS.index(module)] for name in public_names(room)}
-    return tuple(name for name in public_names(module) if name not in before)
+    own = [name for name in public_names(module) if name not in before]
+    return tuple(sorted(own, key=lambda name: name not in public_names("equipoise")))
 
 
 def public_place(name: str) -> str | None:
