@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -72,6 +73,19 @@ def test_the_versions_that_the_set_up_installs_are_within_the_bounds() -> None:
 def test_makefile_and_project_ask_for_the_same_python() -> None:
     (lowest_python,) = re.findall(r"sys\.version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text())
     assert PROJECT["requires-python"] == f">={'.'.join(lowest_python)}"
+
+
+def test_the_matrix_for_a_public_host_runs_every_python_that_is_promised() -> None:
+    matrix = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["test"]["strategy"]
+    promised = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert matrix["matrix"]["python"] == promised
+    assert {"newest", "lowest"} == set(matrix["matrix"]["versions"])
+
+
+def test_the_hooks_before_a_commit_are_the_tools_of_the_set_up() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repository["hooks"]}
+    assert tools == set(re.findall(r"^\t\$\(BIN\)/(ruff|mypy|lint-imports)\b", (ROOT / "Makefile").read_text(), re.M))
 
 
 def test_the_version_is_the_same_everywhere() -> None:

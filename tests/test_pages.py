@@ -104,6 +104,28 @@ def test_the_commands_of_the_pages_parse(line: str) -> None:
     parse([word for word in words if word != "--help"])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_within_sentences_exist(page: Path) -> None:
+    prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for words in (found.split() for found in re.findall(r"`equipoise ([^`]*)`", prose)):
+        command: Any = get_command(app)
+        while isinstance(command, TyperGroup) and words and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+        assert not unknown, f"{page.name}: equipoise {command.name} has no {unknown}"
+        assert not isinstance(command, TyperGroup) or not words or words[0].startswith("-"), f"{page.name}: {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_make_targets_and_scripts_that_a_page_names_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+    assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= targets
+    for script in re.findall(r"(?:`|^)python ((?:benchmarks|examples)/[\w/]+\.py)", text, re.MULTILINE):
+        assert (ROOT / script).is_file(), f"{page.name} names {script}"
+
+
 def test_a_command_with_an_unknown_option_is_found() -> None:
     with pytest.raises(Exception, match="No such option: --metod"):
         parse(["train", "ranker.yaml", "--metod", "equal"])
