@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.optim.optimizer as of_torch
 from torch import Tensor, nn
@@ -70,11 +71,11 @@ class _Device(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         own = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+        self._note(func, args, kwargs, own, [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)])
         wanted = kwargs.get("device")
-        if wanted is not None:
-            kwargs["device"] = torch.device("cpu") if torch.device(wanted) == DEVICE else wanted
         there = bool(own) if wanted is None else torch.device(wanted) == DEVICE
-        self._note(func, args, tensors, own, wanted)
+        if wanted is not None and there:
+            kwargs["device"] = torch.device("cpu")
         if func in {aten.copy_.default, aten._foreach_copy_.default}:
             first = args[0] if isinstance(args[0], Tensor) else args[0][0]
             there = isinstance(first, DeviceTensor)
@@ -87,13 +88,13 @@ class _Device(TorchDispatchMode):
         )
         return return_and_correct_aliasing(func, args, kwargs, wrapped) if own else wrapped
 
-    def _note(self, func, args, tensors, own, wanted) -> None:
+    def _note(self, func, args, kwargs, own, of_host) -> None:
         """Record what would wait: the operation's name and why."""
-        of_host = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
-        if wanted is not None:
-            if own and torch.device(wanted) != DEVICE:
+        if kwargs.get("device") is not None:
+            to_device = torch.device(kwargs["device"]) == DEVICE
+            if own and not to_device:
                 self.waits.append(f"{func}: a copy to the host")
-            elif of_host and torch.device(wanted) == DEVICE:
+            elif of_host and to_device and not kwargs.get("non_blocking"):
                 self.waits.append(f"{func}: a copy from the host")
         elif own and func in WAITING:
             self.waits.append(f"{func}: a look at values")
@@ -132,22 +133,27 @@ def _held(tree: Any) -> Any:
 def the_device() -> Iterator[list[str]]:
     """Provide the made-up device; gives the list that grows by what would wait.
 
-    Optimizers choose there as on an accelerator: ``foreach`` where nothing is said, ``fused`` where it is asked for.
+    Modules move there by ``to(DEVICE)``. Optimizers choose as on an accelerator: ``foreach`` where nothing is said,
+    ``fused`` where it is asked for.
     """
     waits: list[str] = []
-    supported = {"_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"}
-    before = {name: getattr(of_torch, name) for name in supported}
-    for name, known in before.items():
-        setattr(of_torch, name, lambda known=known: [*known(), DEVICE.type])
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):
+            known = getattr(of_torch, name)
+            patch.setattr(of_torch, name, lambda known=known: [*known(), DEVICE.type])
+        move, autocast = nn.Module.to, torch.autocast
+        patch.setattr(nn.Module, "to", lambda module, *to: _moved(module) if DEVICE in to else move(module, *to))
+        # The arithmetic is the CPU's.
+        patch.setattr(
+            torch,
+            "autocast",
+            lambda kind, *rest, **more: autocast("cpu" if kind == DEVICE.type else kind, *rest, **more),
+        )
         with _Copies(), _Device(waits):
             yield waits
-    finally:
-        for name, known in before.items():
-            setattr(of_torch, name, known)
 
 
-def moved(module: nn.Module) -> nn.Module:
+def _moved(module: nn.Module) -> nn.Module:
     """Move a module's parameters, buffers and a fork's other tensors to the device, in place."""
     for part in module.modules():
         for name, parameter in part._parameters.items():

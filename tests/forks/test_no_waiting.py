@@ -9,12 +9,12 @@ from torch import Tensor
 from equipoise.forks import Fork, Weighted
 from tests.forks.every_fork import FORKS, TASKS
 from tests.forks.fork_gradients import Towers, random
-from tests.made_up_device import DeviceTensor, moved, on_host, the_device
+from tests.made_up_device import DEVICE, DeviceTensor, on_host, the_device
 
 
 def steps(fork: Fork, waits: list[str] | None = None) -> list[Tensor]:
     """Train for some steps, one of them without a task and one with a loss that is not finite."""
-    model = Towers(fork) if waits is None else moved(Towers(fork))
+    model = Towers(fork) if waits is None else Towers(fork).to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(5):
         x = random(step, 8, 6) if waits is None else DeviceTensor(random(step, 8, 6))
@@ -43,7 +43,7 @@ def test_a_step_waits_for_nothing_and_weighs_as_on_the_cpu(name: str) -> None:
 def test_a_fork_with_a_function_of_the_present_tasks_waits_once() -> None:
     """The record itself works: this is the one fork whose docstring says that it waits."""
     with the_device() as waits:
-        fork = moved(Weighted(TASKS, lambda gram: 1 / gram.diagonal().sqrt()))
+        fork = Weighted(TASKS, lambda gram: 1 / gram.diagonal().sqrt()).to(DEVICE)
         gram = DeviceTensor(torch.eye(3))
         fork.weigh(gram, DeviceTensor(torch.tensor([True, False, True])))
         assert waits == ["aten.nonzero.default: a look at values"]

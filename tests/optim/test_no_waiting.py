@@ -7,7 +7,7 @@ import torch
 
 from equipoise.optim import PUB, AdaTask, joint_step
 from equipoise.optim.host_counts import HostCounts
-from tests.made_up_device import moved, on_host, the_device
+from tests.made_up_device import DEVICE, on_host, the_device
 from tests.optim.task_nets import BUILDERS, KINDS, Net, take_step, train
 
 CASES = [
@@ -43,7 +43,7 @@ def trained(net, kind, builder, waits=None):
 def test_a_step_waits_for_nothing_and_moves_as_on_the_cpu(kind, builder):
     expected = trained(Net(3), kind, builder)
     with the_device() as waits:
-        found = trained(moved(Net(3)), kind, builder, waits)
+        found = trained(Net(3).to(DEVICE), kind, builder, waits)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
