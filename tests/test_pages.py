@@ -27,7 +27,7 @@ PAGES = [
 ]
 RUN_HERE = [
     "CONTRIBUTING.md", "missing-labels.md", "performance.md", "preferences.md", "reading-the-monitor.md",
-    "reading-the-report.md", "start.md",
+    "reading-the-report.md", "resume.md", "start.md",
 ]  # fmt: skip
 RUN_ELSEWHERE = {
     "README.md": "test_readme.py",
