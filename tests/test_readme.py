@@ -116,4 +116,4 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
-    assert len(README.split()) <= 1200
+    assert len(README.split()) <= 900
