@@ -29,6 +29,7 @@ def peak(tasks: int, fork: MultiBalance | None, device: torch.device) -> int:
         branches = [z] * tasks if fork is None else fork(z)
         sum(tower(branch).square().mean() for tower, branch in zip(towers, branches, strict=True)).backward()
         highest = torch.cuda.max_memory_allocated() - before
+        del z, branches
         bottom.zero_grad()
         towers.zero_grad()
     return highest

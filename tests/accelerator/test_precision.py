@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.accelerator.workload import Training, batches, with_fork, with_optimizer
+from tests.optim.task_nets import KINDS
 
 FORKS = ["multibalance", "multibalance-averaged-gram", "nash", "mgda-equal", "graddrop"]
 STEPS = 6
@@ -70,7 +71,7 @@ def test_overflows_move_nothing_and_lower_the_factor(fork, device):
 
 @pytest.mark.parametrize("name", ["pub-ours", "pub-adatask", "adatask", "metabalance"])
 def test_a_task_optimizer_under_a_grad_scaler_moves_as_in_float32(name, device):
-    found, expected = (with_optimizer(name, "sgd", device) for _ in range(2))
+    found, expected = (with_optimizer(name, KINDS["sgd"], device) for _ in range(2))
     plain(expected, device)
     scaled(found, device, torch.amp.GradScaler(device.type, init_scale=2.0**10))
     for own, known in zip(found.model.parameters(), expected.model.parameters(), strict=True):
@@ -79,7 +80,7 @@ def test_a_task_optimizer_under_a_grad_scaler_moves_as_in_float32(name, device):
 
 @pytest.mark.parametrize("name", ["pub-ours", "adatask"])
 def test_overflows_do_not_move_a_task_optimizer(name, device):
-    training = with_optimizer(name, "adam", device)
+    training = with_optimizer(name, KINDS["adam"], device)
     before = [value.clone() for value in training.model.parameters()]
     scaled(training, device, torch.amp.GradScaler(device.type, init_scale=2.0**120))
     assert all(map(torch.equal, before, training.model.parameters()))

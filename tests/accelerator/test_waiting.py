@@ -14,7 +14,9 @@ import torch
 
 from tests.accelerator.workload import Training, batches, with_fork, with_optimizer
 from tests.forks.every_fork import FORKS
-from tests.optim.task_nets import BUILDERS
+from tests.optim.task_nets import BUILDERS, KINDS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 
 WARM_UP = 5  # allocates, creates handles of libraries, reads step counts once, and solves in PUB
 
@@ -54,4 +56,4 @@ def test_a_fork(name, cuda):
 @pytest.mark.parametrize("kind", ["adam", "adam-fused", "sgd"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_task_optimizer(name, kind, cuda):
-    check(with_optimizer(name, kind, cuda), cuda)
+    check(with_optimizer(name, KINDS[kind], cuda), cuda)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from equipoise.forks import Fork
 from tests.forks.every_fork import FORKS, TASKS
@@ -57,7 +58,7 @@ def batches(device: torch.device, count: int) -> list[Batch]:
 class Training:
     """A ranker with its optimizer; ``call`` is the ranker itself, or a module around it."""
 
-    def __init__(self, model: Ranker, optimizer: torch.optim.Optimizer, call: nn.Module | None = None) -> None:
+    def __init__(self, model: Ranker, optimizer: Optimizer, call: nn.Module | None = None) -> None:
         self.model, self.optimizer = model, optimizer
         self.call = model if call is None else call
 
@@ -86,13 +87,13 @@ class Training:
         return {name: value.detach().cpu() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def with_fork(name: str, device: torch.device, optimizer: str = "sgd") -> Training:
-    """Return a training with a fork of ``FORKS``."""
+def with_fork(name: str, device: torch.device) -> Training:
+    """Return a training with a fork of ``FORKS`` and SGD."""
     model = Ranker(FORKS[name]()).to(device)
-    return Training(model, KINDS[optimizer](model.parameters()))
+    return Training(model, KINDS["sgd"](model.parameters()))
 
 
-def with_optimizer(name: str, kind: str, device: torch.device) -> Training:
-    """Return a training with one of ``BUILDERS`` around one of ``KINDS``."""
+def with_optimizer(name: str, make: Callable[[Iterable[Tensor]], Optimizer], device: torch.device) -> Training:
+    """Return a training with one of ``BUILDERS`` around the optimizer that ``make`` gives."""
     model = Ranker().to(device)
-    return Training(model, BUILDERS[name](KINDS[kind](model.parameters()), model.shared()))
+    return Training(model, BUILDERS[name](make(model.parameters()), model.shared()))
