@@ -76,11 +76,18 @@ def reference_pages() -> Iterator[tuple[str, str]]:
     for room in rooms.ROOMS:
         text = [f"# `{room}`", "", rooms.summary(room), ""]
         for name in rooms.own_names(room):
-            text += [f"::: {room}.{name}", ""]
+            text += [f"::: {room}.{name}", *_options(room), ""]
         yield f"reference/{_stem(room)}.md", "\n".join(text)
 
 
 _MODULES: Final = {"data": "[`equipoise.data`](data.md)", "audit": "[Audit](../audit.md)"}
+
+
+def _options(room: str) -> list[str]:
+    """Return the lines that show what the optimizers inherit: their calls are those of a base that is not public."""
+    if room != "equipoise.optim":
+        return []
+    return ["    options:", "      inherited_members: [backward, step, total]"]
 
 
 def _stem(room: str) -> str:
