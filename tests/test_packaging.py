@@ -199,6 +199,14 @@ def test_a_package_that_a_users_module_lacks_is_not_taken_for_one_of_equipoise(t
     assert "Traceback" in done.stderr
 
 
+def test_every_public_name_is_listed_before_it_is_first_used() -> None:
+    names = "import equipoise; names = {*equipoise.__all__, 'audit', 'compare', 'data', 'forks', 'optim', 'train'}\n"
+    there = "assert names <= set(dir(equipoise)), dir(equipoise)\nassert 'torch' not in sys.modules\n"
+    done = run_without([], names + there + "print(sum(getattr(equipoise, name) is not None for name in names))")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(equipoise.__all__) + 6
+
+
 def test_help_does_not_wait_for_torch() -> None:
     done = run_without(["torch"], COMMAND, "train", "--help")
     assert done.returncode == 0, done.stderr

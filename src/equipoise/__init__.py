@@ -55,3 +55,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF, *_ROOMS})
