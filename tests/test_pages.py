@@ -185,6 +185,15 @@ def test_every_method_has_its_section_on_one_page(hooks: dict[str, ModuleType]) 
     assert "û_m = u_m / (1 − (1 − γ)^k_m)" in text  # a formula of a docstring
 
 
+def test_the_pages_say_when_to_take_each_method() -> None:
+    written = "".join(page.read_text() for page in DOCS.glob("methods-*.md"))
+    named = set(re.findall(r"`([a-z-]+)`", written))
+    forms = {tuple(method.factories) for method in CATALOGUE if method.name in named and method.factories}
+    for method in CATALOGUE:
+        same = {method.name, method.name.removesuffix("-parameters")}
+        assert same & named or tuple(method.factories) in forms, f"no page says when to take {method.name}"
+
+
 def test_docstrings_become_markdown(hooks: dict[str, ModuleType]) -> None:
     docstring = (
         "See `a paper\n<https://example.org>`_ and :class:`equipoise.Fork` or :func:`nothing`::\n\n    a + ``b``\n\n"

@@ -36,7 +36,7 @@ def sections(family: str) -> Iterator[str]:
 
 def _section(methods: list[Method]) -> Iterator[str]:
     first = methods[0]
-    yield f"\n## {first.label}\n"
+    yield f"\n### {first.label}\n"
     for method in methods:
         fixed = ", ".join(f"`{name}={value}`" for name, value in method.options.items())
         label = "" if method is first else f"**{method.label}**: "
