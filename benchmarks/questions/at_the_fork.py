@@ -31,7 +31,7 @@ NO_DIRECTION = "multibalance:direction=none"
 VARIANTS = {
     PLAIN: "equal weights",
     OURS: "MultiBalance, γ = 0.01",
-    "multibalance:gamma=1.0": "the same without the average, γ = 1",
+    "multibalance:gamma=1.0": "γ = 1: equal lengths in each step",
     "multibalance:gamma=0.1": "γ = 0.1",
     "multibalance:gamma=0.001": "γ = 0.001",
     NO_DIRECTION: "γ = 0.01, no direction",

@@ -33,7 +33,7 @@ from equipoise.training import Learner
 METHODS = {
     "equal": "equal weights",
     "multibalance": "MultiBalance, γ = 0.01",
-    "multibalance:gamma=1.0": "the same without the average, γ = 1",
+    "multibalance:gamma=1.0": "γ = 1: equal lengths in each step",
     "pub": "PUB",
 }
 DRIFT_AT = 0.6
