@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +21,7 @@ from equipoise.cli import app
 from equipoise.comparison import runner as runner_module
 from equipoise.comparison.results import Throughput
 from equipoise.methods import CATALOGUE
+from equipoise.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -108,6 +112,19 @@ def test_the_commands_of_the_pages_parse(line: str) -> None:
     words = shlex.split(line, comments=True)
     words = words[1 : words.index(">")] if ">" in words else words[1:]
     parse([word for word in words if word != "--help"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_settings_and_tables_of_a_page_can_be_read(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        found = yaml.safe_load(block)
+        assert isinstance(found, dict), f"{page.name}: {block}"
+        if found.keys() <= Settings.model_fields.keys():
+            Settings.of(**found)
+    for block in blocks(page, "json"):
+        json.loads(block)
+    for block in blocks(page, "toml"):
+        tomllib.loads(textwrap.dedent(block))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
