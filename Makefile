@@ -11,6 +11,8 @@
 # make check                          set-up, then format, lint, types and the import contract
 # make docs                           set-up of the documentation's tools, then the site, in site/: open site/index.html
 # make docs-serve                     the same on http://127.0.0.1:8000, built anew when a page changes
+# make release                        build the wheel and the source distribution in dist/, check both, and try the wheel in an
+#                                     environment that holds torch alone; uploads nothing
 # make clean                          remove the environments and what was built
 # PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
 PYTHON ?= python3
@@ -22,12 +24,14 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # make test-floor FLOOR_TORCH=... keeps everything else at its lowest version and takes another torch.
 FLOOR_TORCH ?= $(shell sed -n 's/^torch==//p' constraints-floor.txt)
 FLOOR := .venv-floor/$(FLOOR_TORCH)
+RELEASE := .venv-release/tools
+TORCH_ALONE := .venv-release/torch-alone
 # Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check docs docs-serve clean
+.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check docs docs-serve release clean
 
 setup: .venv/.installed
 
@@ -77,6 +81,13 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 	@.venv-docs/bin/pip install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
+# The tools that build and check need neither equipoise nor torch.
+$(RELEASE)/.installed: constraints.txt
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@echo "Installing the tools for a release into $(RELEASE) ..."
+	@$(RELEASE)/bin/pip install -q -c constraints.txt build hatchling twine
+	@touch $@
+
 compare: setup
 	$(BIN)/equipoise compare --data $(DATA) $(ARGS)
 
@@ -114,5 +125,15 @@ docs: .venv-docs/.installed
 docs-serve: .venv-docs/.installed
 	.venv-docs/bin/mkdocs serve $(ARGS)
 
+# The wheel is built from the source distribution, so that both are known to be whole.
+release: $(RELEASE)/.installed
+	@rm -rf dist $(TORCH_ALONE)
+	$(RELEASE)/bin/python -m build --no-isolation --outdir dist
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/python release/check_distributions.py dist
+	$(call environment,$(TORCH_ALONE),$(TORCH))
+	$(TORCH_ALONE)/bin/pip install -q -c constraints.txt dist/*.whl
+	cd $(TORCH_ALONE) && bin/python -I $(CURDIR)/release/try_core.py
+
 clean:
-	rm -rf .venv .venv-distributed .venv-docs .venv-floor runs build dist site
+	rm -rf .venv .venv-distributed .venv-docs .venv-floor .venv-release runs build dist site

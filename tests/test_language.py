@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-FOLDERS = ("src/equipoise", "tests", "benchmarks", "examples", "docs/hooks")
+FOLDERS = ("src/equipoise", "tests", "benchmarks", "examples", "docs/hooks", "release")
 OPENINGS = re.compile(r"(What|Whether|How|Who|Whose|Whom|Where|When|That|Every rank)\b")
 UNCLEAR_NAMES = {"_like", "_whom", "_apart", "_of", "heeded"}
 # Each was the name of two unlike things: bars in a terminal, values over a run, a monitor of forks.

@@ -18,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from release.check_distributions import faults_of_wheel, package_files
 
 import equipoise
 
@@ -102,16 +103,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
-    expected = {
-        f"equipoise/{path.relative_to(SOURCE).as_posix()}"
-        for path in SOURCE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    with zipfile.ZipFile(wheel) as archive:
-        found = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert found == expected
-    assert "equipoise/report/templates/report.html.j2" in found
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+    assert not list(faults_of_wheel(wheel, package_files()))
 
 
 WITHOUT_EXTRAS = """
