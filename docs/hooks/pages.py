@@ -18,10 +18,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+import notebooks
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 ALWAYS: Final = (
     "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md",
     "benchmarks/evidence/evidence.md", "benchmarks/results/README.md",
+    "examples/notebooks/own-data.ipynb", "examples/notebooks/own-method.ipynb",
+    "examples/notebooks/reading-a-monitor.ipynb",
 )  # fmt: skip
 """Files of the repository that the navigation names; others come in where a page links to them."""
 FENCES: Final = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
@@ -95,12 +99,16 @@ def _stem(room: str) -> str:
 
 
 def _include(path: str, files: Files, config: MkDocsConfig) -> None:
-    """Add a file of the repository: Markdown as a page, code as a page that shows it, all else as it is."""
+    """Add a file of the repository: Markdown, notebooks and code as pages, all else as it is."""
     source = ROOT / path
     if path.endswith(".md"):
         # MkDocs takes a README for the index of its section.
         _included[path] = uri = f"repository/{re.sub(r'README.md$', 'about.md', path)}"
         text = source.read_text(encoding="utf-8")
+    elif path.endswith(".ipynb"):
+        _included[path] = uri = f"repository/{path}.md"
+        files.append(File.generated(config, f"repository/{path}", abs_src_path=str(source)))
+        text = notebooks.page(source)
     elif (language := FENCES.get(source.suffix)) or source.name == "LICENSE":
         _included[path] = uri = f"repository/{path}.md"
         code = source.read_text(encoding="utf-8")
