@@ -1,6 +1,6 @@
-"""Runs the notebooks of this folder without Jupyter, and writes what their cells print into them.
+"""Runs the notebooks of `examples/notebooks` without Jupyter, and writes what their cells print into them.
 
-After a change of a notebook: python examples/notebooks/execute.py
+After a change of a notebook: python examples/execute_notebooks.py
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent / "notebooks"
 
 
 def printed(cells: list[dict[str, Any]], name: str) -> list[str]:
