@@ -7,7 +7,6 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
-import warnings
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ assert Path(equipoise.__file__).is_relative_to(installed), f"{equipoise.__file__
 for name in ("numpy", "polars", "torchjd", "torchmetrics", "typer"):
     assert importlib.util.find_spec(name) is None, f"{name} is installed: this environment should hold torch alone"
 
-warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch's remark on an environment without it
 bottom, towers = nn.Linear(3, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
 fork = equipoise.MultiBalance(["click", "buy"])
 losses = [tower(branch).square().mean() for tower, branch in zip(towers, fork(bottom(torch.ones(2, 3))), strict=True)]
