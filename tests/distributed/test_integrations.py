@@ -48,9 +48,8 @@ def test_balancing_changes_what_the_shared_layers_learn(example):
 
 def test_at_an_encoder_a_loss_23_times_as_large_has_no_more_say(example):
     fork = example("hugging_face").train(MultiBalance(["positive", "length"], direction="none")).fork
-    norms = fork.last_gram.diagonal().sqrt()
-    assert norms[1] > 3 * norms[0]
-    weighted = fork.last_weights * norms
+    assert fork.magnitudes[1] > 3 * fork.magnitudes[0]
+    weighted = fork.last_weights * fork.magnitudes  # equal on average over steps
     torch.testing.assert_close(weighted[0], weighted[1])
 
 
