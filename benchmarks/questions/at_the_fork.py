@@ -10,16 +10,14 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-import torch
-from records import Record, Records, Tables, gain, gain_in_words, markdown, mean_in_words, ne_of, show
+from records import Record, Records, Tables, arguments, gain, gain_in_words, markdown, mean_in_words, ne_of, show
 
 from equipoise import data
 from equipoise.data import Dataset
@@ -210,18 +208,13 @@ def mean_of(row: Record, kind: str) -> float:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rows", type=int, help="rows of each data set, to try the script")
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
-    chosen = arguments.parse_args()
-    torch.set_num_threads(1)
+    chosen = arguments(__doc__, rows=None, seeds=SEEDS)
     records = Records(chosen.out)
     for name, (options, settings) in SETS.items():
         dataset = data.load(name, **options | ({"rows": chosen.rows} if chosen.rows else {}))
         for seed, method in itertools.product(range(chosen.seeds), VARIANTS):
             key = {"data": name, "method": method, "seed": seed}
-            records.get(key, lambda: record(dataset, method, seed, settings))  # noqa: B023 - called at once
+            records.get(key, partial(record, dataset, method, seed, settings))
     show(tables(records.rows))
 
 

@@ -11,16 +11,14 @@ initial weights. A line of the file holds one training; those that the file hold
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 import torch
 from many_tasks import FIELDS
-from records import Record, Records, Tables, gain_in_words, markdown, show
+from records import Record, Records, Tables, arguments, gain_in_words, markdown, show
 from torch import Tensor
 
 from equipoise.data import Dataset
@@ -150,12 +148,7 @@ def gain_over(rows: Sequence[Record], reference: Sequence[Record], first: float,
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rows", type=int, default=ROWS)
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
-    chosen = arguments.parse_args()
-    torch.set_num_threads(1)
+    chosen = arguments(__doc__, rows=ROWS, seeds=SEEDS)
     records = Records(chosen.out)
     make(records, chosen.rows, chosen.seeds)
     show(tables(records.rows))

@@ -9,19 +9,14 @@ are not made again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from statistics import fmean
-from typing import Any
 
-import torch
-from records import Record, Records, Tables, gain, gain_in_words, markdown, mean_in_words, ne_of, show
+from records import Record, Records, Tables, arguments, gain, gain_in_words, markdown, mean_in_words, show, tested
 
 from equipoise import data
-from equipoise.data import Dataset
-from equipoise.training import NonFiniteError, train
 
 METHODS = {
     "equal": "equal weights",
@@ -35,14 +30,6 @@ BATCH_SIZES = (256, 512, 1024, 4096)
 SETTINGS = {"epochs": 1, "lr": 0.03, "table_decay": 0.3}
 RARE, RATE = "conversion", 0.001
 ROWS, SEEDS = 300_000, 5
-
-
-def record(dataset: Dataset, method: str, seed: int, **settings: Any) -> Record:
-    try:
-        run = train(dataset, method, seed=seed, evaluations=1, **settings)
-    except NonFiniteError as error:
-        run = error.run
-    return {"status": run.status, "test_ne": ne_of(run)}
 
 
 def tables(rows: Sequence[Record]) -> Tables:
@@ -67,17 +54,12 @@ def tables(rows: Sequence[Record]) -> Tables:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rows", type=int, default=ROWS)
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
-    chosen = arguments.parse_args()
-    torch.set_num_threads(1)
+    chosen = arguments(__doc__, rows=ROWS, seeds=SEEDS)
     records = Records(chosen.out)
     dataset = data.load("funnel", rows=chosen.rows, conversion_rate=RATE)
     for size, seed, method in itertools.product(BATCH_SIZES, range(chosen.seeds), METHODS):
         key = {"batch_size": size, "seed": seed, "method": method}
-        records.get(key, lambda: record(dataset, method, seed, batch_size=size, **SETTINGS))  # noqa: B023 - called at once
+        records.get(key, partial(tested, dataset, method, seed, batch_size=size, **SETTINGS))
     show(tables(records.rows))
 
 

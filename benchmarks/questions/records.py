@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import torch
+
+from equipoise.data import Dataset
+from equipoise.methods import Method
 from equipoise.report.statistics import PairedComparison, interval, relative_gain
-from equipoise.training import Run
+from equipoise.training import NonFiniteError, Run, train
 
 Record = dict[str, Any]
 Tables = dict[str, list[str]]
@@ -34,6 +39,30 @@ class Records:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         return row
+
+
+def arguments(about: str | None, *, rows: int | None, seeds: int) -> argparse.Namespace:
+    """Read ``out``, ``rows`` and ``seeds`` from the command line, and take one thread, as all trainings here do."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=rows, help="fewer rows than those of the result try the script")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def run_of(dataset: Dataset, method: str | Method, seed: int, **settings: Any) -> Run:
+    """Return a training, also one that diverged."""
+    try:
+        return train(dataset, method, seed=seed, evaluations=1, **settings)
+    except NonFiniteError as error:
+        return error.run
+
+
+def tested(dataset: Dataset, method: str | Method, seed: int, **settings: Any) -> Record:
+    """Return how a training ended, and its test NE by task."""
+    run = run_of(dataset, method, seed, **settings)
+    return {"status": run.status, "test_ne": ne_of(run)}
 
 
 def ne_of(run: Run, split: Literal["test", "validation"] = "test") -> dict[str, float]:

@@ -21,11 +21,11 @@ from typing import Any
 import optuna
 import torch
 from optuna.samplers import TPESampler
-from records import Record, Records, Tables, gain, gain_in_words, markdown, ne_of, show
+from records import Record, Records, Tables, gain, gain_in_words, markdown, ne_of, run_of, show
 
 from equipoise import data
 from equipoise.data import Dataset
-from equipoise.training import NonFiniteError, Run, train
+from equipoise.training import Run
 
 SEARCH_SEED = 1000  # the first of those with which `equipoise compare` tunes
 SEEDS = 10
@@ -75,10 +75,7 @@ def search(records: Records, dataset: Dataset, chosen: Search) -> None:
 
 
 def record(dataset: Dataset, method: str, seed: int, settings: Mapping[str, Any]) -> Record:
-    try:
-        run = train(dataset, method, seed=seed, evaluations=1, **settings)
-    except NonFiniteError as error:
-        run = error.run
+    run = run_of(dataset, method, seed, **settings)
     return {"status": run.status, "validation_ne": ne_of(run, "validation"), "test_ne": ne_of(run, "test"),
             "weights": mean_weights(run)}  # fmt: skip
 

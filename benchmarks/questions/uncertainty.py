@@ -9,17 +9,14 @@ weights by that mean. A line of the file holds one training; trainings that the 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import torch
-from records import Record, Records, Tables, gain, gain_in_words, markdown, ne_of, show
+from records import Record, Records, Tables, arguments, gain, gain_in_words, markdown, show, tested
 from torch import Tensor
 from torchjd.scalarization import UW
 
@@ -27,7 +24,6 @@ from equipoise import data
 from equipoise.data import Dataset
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import METHODS, Method
-from equipoise.training import NonFiniteError, train
 
 SEEDS = 10
 
@@ -100,14 +96,6 @@ def variants() -> dict[str, Method]:
     }
 
 
-def record(dataset: Dataset, method: Method, seed: int, **settings: Any) -> Record:
-    try:
-        run = train(dataset, method, seed=seed, evaluations=1, **settings)
-    except NonFiniteError as error:
-        run = error.run
-    return {"status": run.status, "test_ne": ne_of(run)}
-
-
 def tables(rows: Sequence[Record]) -> Tables:
     """Return the table of the result."""
     lines = []
@@ -129,12 +117,7 @@ def tables(rows: Sequence[Record]) -> Tables:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rows", type=int, help="fewer rows than those of the result")
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
-    chosen = arguments.parse_args()
-    torch.set_num_threads(1)
+    chosen = arguments(__doc__, rows=None, seeds=SEEDS)
     records = Records(chosen.out)
     for name, setting in SETTINGS.items():
         dataset = setting.load(chosen.rows)
@@ -142,7 +125,7 @@ def main() -> None:
             for variant, method in variants().items():
                 key = {"setting": name, "variant": variant, "lr": lr, "seed": seed}
                 training = setting.training | {"lr": lr, "table_decay": decay}
-                records.get(key, lambda: record(dataset, method, seed, **training))  # noqa: B023 - called at once
+                records.get(key, partial(tested, dataset, method, seed, **training))
     show(tables(records.rows))
 
 

@@ -11,14 +11,13 @@ of it; trainings that the file holds are not made again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from statistics import fmean
 
 import torch
-from records import Record, Records, Tables, markdown, mean_in_words, show
+from records import Record, Records, Tables, arguments, markdown, mean_in_words, show
 from torch import Tensor, nn
 
 from equipoise import data
@@ -205,17 +204,12 @@ def over_parts(row: Record, name: str, task: str) -> float:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--rows", type=int, default=300_000)
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
-    chosen = arguments.parse_args()
-    torch.set_num_threads(1)
+    chosen = arguments(__doc__, rows=300_000, seeds=SEEDS)
     records = Records(chosen.out)
     dataset = data.load("complete-journey", rows=chosen.rows)
     for seed, method in itertools.product(range(chosen.seeds), METHODS):
         key = {"method": method, "seed": seed}
-        records.get(key, lambda: record(dataset, method, seed))  # noqa: B023 - called at once
+        records.get(key, partial(record, dataset, method, seed))
     show(tables(records.rows))
 
 
