@@ -22,6 +22,7 @@ FORKS = {
     "plain-overlap": lambda: Fork(TASKS, overlap=True),
     "multibalance": lambda: MultiBalance(TASKS),
     "multibalance-overlap": lambda: MultiBalance(TASKS, overlap=True),
+    "multibalance-every-third": lambda: MultiBalance(TASKS, gram_every=3),
     "multibalance-averaged-gram": lambda: MultiBalance(TASKS, magnitude="averaged", direction="gram"),
     "multibalance-own-raw": lambda: MultiBalance(TASKS, magnitude="own", direction="raw"),
     "multibalance-uncorrected": lambda: MultiBalance(TASKS, magnitude="uncorrected", direction="none"),

@@ -160,11 +160,21 @@ def compiled_overlap(rank: int) -> dict:
     return record(model, train(call, rank=rank, reduce=average_gradients))
 
 
+def measured_seldom(rank: int) -> dict:
+    """Train with a fork that measures in one step of three; rank 0 alone loads an earlier run's state."""
+    before = Ranker(gram_every=3)
+    train(before, rank=rank, reduce=average_gradients, steps=5)
+    model = Ranker(seed=rank, gram_every=3)
+    if rank == 0:
+        model.load_state_dict(before.state_dict())
+    return record(model, train(DistributedDataParallel(model), rank=rank, steps=12))
+
+
 def sent(rank: int) -> dict[str, list[int]]:
     """Return the number of elements of each all-reduce in three steps, by both of PyTorch's calls for it."""
     found = {}
-    for overlap in (False, True):
-        sizes = found["overlap" if overlap else "plain"] = []
+    for name, options in {"plain": {}, "overlap": {"overlap": True}, "every third": {"gram_every": 3}}.items():
+        sizes = found[name] = []
 
         def counted(tensor: Tensor, *args, whole, sizes=sizes, **options):
             sizes.append(tensor.numel())
@@ -173,7 +183,7 @@ def sent(rank: int) -> dict[str, list[int]]:
         with pytest.MonkeyPatch.context() as patch:
             for module in (dist, fork_module):
                 patch.setattr(module, "all_reduce", partial(counted, whole=module.all_reduce))
-            model = Ranker(overlap=overlap)
+            model = Ranker(**options)
             for inputs, labels in batches(3):
                 sum(losses(model(inputs[8 * rank : 8 * rank + 8]), labels[8 * rank : 8 * rank + 8])).backward()
     return found
@@ -290,6 +300,7 @@ def work(rank: int, folder: Path) -> None:
         "overflow on one rank": ddp_with_an_overflow_on_one_rank(rank),
         "without DDP": without_ddp(rank),
         "overlapped": overlapped(rank),
+        "measured seldom": measured_seldom(rank),
         "groups of one": groups_of_one(rank),
         "compiled": compiled(rank),
         "compiled overlap": compiled_overlap(rank),
@@ -429,9 +440,21 @@ def test_compiled_overlap_weighs_by_the_step_before_too(ranks):
     assert_as_one_process([result["compiled overlap"] for result in ranks], expected)
 
 
-def test_a_fork_sends_m_squared_numbers_once_per_backward_pass(ranks):
+def test_a_fork_sends_m_squared_numbers_once_per_backward_pass_that_measures(ranks):
     for result in ranks:
-        assert result["sent"] == {"plain": [9, 9, 9], "overlap": [9, 9, 9]}
+        assert result["sent"] == {"plain": [9, 9, 9], "overlap": [9, 9, 9], "every third": [9]}
+
+
+def test_all_ranks_measure_in_the_same_steps_also_where_one_of_them_has_loaded_a_state(ranks):
+    before = Ranker(gram_every=3)
+    train(before, steps=5)
+    model = Ranker(gram_every=3)
+    model.load_state_dict(before.state_dict())
+    weights = train(model, steps=12)
+    found = [result["measured seldom"] for result in ranks]
+    for result in found:
+        torch.testing.assert_close(result["weights"], torch.stack(weights), rtol=1e-4, atol=1e-5)
+    assert_same_on_all_ranks(found)
 
 
 def test_an_overlapped_matrix_is_not_waited_for_until_somebody_needs_it(ranks):

@@ -197,7 +197,11 @@ def test_a_distributed_checkpoint_keeps_the_names(tmp_path):
 
 
 @pytest.mark.parametrize("multi_avg_fn", [None, get_ema_multi_avg_fn(0.5)], ids=["swa", "ema"])
-@pytest.mark.parametrize("fork", [MultiBalance(3), MultiBalance(3, overlap=True), GradDrop(3), Fork(3)], ids=repr)
+@pytest.mark.parametrize(
+    "fork",
+    [MultiBalance(3), MultiBalance(3, overlap=True), MultiBalance(3, gram_every=2), GradDrop(3), Fork(3)],
+    ids=repr,
+)
 def test_averaged_models_take_forks_with_their_buffers(fork, multi_avg_fn):
     model = Towers(copy.deepcopy(fork))
     averaged = AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True)

@@ -13,7 +13,7 @@ from equipoise.forks import Fork, GradDrop, MultiBalance
 from tests.forks.fork_gradients import Towers, random
 
 X = random(3, 8, 6)
-FORKS = [MultiBalance(3), MultiBalance(3, overlap=True), GradDrop(3), Fork(3)]
+FORKS = [MultiBalance(3), MultiBalance(3, overlap=True), MultiBalance(3, gram_every=2), GradDrop(3), Fork(3)]
 
 
 def plain_gradients(x: Tensor = X) -> list[Tensor]:

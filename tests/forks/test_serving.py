@@ -15,7 +15,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:torch"),
 ]
-FORKS = [Fork(2), MultiBalance(2), MultiBalance(2, overlap=True), Weighted(2, [1.0, 2.0]), GradDrop(2)]
+FORKS = [
+    Fork(2),
+    MultiBalance(2),
+    MultiBalance(2, overlap=True),
+    MultiBalance(2, gram_every=2),
+    Weighted(2, [1.0, 2.0]),
+    GradDrop(2),
+]
 X = random(0, 8, 6)
 
 

@@ -133,7 +133,7 @@ def test_options_can_be_added_one_after_the_other() -> None:
     "text",
     [
         "equal", "multibalance:beta=0.30", "pub:form=matched,update_every=2", "clippy:relative=1",
-        "static:weights=1-0.5-3", "static:weights=.00001-2", "multibalance:overlap=true",
+        "static:weights=1-0.5-3", "static:weights=.00001-2", "multibalance:overlap=true", "multibalance:gram_every=4",
     ],
 )  # fmt: skip
 def test_a_name_with_options_names_the_same_method_again(text: str) -> None:
@@ -186,7 +186,10 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("pcgard", r"Expected a method out of single-task, equal, .*; found 'pcgard'"),
         ("", "found ''"),
         ("equal:beta=1", "'equal' takes no options; found beta"),
-        ("multibalance:alpha=1", "takes gamma, rho, beta, magnitude, direction, reduction, clip, overlap; found alpha"),
+        (
+            "multibalance:alpha=1",
+            "takes gamma, rho, beta, magnitude, direction, reduction, clip, overlap, gram_every; found alpha",
+        ),
         ("multibalance:beta", "options as key=value with commas between; found 'beta'"),
         ("multibalance:", "options as key=value"),
         ("multibalance:beta=-1", r"rho and beta must be finite and at least 0.*beta=-1"),

@@ -38,6 +38,7 @@ class Bargaining(Preferring):
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
+        gram_every: measure the Gram matrix in one step out of so many, see :class:`Fork`.
 
     Raises:
         ValueError: ``exponent`` or ``task_weights`` are out of range.
@@ -59,8 +60,11 @@ class Bargaining(Preferring):
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
-        super().__init__(tasks, task_weights=task_weights, process_group=process_group, overlap=overlap)
+        super().__init__(
+            tasks, task_weights=task_weights, process_group=process_group, overlap=overlap, gram_every=gram_every
+        )
         if not 0 < exponent < torch.inf:
             raise ValueError(f"exponent must be positive and finite, found {exponent}.")
         self.exponent = float(exponent)

@@ -31,8 +31,9 @@ __all__ = ["Fork"]
 
 Structure = TypeVar("Structure")
 
-# A fork with overlap has these beside the state of one without.
-_STATE_OF_OVERLAP = ("arriving", "known_weights")
+# Only forks with overlap or gram_every have these.
+_STATE_OF_OPTIONS = ("arriving", "known_weights", "backwards")
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Fork(nn.Module):
@@ -55,6 +56,12 @@ class Fork(nn.Module):
     other module's buffers need it. With ``overlap`` no rank waits for the all-reduce: a step uses the previous
     step's matrix, which has had a whole step to arrive, and the first step weights of 1. A task that was absent in the
     previous step keeps its last weight.
+
+    With ``gram_every=k`` one step in k, each k steps another one of them, measures the Gram matrix and finds the
+    weights; the steps between reuse them, cost a weighted sum alone, and make no all-reduce. A task keeps the weight 1
+    until a step that measures has seen it. All ranks measure in the same steps. A compiled fork measures in every step,
+    and so does one that is captured in a CUDA graph. The first step after a start or a load reads the number of the
+    step from the device.
 
     Under a ``torch.amp.GradScaler`` the Gram matrix is brought back to the units of the unscaled losses. For that the
     first fork wraps ``GradScaler.scale`` for the whole process: the returned loss gets a hook, which notes the factor
@@ -85,16 +92,18 @@ class Fork(nn.Module):
         overlap: weigh by the previous step's Gram matrix and presence, for any number of ranks; under
             ``torch.compile`` the result is the same, but the step waits for the all-reduce. Not while a CUDA graph is
             captured with several ranks.
+        gram_every: k, at least 1: one step in k measures the Gram matrix.
 
     Attributes:
         tasks: the tasks' names.
-        last_gram: Gram matrix of the last step in unscaled units, shape [M, M]; 0 for tasks not present.
+        last_gram: Gram matrix of the last step that measured it, in unscaled units, shape [M, M]; 0 for tasks not
+            present.
         last_weights: the weights of the last step, shape [M].
-        last_present: which tasks were present, bool, shape [M].
+        last_present: which tasks were present in the last step that measured, bool, shape [M].
         task_dims: for each persistent buffer its dimensions over tasks; a subclass with state extends it.
 
     Raises:
-        ValueError: there is no task, or a name is empty or occurs twice.
+        ValueError: there is no task, a name is empty or occurs twice, or ``gram_every`` is below 1.
 
     Example:
         >>> fork = Fork(["click", "like"])
@@ -105,13 +114,14 @@ class Fork(nn.Module):
         tensor([1., 1.])
     """
 
-    task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {"arriving": (0, 1), "known_weights": (0,)}
+    task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {"arriving": (0, 1), "known_weights": (0,), "backwards": ()}
 
     last_gram: Tensor
     last_weights: Tensor
     last_present: Tensor
     arriving: Tensor | None
     known_weights: Tensor | None
+    backwards: Tensor | None
 
     def __init__(
         self,
@@ -119,13 +129,18 @@ class Fork(nn.Module):
         *,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
         super().__init__()
         self.tasks = task_names(tasks)
+        if type(gram_every) is not int or gram_every < 1:
+            raise ValueError(f"gram_every must be a whole number of at least 1, found {gram_every!r}.")
         self.process_group = process_group
         self.overlap = overlap
+        self.gram_every = gram_every
         self.pauses = 0  # number of equipoise.paused blocks under way
         self._under_way: tuple[dist.Work, Tensor] | None = None
+        self._backwards: int | None = None  # the number in the buffer, kept on the host; None before it has been read
         count = len(self.tasks)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         # No buffers, so that they are not averaged, broadcast or saved.
@@ -133,7 +148,9 @@ class Fork(nn.Module):
         self.last_weights = torch.empty(count, dtype=wide)
         self.last_present = torch.empty(count, dtype=torch.bool)
         self.register_buffer("arriving", torch.empty(count, count, dtype=wide) if overlap else None)
-        self.register_buffer("known_weights", torch.empty(count, dtype=wide) if overlap else None)
+        reused = overlap or gram_every > 1
+        self.register_buffer("known_weights", torch.empty(count, dtype=wide) if reused else None)
+        self.register_buffer("backwards", torch.empty((), dtype=torch.int64) if gram_every > 1 else None)
         Fork.reset_parameters(self)
         note_grad_scalers()
 
@@ -171,10 +188,14 @@ class Fork(nn.Module):
         self.last_gram.zero_()
         self.last_weights.fill_(1.0)
         self.last_present.zero_()
-        if self.arriving is not None and self.known_weights is not None:
+        if self.known_weights is not None:
+            self.known_weights.fill_(1.0)
+        if self.arriving is not None:
             self._wait()
             self.arriving.zero_()
-            self.known_weights.fill_(1.0)
+        if self.backwards is not None:
+            self.backwards.zero_()
+            self._backwards = None
 
     def get_extra_state(self) -> Tensor:
         """Return the tasks' names as bytes."""
@@ -188,6 +209,8 @@ class Fork(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._wait()
+        if self.backwards is not None and self._backwards is not None:
+            self.backwards.fill_(self._backwards)
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not self._modules and not any(name.startswith(prefix) for name in destination.keys() - {names_key(prefix)}):
             del destination[names_key(prefix)]  # a fork without state saves nothing
@@ -212,8 +235,8 @@ class Fork(nn.Module):
         except ValueError as error:
             error_msgs.append(f"Fork {prefix.removesuffix('.')!r}: {error}.")
             return
-        # A fork without overlap ignores the entries of one with it.
-        others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE_OF_OVERLAP}
+        # A fork without these options ignores the entries of one with them.
+        others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE_OF_OPTIONS}
         super()._load_from_state_dict(
             others | {prefix + name: saved.get(name, value) for name, value in own.items()} | {names_key(prefix): None},
             prefix, *rest,
@@ -288,6 +311,9 @@ class Fork(nn.Module):
             by_piece: ``by_piece[p][m]`` is task m's gradient of piece p, None for 0.
             factor: what the losses have been multiplied by; None for 1.
         """
+        if self.known_weights is not None and not self._measures():
+            self.last_weights.copy_(self.known_weights)
+            return self.known_weights.clone(), self.last_present.clone()
         grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
         # Other ranks may have gradients when this one has none, and wait for it.
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
@@ -315,6 +341,18 @@ class Fork(nn.Module):
         self.last_present.copy_(present)
         return weights, present
 
+    def _measures(self) -> bool:
+        """Return whether this step measures, and count it."""
+        if self.backwards is None or torch.compiler.is_compiling() or _in_captured_graph():
+            return True
+        if self._backwards is None:
+            # From the device, because a DistributedDataParallel sends what only one rank has loaded to all others.
+            self._backwards = int(self.backwards)
+        block, place = divmod(self._backwards, self.gram_every)
+        self._backwards += 1
+        # Multiples of the golden ratio fall evenly on all places, and out of step with tasks that take turns.
+        return place == int(block * _GOLDEN % 1 * self.gram_every)
+
     def merge(
         self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
     ) -> list[Tensor | None]:
@@ -336,7 +374,7 @@ class Fork(nn.Module):
             self.arriving.copy_(gram if group is None else all_reduce(gram, "sum", group))
         else:
             # Not into the buffer itself, which a DistributedDataParallel broadcasts before the next forward pass.
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            if _in_captured_graph():
                 raise RuntimeError(
                     "A fork with overlap=True cannot be captured in a CUDA graph with several ranks: every replay "
                     "would weigh by the matrix of the capture. Make the fork without overlap."
@@ -372,7 +410,8 @@ class Fork(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
-        return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}"
+        every = f", gram_every={self.gram_every}" if self.gram_every > 1 else ""
+        return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}{every}"
 
 
 class _Copies(nn.Module):
@@ -394,6 +433,10 @@ class _Copies(nn.Module):
                 "trained any more. Script a copy: torch.jit.script(copy.deepcopy(model).eval())."
             )
         return super().train(mode)
+
+
+def _in_captured_graph() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _no_narrower(tensor: Tensor, before: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class GradCraft(Preferring):
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
+        gram_every: measure the Gram matrix in one step out of so many, see :class:`Fork`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -67,8 +68,11 @@ class GradCraft(Preferring):
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
-        super().__init__(tasks, task_weights=task_weights, process_group=process_group, overlap=overlap)
+        super().__init__(
+            tasks, task_weights=task_weights, process_group=process_group, overlap=overlap, gram_every=gram_every
+        )
         if not (0 <= tau <= 1 and 0 <= epsilon < 1):
             raise ValueError(f"tau must lie in [0, 1] and epsilon in [0, 1), found tau={tau}, epsilon={epsilon}.")
         self.tau = float(tau)

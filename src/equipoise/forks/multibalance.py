@@ -78,10 +78,11 @@ class MultiBalance(Preferring):
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         clip: against spikes, limits the norm that enters a task's moving average to this multiple of that average,
             above 1, and that of its gradient with ``magnitude="averaged"``; with the other magnitudes the gradient is
-            scaled to the averages' length in any case. It has no effect in a task's first step. Not with ``overlap``,
-            whose weights react to a spike one step too late.
+            scaled to the averages' length in any case. It has no effect in a task's first step. Not with ``overlap``
+            or ``gram_every``, whose weights react to a spike too late.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
+        gram_every: measure the Gram matrix in one step out of so many, see :class:`Fork`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -115,8 +116,11 @@ class MultiBalance(Preferring):
         clip: float | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
-        super().__init__(tasks, task_weights=task_weights, process_group=process_group, overlap=overlap)
+        super().__init__(
+            tasks, task_weights=task_weights, process_group=process_group, overlap=overlap, gram_every=gram_every
+        )
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], found {gamma}.")
         if not (0 <= rho < math.inf and 0 <= beta < math.inf):
@@ -132,9 +136,10 @@ class MultiBalance(Preferring):
             raise ValueError(
                 f"clip must be above 1 and finite, with a magnitude to average; found {clip}, {magnitude!r}."
             )
-        if clip is not None and overlap:
+        if clip is not None and (overlap or gram_every > 1):
+            late = "overlap=True" if overlap else f"gram_every={gram_every}"
             raise ValueError(
-                "clip cannot hold back a spike with overlap=True, which weighs by the step before: leave out either."
+                f"clip cannot hold back a spike with {late}, which weighs by a step before: leave out either."
             )
         self.clip = clip
         self.gamma = gamma

@@ -39,6 +39,7 @@ class PIVRG(Bargaining):
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
+        gram_every: measure the Gram matrix in one step out of so many, see :class:`Fork`.
 
     Raises:
         ValueError: ``bound``, ``temperature`` or ``task_weights`` are out of range.
@@ -63,10 +64,16 @@ class PIVRG(Bargaining):
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
         super().__init__(
-            tasks, exponent=2.0, task_weights=task_weights, process_group=process_group, overlap=overlap
-        )  # fmt: skip
+            tasks,
+            exponent=2.0,
+            task_weights=task_weights,
+            process_group=process_group,
+            overlap=overlap,
+            gram_every=gram_every,
+        )
         if not (1 < bound < math.inf and 0 < temperature < math.inf):
             raise ValueError(
                 f"bound must be above 1 and temperature positive, found bound={bound}, temperature={temperature}."

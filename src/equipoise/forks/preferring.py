@@ -22,6 +22,7 @@ class Preferring(Fork):
         task_weights: preferences, one positive number per task in the order of ``tasks``; all equal if None.
         process_group: the ranks that share a global batch; the default group if None.
         overlap: weigh by the step before's Gram matrix, see :class:`Fork`.
+        gram_every: measure the Gram matrix in one step out of so many, see :class:`Fork`.
 
     Attributes:
         task_weights: the preferences as given.
@@ -40,8 +41,9 @@ class Preferring(Fork):
         task_weights: Sequence[float] | None = None,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        gram_every: int = 1,
     ) -> None:
-        super().__init__(tasks, process_group=process_group, overlap=overlap)
+        super().__init__(tasks, process_group=process_group, overlap=overlap, gram_every=gram_every)
         self._factors = preference_factors(task_weights, self.tasks)
         self.task_weights = None if task_weights is None else [float(weight) for weight in task_weights]
         self.preferences = torch.empty_like(self.last_weights)

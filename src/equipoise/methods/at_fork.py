@@ -24,19 +24,30 @@ __all__ = ["AT_FORK"]
 _MULTIBALANCE: Final[dict[str, Any]] = {"fork": MultiBalance, "paper": "arXiv 2411.11871", "year": 2024}
 
 
-def nash_mtl(tasks: Sequence[str], *, task_weights: Sequence[float] | None = None, overlap: bool = False) -> Bargaining:
+def nash_mtl(
+    tasks: Sequence[str],
+    *,
+    task_weights: Sequence[float] | None = None,
+    overlap: bool = False,
+    gram_every: int = 1,
+) -> Bargaining:
     """Build Nash-MTL: the bargaining equation with the exponent 1."""
-    return Bargaining(tasks, task_weights=task_weights, overlap=overlap)
+    return Bargaining(tasks, task_weights=task_weights, overlap=overlap, gram_every=gram_every)
 
 
 def fairgrad(
-    tasks: Sequence[str], *, alpha: float = 2.0, task_weights: Sequence[float] | None = None, overlap: bool = False
+    tasks: Sequence[str],
+    *,
+    alpha: float = 2.0,
+    task_weights: Sequence[float] | None = None,
+    overlap: bool = False,
+    gram_every: int = 1,
 ) -> Bargaining:
     """Build FairGrad: the bargaining equation with the exponent ``alpha``.
 
     The default is that of the authors' commands for CelebA and QM9. The values that tuning tries are ours.
     """
-    return Bargaining(tasks, exponent=alpha, task_weights=task_weights, overlap=overlap)
+    return Bargaining(tasks, exponent=alpha, task_weights=task_weights, overlap=overlap, gram_every=gram_every)
 
 
 AT_FORK: Final[tuple[Method, ...]] = (
