@@ -178,8 +178,9 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     import docstrings
     import method_pages
     import rooms
+    import typography
 
-    return {"docstrings": docstrings, "method_pages": method_pages, "rooms": rooms}
+    return {"docstrings": docstrings, "method_pages": method_pages, "rooms": rooms, "typography": typography}
 
 
 def test_the_site_has_a_page_for_every_room_of_the_reference(hooks: dict[str, ModuleType]) -> None:
@@ -198,8 +199,27 @@ def test_every_method_has_its_section_on_one_page(hooks: dict[str, ModuleType]) 
         assert "<!-- methods: " in page.read_text()
         text += hooks["method_pages"].fill(page.read_text())
     for method in CATALOGUE:
-        assert len(re.findall(rf"^`{re.escape(method.name)}`[ \n]", text, re.MULTILINE)) == 1, method.name
+        assert len(re.findall(rf"^`{re.escape(method.name)}`{{ #", text, re.MULTILINE)) == 1, method.name
     assert "û_m = u_m / (1 − (1 − γ)^k_m)" in text  # a formula of a docstring
+
+
+def test_the_table_of_methods_leads_to_their_sections_and_papers(hooks: dict[str, ModuleType]) -> None:
+    text = hooks["method_pages"].link_rows((DOCS / "methods.md").read_text())
+    for method in CATALOGUE:
+        (page,) = set(re.findall(rf"^\| \[`{method.name}`\]\((.+)#{method.name}\)", text, re.MULTILINE))
+        assert f"<!-- methods: {method.family} -->" in (DOCS / page).read_text()
+    assert "[arXiv 2411.11871](https://arxiv.org/abs/2411.11871), 2024" in text
+
+
+def test_numbers_stay_with_their_units_and_code_stays_as_it_is(hooks: dict[str, ModuleType]) -> None:
+    page = (
+        "<td>+1.3 % (\N{MINUS SIGN}0.2 to +2.8), 0.5 ± 0.1, γ = 0.01</td><pre>5 % (1 to 2)</pre>"
+        r'<code>--data-option rows=9 "\|"</code>'
+    )
+    assert hooks["typography"].keep_together(page).replace("\N{NO-BREAK SPACE}", "_") == (
+        "<td>+1.3_% (\N{MINUS SIGN}0.2_to_+2.8), 0.5_±_0.1, γ_=_0.01</td><pre>5 % (1 to 2)</pre>"
+        '<code><span class="whole">--data-option</span> rows=9 "|"</code>'
+    )
 
 
 def test_the_pages_say_when_to_take_each_method() -> None:

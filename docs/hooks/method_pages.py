@@ -1,4 +1,7 @@
-"""The sections of the pages on methods, made of the catalogue: summary, formula, paper, needs and options."""
+"""The sections of the pages on methods, made of the catalogue: summary, formula, paper, needs and options.
+
+The table of all methods gets links to them, and to the papers.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,34 @@ from rooms import public_place
 
 from equipoise.methods import CATALOGUE, NEEDS, Method
 
-MARK = re.compile(r"^<!-- methods: (.+) -->$", re.MULTILINE)
+PAGES = {
+    "gradients at the fork": "methods-at-the-fork.md",
+    "updates": "methods-updates.md",
+    "loss weights": "methods-loss-weights.md",
+    "gradients of the shared parameters": "methods-shared-parameters.md",
+}
+"""Family of methods -> the page with its sections."""
+MARK = re.compile(r"^(?:> .*\n\n)?<!-- methods: (.+) -->$", re.MULTILINE)
+"""The place of the sections, and a note above it for readers of the Markdown, who do not see them."""
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+ROW = re.compile(r"^\| `([a-z-]+)` \|(.*)$", re.MULTILINE)
 
 
 def fill(page: str) -> str:
     """Replace the mark of a page by the sections of the family that it names."""
     return MARK.sub(lambda found: "\n".join(sections(found[1])), page)
+
+
+def link_rows(page: str) -> str:
+    """Link every row about a method, as in the table of all, to the method's section and paper."""
+    place = {method.name: f"{PAGES[method.family]}#{method.name}" for method in CATALOGUE}
+
+    def linked(row: re.Match[str]) -> str:
+        if row[1] not in place:
+            return row[0]
+        return f"| [`{row[1]}`]({place[row[1]]}) |{_with_links(row[2])}"
+
+    return ROW.sub(linked, page)
 
 
 def sections(family: str) -> Iterator[str]:
@@ -40,7 +64,7 @@ def _section(methods: list[Method]) -> Iterator[str]:
     for method in methods:
         fixed = ", ".join(f"`{name}={value}`" for name, value in method.options.items())
         label = "" if method is first else f"**{method.label}**: "
-        yield f"`{method.name}`{f' ({fixed})' if fixed else ''}\n:   {label}{method.summary}\n"
+        yield f"`{method.name}`{{ #{method.name} }}{f' ({fixed})' if fixed else ''}\n:   {label}{method.summary}\n"
     yield from _facts(first)
     for factory in first.factories:
         yield from _formula(factory, alone=len(first.factories) == 1)
@@ -55,11 +79,14 @@ def _section(methods: list[Method]) -> Iterator[str]:
 
 def _facts(method: Method) -> Iterator[str]:
     if method.published:
-        linked = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", method.published)
-        yield f"\n**Paper.** {linked}."
+        yield f"\n**Paper.** {_with_links(method.published)}."
     if method.needs:
         yield f"\n**Needs.** {'; '.join(NEEDS[need] for need in sorted(method.needs))}."
     yield f"\n**Preferences.** {'Kept for the whole training.' if method.takes_task_weights else 'Refused.'}\n"
+
+
+def _with_links(text: str) -> str:
+    return ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def _formula(factory: Callable[..., Any], *, alone: bool) -> Iterator[str]:
@@ -72,6 +99,8 @@ def _formula(factory: Callable[..., Any], *, alone: bool) -> Iterator[str]:
     if alone or not place:
         docstring = inspect.getdoc(target) or ""
         body = re.split(r"^(?:Args|Returns|Raises|Examples?|Attributes):$", docstring, flags=re.MULTILINE)[0]
+        # "Build MGDA: the shortest ..." is what a function does; the section is about the method.
+        body = re.sub(r"^Build (\w)", lambda found: found[1].upper(), body)
         yield f"\n{markdown(body).strip()}\n"
     if isinstance(target, type) and place:
         yield f"Formula and arguments: [`{target.__name__}`][{place}].\n"

@@ -1,6 +1,7 @@
 """The hooks of the documentation site.
 
-They add what lies outside ``docs/`` and is linked from there, the pages of the reference and the sections on methods.
+They add what lies outside ``docs/`` and is linked from there, the pages of the reference and the sections on methods,
+and keep numbers with their units.
 The pages themselves stay plain Markdown, whose links work on a repository host as well.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import method_pages
 import rooms
+import typography
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -59,7 +61,13 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     if uri.startswith("reference/"):
         return markdown
     origin = next((path for path, place in _included.items() if place == uri), f"docs/{uri}")
-    return method_pages.fill(_outside_code(markdown, lambda text: LINK.sub(lambda it: _link(it, origin, uri), text)))
+    text = _outside_code(markdown, lambda text: LINK.sub(lambda it: _link(it, origin, uri), text))
+    return method_pages.link_rows(text) if uri == "methods.md" else method_pages.fill(text)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep numbers and names of options on one line."""
+    return typography.keep_together(html)
 
 
 def reference_pages() -> Iterator[tuple[str, str]]:
@@ -67,7 +75,7 @@ def reference_pages() -> Iterator[tuple[str, str]]:
     lines = [
         "# Reference",
         "",
-        "What each room exports. `import equipoise` has the names in the table below directly.",
+        "The public names of every module. `import equipoise` has those of the second table directly.",
         "",
     ]
     lines += ["| module | what it is for |", "|---|---|"]
