@@ -123,7 +123,7 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         **_PUB | {"optimizer": pub_around_metabalance},
     ),
     Method(
-        "adatask", "AdaTask", "One optimizer state per task on the shared parameters.", "AAAI", 2023,
+        "adatask", "AdaTask", "One optimizer state per task on the shared parameters.", "AAAI, arXiv 2211.15055", 2023,
         optimizer=AdaTask, needs=_TASK_GRADIENTS,
     ),
     Method(
@@ -140,3 +140,4 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     *ON_LOSSES,
     *ON_PARAMETERS,
 )  # fmt: skip
+"""Every method of equipoise, in the order of its tables."""

@@ -171,7 +171,7 @@ ON_PARAMETERS: Final[tuple[Method, ...]] = (
     Method(
         "aligned-mtl-parameters", "Aligned-MTL on parameters",
         "The gradients' system brought to the condition number 1, in the length of its shortest axis.",
-        "CVPR", 2023, jacobian=aligned_mtl,
+        "CVPR, arXiv 2305.19000", 2023, jacobian=aligned_mtl,
     ),
     Method(
         "upgrad-parameters", "UPGrad on parameters",
@@ -215,7 +215,7 @@ ON_PARAMETERS: Final[tuple[Method, ...]] = (
     Method(
         "db-mtl-parameters", "DB-MTL on parameters",
         "Gradients of the losses' logarithms, averaged over the steps and brought to the longest one's length.",
-        "Neural Networks, arXiv 2308.12029", 2023, jacobian=DualBalancing, loss_weighting=logarithms,
+        "arXiv 2308.12029", 2023, jacobian=DualBalancing, loss_weighting=logarithms,
         search={"beta": (0.1, 0.5, 0.9)},
     ),
     Method(

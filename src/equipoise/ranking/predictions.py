@@ -19,32 +19,32 @@ __all__ = ["biased_tasks", "predictions", "scores"]
 
 
 def predictions(outputs: Sequence[Tensor], schema: Schema, /) -> list[Tensor]:
-    r"""Return the prediction of each task: a probability, or for a regression a number in the target's unit.
+    """Return the prediction of each task: a probability, or for a regression a number in the target's unit.
 
-    Write :math:`z` for the output of a binary task after its positive weight :math:`w` is undone,
-    :math:`z = \text{output} - \log w`, and :math:`r` for the rate with which rows without a positive of task
-    :math:`s` were kept. The correction to the natural rate depends on how the task is related to :math:`s`:
+    Write z for the output of a binary task after its positive weight w is undone, ``z = output − log w``, and r for
+    the rate with which rows without a positive of task s were kept. p and p_s are the sampled probabilities of the
+    task and of s. The correction to the natural rate depends on how the task is related to s:
 
-    ========================================  ===============================================================
-    task                                      natural prediction
-    ========================================  ===============================================================
-    :math:`s` itself                          :math:`\sigma(z + \log r)`
-    nested in :math:`s`, over all rows        :math:`r\,p / (1 - (1 - r)\,p_s)`
-    nested in :math:`s`, over parent rows     unchanged: rows with a positive of :math:`s` were all kept
-    an ancestor of :math:`s`                  :math:`\sigma(z + \log(1 - (1 - r)\,q))`, q the share of its
-                                              positives that are positives of :math:`s`
-    any other                                 unchanged, and not exact: see :func:`biased_tasks`
-    ========================================  ===============================================================
+    ================================  =====================================================================
+    task                              natural prediction
+    ================================  =====================================================================
+    s itself                          ``σ(z + log r)``
+    nested in s, over all rows        ``r p / (1 − (1 − r) p_s)``
+    nested in s, over parent rows     unchanged: rows with a positive of s were all kept
+    an ancestor of s                  ``σ(z + log(1 − (1 − r) q))``, q the share of its positives that are
+                                      positives of s
+    any other                         unchanged, and not exact: see :func:`biased_tasks`
+    ================================  =====================================================================
 
     The first row is that of He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook" (ADKDD 2014),
-    section 6.3. The others follow from the same argument: a row without a positive of :math:`s` stands for
-    :math:`1/r` rows. All are exact where the outputs are the probabilities of the sampled rows. Outputs that
-    contradict the nesting (a conversion likelier than its click) still give a value in [0, 1].
+    section 6.3. The others follow from the same argument: a row without a positive of s stands for 1/r rows. All are
+    exact where the outputs are the probabilities of the sampled rows. Outputs that contradict the nesting (a
+    conversion likelier than its click) still give a value in [0, 1].
 
-    A regression's output is brought to :math:`\text{mean} + \text{scale} \cdot \text{output}`, and for the loss
-    "log" back through :math:`e^x - 1`, which predicts the median of a log-normal target rather than its mean. One
-    nested in :math:`s` over all rows, where its target is 0 without a positive of :math:`s`, is multiplied with
-    :math:`r / (1 - (1 - r)\,p_s)` before the last step; not so for the Huber loss, whose minimum is no mean.
+    A regression's output is brought to ``mean + scale · output``, and for the loss "log" back through ``exp(x) − 1``,
+    which predicts the median of a log-normal target rather than its mean. One nested in s over all rows, where its
+    target is 0 without a positive of s, is multiplied with ``r / (1 − (1 − r) p_s)`` before the last step; not so for
+    the Huber loss, whose minimum is no mean.
 
     Args:
         outputs: one floating-point tensor per task, all of one shape, in the schema's order. Half precision is

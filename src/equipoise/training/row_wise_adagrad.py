@@ -13,17 +13,16 @@ __all__ = ["RowWiseAdagrad"]
 
 
 class RowWiseAdagrad(Optimizer):
-    r"""Adagrad that keeps, for each row of a matrix, the sum of the mean squares of its gradients.
+    """Adagrad that keeps, for each row of a matrix, the sum of the mean squares of its gradients.
 
-    With the gradient :math:`g_r` of row r, of D entries, a step is
+    With g_r the gradient of row r, of D entries, a step is::
 
-    .. math::
-        s_r \leftarrow s_r + \tfrac{1}{D} \lVert g_r \rVert^2, \qquad
-        \theta_r \leftarrow (1 - \eta\lambda)\, \theta_r - \eta \frac{g_r}{\sqrt{s_r} + \varepsilon},
+        s_r ← s_r + ‖g_r‖² / D
+        θ_r ← (1 − η λ) θ_r − η g_r / (√s_r + ε)
 
-    where :math:`\eta` is the learning rate and :math:`\lambda` the weight decay, which a row without a gradient does
-    not get. It is EXACT_ROWWISE_ADAGRAD of FBGEMM, with its weight decay mode DECOUPLE, which TorchRec fuses into the
-    backward pass (Gupta, Wang et al., arXiv 2010.11305; Mudigere et al., ISCA 2022).
+    where η is the learning rate and λ the weight decay, which a row without a gradient does not get. It is
+    EXACT_ROWWISE_ADAGRAD of FBGEMM, with its weight decay mode DECOUPLE, which TorchRec fuses into the backward pass
+    (Mudigere et al., ISCA 2022, arXiv 2104.05158).
 
     A table of V rows takes V numbers of state, where Adam takes 2 V D. With sparse gradients, as
     ``nn.Embedding(sparse=True)`` gives them, a step reads and writes the rows of the batch alone; on an accelerator it

@@ -14,11 +14,11 @@ __all__ = ["GroupedAUC", "GroupedAreas", "grouped_areas", "grouped_auc"]
 
 
 def grouped_auc(logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None = None, /) -> Tensor:
-    r"""Return the mean of the AUC within each group, weighted by the group's rows, in [0, 1].
+    """Return the mean of the AUC within each group, weighted by the group's rows, in [0, 1].
 
-    :math:`\text{GAUC} = \sum_g n_g\,\text{AUC}_g / \sum_g n_g` with :math:`n_g` the impressions of a user: Zhou et
-    al., "Deep Interest Network for Click-Through Rate Prediction" (KDD 2018), equation 9. A group of one class has
-    no AUC and is left out. NaN where every group is. Takes O(B log B) time.
+    ``GAUC = Σ_g n_g AUC_g / Σ_g n_g`` with ``n_g`` the impressions of a user: Zhou et al., "Deep Interest Network for
+    Click-Through Rate Prediction" (KDD 2018), equation 9. A group of one class has no AUC and is left out. NaN where
+    every group is. Takes O(B log B) time.
 
     Args:
         logits: floating point, shape [B].

@@ -20,7 +20,7 @@ class ESMM(RankingModel):
     """Embeddings that all tasks share and a tower per task; nested tasks are learned over all rows, as products.
 
     Ma et al., "Entire Space Multi-Task Model: An Effective Approach for Estimating Post-Click Conversion Rate", SIGIR
-    2018, DOI 10.1145/3209978.3210007. The tower of a conversion nested in a click gives pCVR, the probability of a
+    2018, DOI 10.1145/3209978.3210104. The tower of a conversion nested in a click gives pCVR, the probability of a
     conversion given a click. Its loss is that of their product over all rows (equations 1 and 3)::
 
         pCTCVR = pCTR · pCVR
