@@ -24,6 +24,7 @@ from equipoise.training.run import CurvePoint, Run, Slice
 __all__ = ["evaluate", "finish", "measure", "predict", "random_rows"]
 
 _EVALUATION_BATCH = 16_384
+_METRIC_ROWS = 1 << 18  # fresh memory for the checks of all rows at once would take longer to get than to fill
 _USER_GROUPS = 32
 _SUBSET_SEED = 0
 _OF_CURVE: Final = ("auc", "gauc", "ne", "rmse")
@@ -84,7 +85,15 @@ def measure(
         natural: as at the natural rate, by the weight of the rows and with corrected predictions.
     """
     metrics = TaskMetrics(schema, natural=natural, grouped=bool(group))
-    metrics.update(outputs, split.labels, _weight(split, natural=natural), split.keys[group] if group else None)
+    weight, groups = _weight(split, natural=natural), split.keys[group] if group else None
+    for start in range(0, len(split), _METRIC_ROWS):
+        rows = slice(start, start + _METRIC_ROWS)
+        metrics.update(
+            [output[rows] for output in outputs],
+            split.labels[rows],
+            None if weight is None else weight[rows],
+            None if groups is None else groups[rows],
+        )
     return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
 
 

@@ -271,3 +271,30 @@ def test_without_torchmetrics_the_import_says_what_to_install(monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[ranking\]' in a clone"):
         importlib.import_module("equipoise.ranking.metrics")
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.5, 0.97])
+def test_auc_without_weights_is_that_with_equal_weights(rate: float) -> None:
+    """Rows of weight 1 take another way: values are sorted alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3000, generator=generator).mul(20).round()  # with ties
+    labels = (torch.rand(3000, generator=generator) < rate).float()
+    found = auc(logits, labels).item()
+    assert found == auc(logits, labels, torch.full((3000,), 2.0)).item()
+    assert found == pytest.approx(sklearn_metrics.roc_auc_score(labels, logits), abs=1e-12)
+
+
+def test_auc_without_weights_is_nan_where_a_logit_is_or_a_class_is_missing() -> None:
+    assert math.isnan(auc(torch.tensor([1.0, NAN, 0.0]), torch.tensor([1.0, 0.0, 0.0])).item())
+    assert math.isnan(auc(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])).item())
+
+
+def test_sums_over_more_rows_than_are_taken_at_a_time_are_those_of_all() -> None:
+    rows = (1 << 18) + 1000
+    logits = torch.randn(rows, generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(rows) % 5 == 0).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits.double(), labels.double())
+    assert log_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert calibration(logits, labels).item() == pytest.approx(
+        (logits.double().sigmoid().sum() / labels.sum()).item(), rel=1e-12
+    )

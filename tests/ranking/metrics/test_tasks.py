@@ -197,7 +197,7 @@ def on_rank(rank: int, folder: str) -> None:
         values = [single.compute().item() for single in (*singles.values(), grouped)]
         results.append([metrics.compute(), values])
         # What a rank holds itself must be its own again after the sync.
-        assert len(metrics.all_rows()) == sum(len(weight[part]) for part in batches)
+        assert sum(len(part) for part in metrics.predicted) == sum(len(weight[part]) for part in batches)
         for each in (metrics, grouped, *singles.values()):
             each.reset()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
@@ -219,3 +219,30 @@ def test_two_ranks_with_unequal_rows_or_none_agree_with_one_process(tmp_path: Pa
             ]
             expected.append(grouped_auc(some[0], labels[:rows, 0], groups[:rows], weight[:rows]).item())
             assert singles == pytest.approx(expected, rel=1e-12)
+
+
+def test_rows_take_8_bytes_per_task_and_8_more_where_float32_is_exact() -> None:
+    schema = Schema([], [Numeric("x")], [Task("click"), Task("buy")])
+    outputs, labels = [torch.zeros(10), torch.ones(10)], torch.zeros(10, 2, dtype=torch.int64)
+    metrics = TaskMetrics(schema)
+    metrics.update(outputs, labels)
+    assert sum(part.nbytes for name in ("predicted", "labels", "weight") for part in getattr(metrics, name)) == 240
+
+
+def test_predictions_that_float32_would_tie_stay_apart() -> None:
+    schema = Schema([], [Numeric("x")], [Task("click")])
+    outputs = torch.tensor([1.0 + 1e-12, 1.0], dtype=torch.float64)
+    for order, expected in ((outputs, 1.0), (outputs.flip(0), 0.0)):
+        metrics = TaskMetrics(schema)
+        metrics.update([torch.tensor([1.0])], torch.tensor([[0.0]]), torch.zeros(1))  # one batch in float32 before
+        metrics.update([order], torch.tensor([[1.0], [0.0]]))
+        assert metrics.compute()["click"]["auc"] == expected
+    sampled = replace(schema, sampled=Sampled("click", 0.1))
+    corrected = TaskMetrics(sampled, natural=True)
+    corrected.update([torch.zeros(3)], torch.zeros(3, 1))
+    assert corrected.predicted[0].dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+def test_no_rows_have_no_metrics() -> None:
+    assert all(math.isnan(value) for value in TaskMetrics(SCHEMA, grouped=True).compute()["click"].values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +29,8 @@ __all__ = [
     "log_loss_of_sums",
     "normalized_entropy",
 ]
+
+_ROWS = 1 << 18  # rows whose sums are computed at a time
 
 
 def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -189,8 +192,14 @@ def _columns(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Ten
 def class_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """Sum w y, w (1 − y), w ℓ and w p over the rows, from logits and labels [B, M], weight [B, 1]; shape [4, M].
 
-    The two classes are summed apart because "one class only" is then an exact zero.
+    The two classes are summed apart because "one class only" is then an exact zero. Computes in float64, some rows at a
+    time to take little memory.
     """
+    parts = zip(*(torch.split(column, _ROWS) for column in (logits, labels, weight)), strict=True)
+    return torch.stack([_class_sums(*(column.double() for column in part)) for part in parts]).sum(0)
+
+
+def _class_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     counts = ~labels.isnan() & (weight > 0)
     weight = weight.where(counts, 0.0)
     logits = logits.where(counts, 0.0)
@@ -223,16 +232,31 @@ def calibration_of_sums(sums: Tensor) -> Tensor:
 
 
 def area_under_curve(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """Return the area, a scalar, from three columns of shape [B]."""
+    """Return the area, a scalar in float64, from three columns of shape [B]."""
     counts = ~labels.isnan() & (weight > 0)
+    if logits.is_cpu and bool((weight[counts] == 1).all()):
+        return _area_of_pairs(logits[counts & (labels == 1)], logits[counts & (labels == 0)])
     scores, order = logits[counts].sort()
     truth, weight = labels[counts][order], weight[counts][order]
     # Positives and negatives up to each distinct score, so that tied rows are one step of the curve.
     last = torch.ones_like(scores, dtype=torch.bool)
     last[:-1] = scores[1:] != scores[:-1]
-    zero = scores.new_zeros(1)
+    zero = weight.new_zeros(1)
     positives = torch.cat((zero, (weight * truth).cumsum(0)[last]))
     negatives = torch.cat((zero, (weight * (1 - truth)).cumsum(0)[last]))
     # Without a row of either class this is 0/0. Rounding may pass 1 by a little.
     area = (torch.trapezoid(negatives, positives) / (positives[-1] * negatives[-1])).clamp(0, 1)
     return area.masked_fill(scores.isnan().any(), torch.nan)
+
+
+def _area_of_pairs(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Return the share of the pairs in which the positive ranks higher, ties counted one half; exact, on the CPU."""
+    pairs = len(positives) * len(negatives)
+    if not pairs or bool(positives.isnan().any() | negatives.isnan().any()):
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    # NumPy sorts values alone, many times faster than PyTorch sorts values with their places.
+    few, many = sorted((np.sort(positives.numpy()), np.sort(negatives.numpy())), key=len)
+    below, upto = (int(np.searchsorted(many, few, side).sum()) for side in ("left", "right"))
+    # Twice the number of pairs in which the score of the few is the higher one.
+    doubled = below + upto if len(few) == len(positives) else 2 * pairs - below - upto
+    return torch.tensor(doubled / 2 / pairs, dtype=torch.float64)

@@ -55,14 +55,16 @@ def checked_columns(
     *,
     binary: Sequence[bool],
     called: str = "Logits",
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Check predictions [B] and labels [B] of M tasks and the weight [B]; return float64 [B, M], [B, M] and [B, 1].
+    """Check predictions [B] and labels [B] of M tasks and the weight [B]; return [B, M], [B, M] and float64 [B, 1].
 
     In the labels returned, NaN is what is missing.
 
     Args:
         binary: per task, whether its labels are 0 and 1; otherwise any finite number.
         called: the word for the predictions in messages.
+        dtype: of the predictions and labels returned.
 
     Raises:
         ValueError: shapes differ, a label is something else, or a weight is negative or not finite.
@@ -76,8 +78,8 @@ def checked_columns(
             for name, tensors in ((called.lower(), predictions), ("labels", labels), ("weight", [weight]))
         )
         raise ValueError(f"{called}, labels and weight must have one shape [B], found {found}.")
-    values = torch.stack([column.detach().double() for column in predictions], dim=1)
-    stated = torch.stack([column.double() for column in labels], dim=1)
+    values = torch.stack([column.detach().to(dtype) for column in predictions], dim=1)
+    stated = torch.stack([column.to(dtype) for column in labels], dim=1)
     targets, present = targets_and_present(stated)
     is_binary = torch.tensor(list(binary), device=stated.device)
     truth = torch.where(is_binary, targets.where(present, torch.nan), stated)

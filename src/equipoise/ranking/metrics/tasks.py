@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.ranking.metrics.binary import (
@@ -19,7 +20,7 @@ from equipoise.ranking.metrics.binary import (
 )
 from equipoise.ranking.metrics.grouped import grouped_areas
 from equipoise.ranking.metrics.regression import mae_of_moments, moments, r2_of_moments, rmse_of_moments
-from equipoise.ranking.metrics.rows import RowMetric, checked_columns, checked_groups
+from equipoise.ranking.metrics.rows import Metric, checked_columns, checked_groups
 from equipoise.ranking.predictions import scores
 from equipoise.schema import Schema
 
@@ -29,10 +30,11 @@ MOST_SLICES: Final = 20
 """The values of a column that get a slice of their own; rarer ones share one."""
 
 
-class TaskMetrics(RowMetric):
+class TaskMetrics(Metric):
     """All metrics of all tasks of a schema, from the outputs of a model, over batches and ranks.
 
-    Keeps every row, 8 * (2M + 1) bytes each for M tasks (150,000 rows of 5 tasks: 13 MB), and 8 more with groups.
+    Keeps every row, 8 (M + 1) bytes each for M binary tasks (10 million rows of 4 tasks: 400 MB), and 8 more with
+    groups. Where predictions are corrected or belong to a regression, or anything is float64, it is 8 (2M + 1).
 
     Args:
         natural: correct the predictions to the natural rate (:func:`equipoise.ranking.predictions.predictions`). The
@@ -49,10 +51,42 @@ class TaskMetrics(RowMetric):
         (1.0, 0.5, nan)
     """
 
+    is_differentiable = False
+    full_state_update = False
+    predicted: list[Tensor]
+    labels: list[Tensor]
+    weight: list[Tensor]
+    groups: list[Tensor]
+
     def __init__(self, schema: Schema, *, natural: bool = False, grouped: bool = False, **kwargs: Any) -> None:
-        super().__init__(2 * len(schema.tasks) + 1 + grouped, **kwargs)
+        super().__init__(**kwargs)
         self._schema = schema if natural else replace(schema, sampled=None)
         self._grouped = grouped
+        tasks = schema.tasks
+        self._as_they_come = self._schema.sampled is None and all(
+            task.binary and task.positive_weight == 1 for task in tasks
+        )
+        self._widths = {"predicted": len(tasks), "labels": len(tasks), "weight": 1, "groups": 1}
+        for name in self._widths:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the rows of all ranks, as ``torchmetrics.Metric.sync``."""
+        if dist.is_available() and dist.is_initialized():
+            # All ranks must send one type and width, also one that has seen no row.
+            for name in self._widths:
+                setattr(self, name, [torch.cat([self._no_rows(name), *self._parts(name)])])
+        super().sync(*args, **kwargs)
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """Return a state's rows, some at a time: at least one part, each of shape [N, the state's width]."""
+        parts: list[Tensor] | Tensor = getattr(self, name)
+        if isinstance(parts, Tensor):  # after a gather
+            return [parts]
+        return parts or [self._no_rows(name)]
+
+    def _no_rows(self, name: str) -> Tensor:
+        return torch.empty(0, self._widths[name], dtype=torch.float64, device=self.device)
 
     def update(
         self, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor | None = None, groups: Tensor | None = None
@@ -79,12 +113,15 @@ class TaskMetrics(RowMetric):
             )
         if (groups is not None) != self._grouped:
             raise ValueError(f"Groups go with grouped=True and only with it, found grouped={self._grouped}.")
-        predicted = scores([output.double() for output in outputs], self._schema)
+        wide = not self._as_they_come or any(column.dtype == torch.float64 for column in (*outputs, labels))
+        dtype = torch.float64 if wide else torch.float32
+        predicted = scores([output.to(dtype) for output in outputs], self._schema)
         columns = checked_columns(
-            predicted, labels.unbind(1), weight, binary=[task.binary for task in tasks], called="Outputs"
+            predicted, labels.unbind(1), weight, binary=[task.binary for task in tasks], called="Outputs", dtype=dtype
         )
         group = [] if groups is None else [checked_groups(groups, labels)]
-        self.rows.append(torch.cat((*columns, *group), dim=1))
+        for name, column in zip(self._widths, (*columns, *group), strict=False):
+            getattr(self, name).append(column)
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Return the values of each task.
@@ -94,10 +131,9 @@ class TaskMetrics(RowMetric):
         squared error over variance. That is 1 − R², but for the loss "log", where it is taken of log(1 + target), as
         the loss is.
         """
-        tasks = len(self._schema.tasks)
-        rows = self.all_rows()
-        predicted, labels, weight = rows[:, :tasks], rows[:, tasks : 2 * tasks], rows[:, 2 * tasks : 2 * tasks + 1]
-        return _values(self._schema, predicted, labels, weight, rows[:, -1] if self._grouped else None)
+        predicted, labels, weight, groups = (self._parts(name) for name in self._widths)
+        parts = list(zip(predicted, labels, weight, strict=True))
+        return _values(self._schema, parts, torch.cat(groups).squeeze(1) if self._grouped else None)
 
 
 def slice_metrics(
@@ -153,7 +189,7 @@ def slice_metrics(
         rows = by_slice[start:end]
         code = int(values[order[place]])
         labels_here, weight_here = truth[rows], weights[rows]
-        metrics = _values(sampled_rate, predicted[rows], labels_here, weight_here, None)
+        metrics = _values(sampled_rate, [(predicted[rows], labels_here, weight_here)], None)
         counted = ~labels_here.isnan() & (weight_here > 0)
         labelled, positive = counted.sum(0).tolist(), (counted & (labels_here > 0)).sum(0).tolist()
         is_rest = place == own
@@ -172,25 +208,40 @@ def slice_metrics(
 
 
 def _values(
-    schema: Schema, predicted: Tensor, labels: Tensor, weight: Tensor, groups: Tensor | None
+    schema: Schema, parts: Sequence[tuple[Tensor, Tensor, Tensor]], groups: Tensor | None
 ) -> dict[str, dict[str, float]]:
-    """Return the metrics of each task from its scores and labels, shape [N, M], and the weight, shape [N, 1]."""
+    """Return the metrics of each task.
+
+    Args:
+        parts: some rows each: scores and labels, shape [N, M], and weight, shape [N, 1]. They are joined task by task,
+            since a copy of all would take much memory.
+        groups: of all rows, shape [total N].
+    """
+
+    def column(at: int) -> tuple[Tensor, Tensor, Tensor]:
+        predicted, labels, weight = zip(*parts, strict=True)
+        return (
+            torch.cat([part[:, at] for part in predicted]),
+            torch.cat([part[:, at] for part in labels]),
+            torch.cat([part[:, 0] for part in weight]),
+        )
+
     found: dict[str, dict[str, float]] = {}
     binary = [at for at, task in enumerate(schema.tasks) if task.binary]
-    sums = class_sums(predicted[:, binary], labels[:, binary], weight)
+    sums = torch.stack([class_sums(part[0][:, binary], part[1][:, binary], part[2]) for part in parts]).sum(0)
     of_sums = [reduce(sums).tolist() for reduce in (entropy_of_sums, log_loss_of_sums, calibration_of_sums)]
     for place, at in enumerate(binary):
-        column = predicted[:, at], labels[:, at], weight.squeeze(1)
-        values = {"auc": area_under_curve(*column).item()}
+        logits, labels, weight = column(at)
+        values = {"auc": area_under_curve(logits, labels, weight).item()}
         values |= dict(zip(("ne", "log_loss", "calibration"), (each[place] for each in of_sums), strict=True))
         if groups is not None:
-            values["gauc"] = grouped_areas(*column, groups).mean.item()
+            values["gauc"] = grouped_areas(logits.double(), labels.double(), weight, groups).mean.item()
         found[schema.tasks[at].name] = values
     for at, task in enumerate(schema.tasks):
         if not task.binary:
-            column = predicted[:, [at]], labels[:, [at]], weight
-            in_unit = moments(*column)
-            as_learned = moments(column[0].log1p(), column[1].log1p(), weight) if task.loss == "log" else in_unit
+            outputs, targets, weight = (values.double().unsqueeze(1) for values in column(at))
+            in_unit = moments(outputs, targets, weight)
+            as_learned = moments(outputs.log1p(), targets.log1p(), weight) if task.loss == "log" else in_unit
             found[task.name] = {
                 "rmse": rmse_of_moments(in_unit).item(),
                 "mae": mae_of_moments(in_unit).item(),
