@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from equipoise.forks.gram import gram_matrix, weighted_sum
+from tests.made_up_device import DeviceTensor, on_host, the_device
 
 BOUND = 2e-6  # of the product of two norms: what a CPU with few accumulators makes of 2**18 numbers in float32
 COUNTS = [1, 2, 4, 5, 8, 40]  # around the limit between single dot products and products of rows
@@ -82,3 +83,26 @@ def test_small_weights_of_half_precision_do_not_underflow() -> None:
     g = [torch.full((3,), 60_000.0, dtype=torch.float16)]
     found = weighted_sum(g, torch.tensor([1e-9]))  # 1e-9 itself is 0 in float16
     torch.testing.assert_close(found.float(), torch.full((3,), 6e-5), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_both_passes_on_an_accelerator_are_those_on_the_cpu(dtype: torch.dtype, count: int) -> None:
+    g = gradients(count, (20_000,), dtype)  # two strips and a remainder
+    weights = torch.linspace(0.5, 2.0, count)
+    expected = gram_matrix(g), weighted_sum(g, weights)
+    with the_device() as waits:
+        there = [DeviceTensor(piece) for piece in g]
+        found = on_host(gram_matrix(there)), on_host(weighted_sum(there, DeviceTensor(weights)))
+    assert not waits
+    assert found[1].dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_sum_of_half_precision_is_the_one_that_is_not(backend: str) -> None:
+    g, weights = gradients(3, (50,), torch.bfloat16), torch.tensor([0.5, 2.0, 3.0])
+    compiled = torch.compile(weighted_sum, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(g, weights), weighted_sum(g, weights))

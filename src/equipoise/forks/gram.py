@@ -20,7 +20,9 @@ _FEW = 4  # largest number of tasks for which single dot products, without copie
 _DOT = 1 << 18
 _COLUMNS = 1 << 16  # numbers of each gradient in a block on a CPU
 _ROOM = 1 << 27  # numbers in a block on an accelerator: bounds the workspace to 512 MiB
-_STRIP = 1 << 10  # columns of one of the batch of products that a CPU makes of a block
+# Columns of each of the products into which a block is cut: on a CPU they stay in the cache, and an accelerator would
+# make one long product of few rows on a single one of its processors.
+_STRIP_ON_CPU, _STRIP = 1 << 10, 1 << 13
 _PADDING = 1056  # rows a power of two apart fall on the same lines of a CPU's caches; 66 lines more do not
 
 
@@ -63,7 +65,8 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
     split = weights.unbind(0)
     total = first.to(wide) * split[0]
     for gradient, weight in zip(gradients[1:], split[1:], strict=True):
-        total = total.addcmul(gradient.to(wide), weight) if recorded else total.addcmul_(gradient.to(wide), weight)
+        # addcmul_ widens half precision on the way, without a copy.
+        total = total.addcmul(gradient.to(wide), weight) if recorded else total.addcmul_(gradient, weight)
     return total.to(first.dtype)
 
 
@@ -82,11 +85,11 @@ def _weighted_on_cpu(gradients: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def _product(rows: Tensor) -> Tensor:
-    columns = rows.shape[1]
-    whole = columns // _STRIP * _STRIP
-    if not whole or not rows.is_cpu or torch.compiler.is_compiling():
+    columns, strip = rows.shape[1], _STRIP_ON_CPU if rows.is_cpu else _STRIP
+    whole = columns // strip * strip
+    if not whole or torch.compiler.is_compiling():
         return rows @ rows.T
-    strips = rows[:, :whole].view(rows.shape[0], -1, _STRIP).transpose(0, 1)
+    strips = rows[:, :whole].view(rows.shape[0], -1, strip).transpose(0, 1)
     total = torch.bmm(strips, strips.transpose(1, 2)).sum(0)
     return total if whole == columns else total + rows[:, whole:] @ rows[:, whole:].T
 
