@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
-__all__ = ["Leaf", "Reach", "inputs_of", "kind_of", "leaves_reached", "reach_of", "shared_leaves"]
+__all__ = [
+    "Leaf", "Reach", "inputs_of", "is_elementwise", "kind_of", "leaves_reached", "losses_first", "reach_of",
+    "shared_leaves",
+]  # fmt: skip
 
 _LARGEST_MASK = 2**24  # elements; of a larger tensor, all counts as reached once a slice is
 _NARROWING = {"Select", "Slice", "Unbind", "Split", "SplitWithSizes", "UnsafeSplit", "Diagonal"}
@@ -112,7 +115,7 @@ def reach_of(losses: Sequence[Tensor | None], *, stop_at: Callable[[Node], bool]
             walk.follow((edge.node, edge.output_nr), 1 << task, None)
     leaves: list[Leaf] = []
     nodes: dict[Node, dict[int, int]] = {}
-    for node in _losses_first(roots):
+    for node in losses_first(roots):
         arrived = walk.arrivals.pop(node, {})
         nodes[node] = {output: arrival.tasks for output, arrival in arrived.items()}
         leaf = getattr(node, "variable", None)
@@ -133,6 +136,11 @@ def inputs_of(node: Node, output: int, /) -> list[tuple[Node, int]]:
 def kind_of(node: Node, /) -> str:
     """Return the name of a node's operation, such as "Addmm"."""
     return re.sub(r"^torch::autograd::|Backwards?\d*$", "", node.name())
+
+
+def is_elementwise(node: Node, /) -> bool:
+    """Return whether a node moves elements of its inputs or combines them one by one."""
+    return kind_of(node) in _MOVING | _ELEMENTWISE
 
 
 def leaves_reached(losses: Sequence[Tensor | None]) -> list[list[Tensor]]:
@@ -196,8 +204,8 @@ def _overlap(arrival: _Arrival) -> bool:
     return bool(torch.as_tensor(times).max() > 1)
 
 
-def _losses_first(roots: Iterable[Node]) -> list[Node]:
-    """Return every node once, after all nodes that lead to it."""
+def losses_first(roots: Iterable[Node]) -> list[Node]:
+    """Return every node at or below the roots once, after all nodes that lead to it."""
     finished: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False) for root in roots]

@@ -120,6 +120,8 @@ def test_options_are_overridden_by_name_and_the_method_says_so() -> None:
     pub = built("pub:update_every=3,form=matched")
     assert isinstance(pub, PUB)
     assert (pub.update_every, pub.form) == (3, "matched")
+    assert "solve_on='last'" in repr(built("pub:solve_on=last"))
+    assert "solve_on='last'" in repr(built("pub-clippy:solve_on=last"))
     assert built("pub-adatask:update_every=3").update_every == 3
 
 
@@ -197,8 +199,11 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("multibalance:direction=up", r"direction must be one of .*found 'up'"),
         ("multibalance:beta=0.1,beta=0.2", "expected every option once, found beta twice"),
         ("multibalance-no-direction:direction=gram", "stands for direction=none, which cannot be set again"),
+        ("pub:solve_on=last,form=matched", "found form 'matched', which needs them in any case"),
+        ("pub-authors:solve_on=last", "stands for solve_on=all, which cannot be set again"),
+        ("pub:solve_on=first", 'must be "all", "last" or a list of shared parameters, found \'first\''),
         ("pub:update_every=0", "update_every must be a whole number of at least 1, found 0"),
-        ("pub:shared=1", "takes form, update_every; found shared"),
+        ("pub:shared=1", "takes form, update_every, solve_on; found shared"),
         ("pub-adatask:form=ours", "Around AdaTask form must be"),
         ("clippy:relative=-1", "relative must be at least 0, found -1"),
         ("static:weights=1", "expected one number per task, with hyphens between as in 1-0.5-3; found 1"),

@@ -26,6 +26,7 @@ def _pub(form):
 
 WRAPPERS = {
     **{f"pub-{form}": _pub(form) for form in FORMS},
+    "pub-last": lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3, solve_on="last"),
     "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
     "metabalance": lambda optimizer, shared: MetaBalance(optimizer, shared=shared),
     "pub-metabalance": lambda optimizer, shared: _pub("ours")(MetaBalance(optimizer, shared=shared), shared),
@@ -47,6 +48,7 @@ BUILDERS = {
     ),
 }
 SYMMETRIC = [name for name in WRAPPERS if "metabalance" not in name]  # whose target is the first task
+ACCUMULATING = [name for name in WRAPPERS if name != "pub-last"]  # takes several backward calls before a step
 SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]
 
 

@@ -21,6 +21,7 @@ FORMS = {
     "pub-authors": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="authors", **where),
     "pub-matched": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="matched", **where),
     "pub-literal": lambda o, shared, where: PUB(o, shared=shared, update_every=3, form="literal", **where),
+    "pub-last": lambda o, shared, where: PUB(o, shared=shared, update_every=3, solve_on="last", **where),
     "pub-clippy": lambda o, shared, where: PUB(Clippy(o), shared=shared, update_every=1, **where),
     "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
     "pub-adatask": lambda o, shared, where: PUB(AdaTask(o, shared=shared, **where), shared=shared, update_every=3),
@@ -38,15 +39,21 @@ CASES = {
     "process group": ("pub", "adam", "group", NOBODY, False),
     **{
         f"{form}, absent on one rank": (form, "adam", "ddp", (set(), {1}), False)
-        for form in ("pub", "pub-authors", "pub-adatask")
+        for form in ("pub", "pub-authors", "pub-last", "pub-adatask")
     },
     **{
         f"{form}, absent on both": (form, "adam", "group", ({2}, {2}), False)
-        for form in ("pub", "pub-authors", "adatask")
+        for form in ("pub", "pub-authors", "pub-last", "adatask")
     },
-    "nothing on one rank": ("pub", "adam", "group", (set(), {0, 1, 2}), False),
+    **{
+        f"{form}, nothing on one rank": (form, "adam", "group", (set(), {0, 1, 2}), False)
+        for form in ("pub", "pub-last")
+    },
     **{f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False) for form in ("pub", "pub-authors", "adatask")},
-    **{f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True) for form in ("pub", "pub-matched", "adatask")},
+    **{
+        f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)
+        for form in ("pub", "pub-last", "pub-matched", "adatask")
+    },
 }
 
 
@@ -111,7 +118,9 @@ def train(name: str, rank: int | None) -> dict:
 def count_collectives(rank: int) -> dict[str, list[list]]:
     """Return kind and size of each collective in each step of PUB and AdaTask, also with a sparse table."""
     found: dict[str, list[list]] = {}
-    for name, form, sparse in (("pub", "pub", False), ("adatask", "adatask", False), ("sparse", "adatask", True)):
+    forms = {"pub": "pub", "pub-last": "pub-last", "adatask": "adatask", "sparse": "adatask"}
+    for name, form in forms.items():
+        sparse = name == "sparse"
         net = Net(sparse=sparse)
         kind = OPTIMIZERS["adagrad" if sparse else "adam"]
         optimizer = FORMS[form](kind(net.parameters()), net.shared(), {"data_parallel": dist.group.WORLD})
@@ -187,6 +196,13 @@ def test_a_step_takes_one_large_collective(ranks):
     apart = [["reduce", "counts", every], ["reduce", "numbers", TASKS * shared + heads]]
     assert found["pub"] == [single, apart, single]
     assert found["adatask"] == [apart] * 3
+    layer = list(net.bottom.parameters())
+    measured = [
+        ["reduce", "counts", TASKS * len(layer) + TASKS],
+        ["reduce", "numbers", TASKS * sum(p.numel() for p in layer)],
+    ]
+    found_once = [["reduce", "counts", 2 * len(net.shared())]]
+    assert found["pub-last"] == [single, found_once + measured + single, single]
 
 
 def test_of_a_sparse_table_go_the_rows_that_any_rank_touches(ranks):

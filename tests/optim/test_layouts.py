@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from equipoise.optim import PUB, AdaTask
-from tests.optim.task_nets import WRAPPERS
+from tests.optim.task_nets import ACCUMULATING, WRAPPERS
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
@@ -40,7 +40,7 @@ class Table(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad brings it about
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ACCUMULATING)
 def test_sparse_and_dense_parts_of_one_table_give_what_dense_ones_give(wrapper, kind):
     tables = Table(sparse=True), Table(sparse=False)
     optimizers = [WRAPPERS[wrapper](OPTIMIZERS[kind]([table.weight]), [table.weight]) for table in tables]

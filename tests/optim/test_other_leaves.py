@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from equipoise.optim import PUB, AdaTask
-from tests.optim.task_nets import WRAPPERS, Net, train, values
+from tests.optim.task_nets import ACCUMULATING, WRAPPERS, Net, train, values
 
 thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -93,7 +93,7 @@ def test_an_optimizer_in_the_backward_pass_steps_after_all_passes(wrapper, layer
     assert all(not torch.equal(p, old) for p, old in zip(inside, before, strict=True))
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ACCUMULATING)
 def test_accumulated_micro_batches_add_up_for_them_too(wrapper):
     net = Net(2)
     dense = [p for p in net.parameters() if p is not net.table.weight]

@@ -12,7 +12,7 @@ from torch import nn
 
 from equipoise.optim import PUB, AdaTask, Clippy
 from equipoise.optim.forms import FORMS
-from tests.optim.task_nets import OPTIMIZERS, SPANNING, WRAPPERS, Net, points, pub, train, values
+from tests.optim.task_nets import ACCUMULATING, OPTIMIZERS, SPANNING, WRAPPERS, Net, points, pub, train, values
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -235,7 +235,7 @@ def test_a_group_added_later_is_trained_and_not_shared():
     torch.testing.assert_close(extra.data, torch.full((2,), 0.5))
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ACCUMULATING)
 def test_two_backwards_before_a_step_add_up(wrapper):
     nets = [Net(2), Net(2)]
     a, b = (WRAPPERS[wrapper](OPTIMIZERS["adam"](net.parameters()), net.shared()) for net in nets)

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equipoise.forks.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.forks.gram import gram_matrix
 from equipoise.forks.meeting import Meeting, Passage, balanced
 from equipoise.forks.names import by_name, encode_names, names_key, task_names
 from equipoise.forks.ranks import group_of_several
 from equipoise.forks.structure import differentiable_parts
+from equipoise.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.per_sample import computed_per_sample, per_sample_gradients_possible
 
 if dist.is_available():

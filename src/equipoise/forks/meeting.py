@@ -11,8 +11,8 @@ from weakref import ReferenceType
 import torch
 from torch import Tensor
 
-from equipoise.forks.grad_scaler import ScaledBackward, factor_in_compiled_graph, factor_of_backward
 from equipoise.forks.gram import weighted_sum
+from equipoise.grad_scaler import ScaledBackward, factor_in_compiled_graph, factor_of_backward
 
 if TYPE_CHECKING:
     from equipoise.forks.fork import Fork

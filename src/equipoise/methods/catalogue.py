@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch.distributed as dist
 from torch.nn import Module, Parameter
@@ -51,6 +51,7 @@ def pub_around_clippy(
     data_parallel: Module | dist.ProcessGroup | None = None,
     form: FormName = "ours",
     update_every: int = 10,
+    solve_on: Literal["all", "last"] = "all",
     relative: float = 0.5,
     absolute: float = 0.01,
     task_weights: Sequence[float] | None = None,
@@ -59,7 +60,7 @@ def pub_around_clippy(
     bounded = Clippy(optimizer, relative=relative, absolute=absolute)
     return PUB(
         bounded, shared=shared, tasks=tasks, data_parallel=data_parallel, form=form, update_every=update_every,
-        task_weights=task_weights,
+        solve_on=solve_on, task_weights=task_weights,
     )  # fmt: skip
 
 
@@ -100,15 +101,15 @@ CATALOGUE: Final[tuple[Method, ...]] = (
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed in the form published by PUB's authors.", **_PUB,
-        options={"form": "authors"},
+        options={"form": "authors", "solve_on": "all"},
     ),
     Method(
         "pub-literal", "PUB (literal)", "The authors' code as it is written: nothing rescaled, towers weighed too.",
-        **_PUB, options={"form": "literal"},
+        **_PUB, options={"form": "literal", "solve_on": "all"},
     ),
     Method(
         "pub-shipped", "PUB (shipped)", "The authors' code as it behaves: all weights stay 1, the updates are added.",
-        **_PUB, options={"form": "shipped"},
+        **_PUB, options={"form": "shipped", "solve_on": "all"},
     ),
     Method(
         "pub-adatask", "PUB + AdaTask", "PUB on updates computed with one optimizer state per task.",

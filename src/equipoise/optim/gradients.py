@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -23,12 +24,16 @@ class Pending:
             the parameters' ``grad``.
         total: the plain sum of the tasks' gradients where the step needs it beside the weighted one, else empty.
         marks: the parameters' ``grad`` as the last backward left them.
+        solution: what PUB has solved before the passes, to be kept when the step is made.
+        unscaled: whether the gradients that it was solved from are known to be free of a ``GradScaler``'s factor.
     """
 
     present: list[bool]
     of_task: list[list[Tensor | None]]
     total: list[Tensor | None] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    solution: dict[str, Any] = field(default_factory=dict)
+    unscaled: bool = False
 
     @property
     def tasks(self) -> list[int]:

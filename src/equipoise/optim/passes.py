@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from equipoise.grad_scaler import factor_of_backward
 from equipoise.optim.gradients import Pending, sum_of, take
 
-__all__ = ["Passes", "other_leaves"]
+__all__ = ["Passes", "gradients_of_each", "other_leaves"]
 
 
 @dataclass
@@ -94,6 +96,28 @@ class Passes:
         torch.autograd.backward(losses, grad_tensors=weights)
         for p, grad in zip(self._towers, kept, strict=True):
             p.grad = grad
+
+
+def gradients_of_each(
+    losses: Iterable[Tensor], leaves: Sequence[Tensor]
+) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
+    """Return each loss's gradients of the leaves, and the factor of a ``GradScaler`` that they carry, None if unknown.
+
+    Keeps the graph, and leaves every ``grad`` as it is.
+    """
+    enclosing = factor_of_backward()  # where `total(losses).backward()` calls this
+    gradients: list[list[Tensor | None]] = []
+    factors: list[Tensor | None] = []
+    noted: list[Tensor | None] = []
+    with ExitStack() as hooks:
+        for leaf in leaves:
+            handle = leaf.register_hook(lambda _: noted.append(factor_of_backward()))  # type: ignore[no-untyped-call]
+            hooks.enter_context(handle)
+        for loss in losses:
+            noted.clear()
+            gradients.append(list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)))
+            factors.append(next((factor for factor in noted if factor is not None), enclosing))
+    return gradients, factors
 
 
 def other_leaves(losses: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:

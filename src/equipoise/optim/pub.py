@@ -16,6 +16,7 @@ from equipoise.optim.entries import OwnState, rows_index
 from equipoise.optim.forms import FormName, form_named
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
+from equipoise.optim.measured_part import MeasuredPart, unscaled_gradients
 from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
 from equipoise.solvers import bargaining_weights
@@ -67,6 +68,12 @@ class PUB(TaskOptimizer):
     - ``"shipped"``: as the published code behaves. Its solver never runs, so α stays 1: the sum of the M updates, over
       all parameters, with weight decay as in ``"literal"``. ``update_every`` has no effect.
 
+    ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. With all of them (the default) a
+    step that solves makes one backward pass per task through everything that is shared. With the last shared layer
+    alone these passes end there, right below the towers, before the step's pass with the weighted sum: nearly as cheap
+    as the steps between. α then knows nothing of conflicts further below. Where the last layer is all that is shared,
+    both are the same. Several calls of ``backward`` for one step are refused there.
+
     The default is ours: on validation data it gains as much as any form does at its own learning rate, for a fraction
     of the cost (``benchmarks/results/defaults-updates-complete-journey.md``).
 
@@ -89,6 +96,9 @@ class PUB(TaskOptimizer):
         form: ``"ours"``, ``"matched"``, ``"authors"``, ``"literal"`` or ``"shipped"``; None: ``"ours"``, around
             :class:`AdaTask` ``"matched"``.
         update_every: K, at least 1.
+        solve_on: ``"all"``; ``"last"``: the shared parameters above which no shared weight matrix stands, found in the
+            graph of the losses of the first solve (of MMoE the last layer of each expert, of PLE that of the shared
+            experts at the top); or a list of some of the shared parameters.
         tasks: the tasks' names, for losses by name, for saved state, which is matched by name, and for the monitor; if
             not given those of a dict of losses, else "0", "1", …
         task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
@@ -102,6 +112,7 @@ class PUB(TaskOptimizer):
 
     Attributes:
         balanced: the parameters that α weighs: the shared ones, or all where the form spans the towers.
+        solved_on: the parameters that α is solved from, out of these; empty until ``"last"`` is found.
         tasks: the tasks' names; empty before the first ``backward`` if not given.
         last_gram: G of the last solve, float64, shape [M, M], 0 for tasks that were absent.
         last_weights: the present α, float64, shape [M].
@@ -111,7 +122,8 @@ class PUB(TaskOptimizer):
         TypeError: ``optimizer`` is none of these.
         ValueError: an option has another value than those named; ``shared`` is empty, holds what is not the
             optimizer's, or differs from AdaTask's; a form that does not fit AdaTask, which has a state per task;
-            ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's.
+            ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's; ``solve_on`` is given to
+            another form than ``"ours"``, or around MetaBalance, which needs all gradients of each task.
         RuntimeError: there are several ranks and no ``data_parallel``.
 
     Example:
@@ -133,6 +145,7 @@ class PUB(TaskOptimizer):
         shared: Iterable[Parameter] | Literal["auto"],
         form: FormName | None = None,
         update_every: int = 10,
+        solve_on: Literal["all", "last"] | Iterable[Parameter] = "all",
         tasks: Sequence[str] | None = None,
         task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
@@ -180,10 +193,30 @@ class PUB(TaskOptimizer):
                 "have no effect: give them to PUB."
             )
         self.update_every = update_every
+        self._part = self._part_of(solve_on)
         if not self.tasks:
             self._memory.update(_before_the_first_step(0, self._device))
         self._choose_balanced()
         self._take_averaging_over()
+
+    def _part_of(self, solve_on: Literal["all", "last"] | Iterable[Parameter]) -> MeasuredPart | None:
+        if solve_on == "all":
+            return None
+        part = MeasuredPart(solve_on)
+        if self.form != "ours" or self._metabalance is not None:
+            found = "MetaBalance inside" if self.form == "ours" else f"form {self.form!r}"
+            raise ValueError(
+                f"solve_on={part!r} saves the tasks' passes through all that is shared, found {found}, which needs "
+                'them in any case. Leave solve_on at "all", or use form "ours" without MetaBalance.'
+            )
+        if self._shared_is_known:
+            part.check(self.shared)
+        return part
+
+    @property
+    def solved_on(self) -> list[Parameter]:
+        """The parameters that α is solved from; empty until the last layer is found."""
+        return self.balanced if self._part is None else self._part.parameters
 
     @property
     def last_weights(self) -> Tensor:
@@ -233,19 +266,53 @@ class PUB(TaskOptimizer):
         if len(self.tasks) == 1:
             return False
         sum_is_enough = self._rule.affine and not self._own and not self._form.spans_towers
-        return self._due() or self._metabalance is not None or not (self._weighs_gradients() or sum_is_enough)
+        solves_now = self._part is None and self._due()
+        return solves_now or self._metabalance is not None or not (self._weighs_gradients() or sum_is_enough)
 
     def _needs_total(self) -> bool:
         return self._memory["solved"] and not self._weighs_gradients() and self._form.matched
 
     def _weights(self, tasks: list[int]) -> list[Tensor] | None:
-        if not self._memory["solved"]:
+        solution = (self._pending.solution if self._pending else None) or self._memory
+        if not solution["solved"]:
             return None
-        weights = self._memory["alpha"].unbind()
+        weights = solution["alpha"].unbind()
         return [weights[task] for task in tasks]
+
+    def _before_passes(self, pending: Pending, losses: dict[int, Tensor]) -> None:
+        """Solve for α from a part of the shared parameters, where that is due."""
+        part, averaging = self._part, self._averaging
+        if part is None or len(self.tasks) == 1:
+            return
+        if any(pending.present):
+            raise RuntimeError(
+                f"PUB(solve_on={part!r}) solves for the weights before a step's one pass through what is shared, found "
+                'another backward since the last step, which that pass has missed. Use solve_on="all" where several '
+                "micro-batches add up to a step."
+            )
+        if not self._due() or not (losses or averaging):
+            return
+        parameters = part.trained(losses.values(), self.shared, averaging)
+        if not parameters:
+            return
+        gradients, pending.unscaled = unscaled_gradients(losses, parameters, len(self.tasks), averaging)
+        if gradients:
+            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                joint = JointStep(self.torch_optimizer, parameters, list(gradients.values()), counts=self._counts)
+                pending.solution = self._solution(joint, list(gradients))
+
+    def _overflown(self, pending: Pending) -> bool:
+        if pending.solution and not pending.unscaled and getattr(self, "grad_scale", None) is not None:
+            raise RuntimeError(
+                f"PUB(solve_on={self._part!r}) solves before the step, from gradients without a GradScaler's factor, "
+                "found losses whose factor is not known. Multiply them by `scale` of a torch.amp.GradScaler, not of a "
+                'subclass with a `scale` of its own; or use solve_on="all".'
+            )
+        return super()._overflown(pending)
 
     def _move(self, pending: Pending) -> None:
         tasks = pending.tasks
+        self._memory.update(pending.solution)
         if tasks and pending.of_task:
             self._move_each(pending, tasks)
         elif not tasks or self._weighs_gradients():
@@ -268,7 +335,7 @@ class PUB(TaskOptimizer):
             unreached_stay=self._form.spans_towers,
         )
         if self._due():
-            self._solve(joint, tasks)
+            self._memory.update(self._solution(joint, tasks))
         weights = self._weights_of(tasks)
         if self._weighs_gradients():
             for p, grad in joint.combine(weights):
@@ -300,7 +367,8 @@ class PUB(TaskOptimizer):
             plain=plain if self._form.matched else None,
         )
 
-    def _solve(self, joint: JointStep, tasks: list[int]) -> None:
+    def _solution(self, joint: JointStep, tasks: list[int]) -> dict[str, Any]:
+        """Return what changes in the state when α is solved from the updates of these tasks."""
         gram = joint.gram(momentum=self._form.weighs == "updates")
         preferences = self._preferences
         if preferences is not None:
@@ -312,15 +380,13 @@ class PUB(TaskOptimizer):
         elif self._form.scale == "root norm":
             solved = solved * gram.norm().sqrt()
         memory, alpha = self._memory, torch.where((solved > 0) & (solved < torch.inf), solved, self._weights_of(tasks))
-        if len(tasks) == len(self.tasks):
-            memory["alpha"], memory["gram"] = alpha, gram
-            memory["present"] = torch.ones_like(memory["present"])
-        else:
+        present = torch.ones_like(memory["present"])
+        if len(tasks) < len(self.tasks):
             here = rows_index(tasks, len(self.tasks), alpha.device)
-            memory["alpha"] = memory["alpha"].index_copy(0, here, alpha)
-            memory["gram"] = torch.zeros_like(memory["gram"]).index_put_((here.unsqueeze(1), here), gram)
-            memory["present"] = torch.zeros_like(memory["present"]).index_fill_(0, here, True)
-        memory["solved"] = True
+            alpha = memory["alpha"].index_copy(0, here, alpha)
+            gram = torch.zeros_like(memory["gram"]).index_put_((here.unsqueeze(1), here), gram)
+            present = torch.zeros_like(memory["present"]).index_fill_(0, here, True)
+        return {"alpha": alpha, "gram": gram, "present": present, "solved": True}
 
     def _weights_of(self, tasks: list[int]) -> Tensor:
         """Return α of these tasks."""
@@ -350,5 +416,6 @@ class PUB(TaskOptimizer):
     def __repr__(self) -> str:
         return (
             f"PUB({self._inner_repr()}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
-            f"form={self.form!r}{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
+            f"form={self.form!r}{'' if self._part is None else f', solve_on={self._part!r}'}"
+            f"{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
         )

@@ -108,6 +108,7 @@ class TaskOptimizer(Wrapper):
             self._check_first(found)
         pending = self._pending_for(len(found))
         present = {task: loss for task, loss in enumerate(found) if loss is not None}
+        self._before_passes(pending, present)
         if self._averaging is None:
             self._passes(present, self._weights(list(present)), bool(pending.of_task)).run(pending, present)
         else:
@@ -240,6 +241,9 @@ class TaskOptimizer(Wrapper):
     @abstractmethod
     def _move(self, pending: Pending) -> None:
         """Move all parameters."""
+
+    def _before_passes(self, pending: Pending, losses: dict[int, Tensor]) -> None:
+        """Find what the passes of this call need; ``losses`` holds those that are present, by task."""
 
     @abstractmethod
     def _needs_each(self) -> bool:

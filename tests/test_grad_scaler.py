@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from equipoise.forks import Fork, MultiBalance
-from equipoise.forks.grad_scaler import _under_way
+from equipoise.grad_scaler import _under_way
 from tests.forks.fork_gradients import Towers, random
 
 X = random(3, 8, 6)

@@ -1,0 +1,126 @@
+"""The last shared layer of the ranking models and of graphs made by hand; graphs that do not say which it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from equipoise.optim.last_layer import last_shared_layer
+from equipoise.ranking.models import build_model
+from equipoise.schema import Categorical, Numeric, Schema, Task
+
+SCHEMA = Schema([Categorical("user", 9), Categorical("item", 7)], [Numeric("age")], [Task("click"), Task("buy")])
+BOTH = ("weight", "bias")
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def names(model: nn.Module, losses: list[Tensor], shared: list[nn.Parameter]) -> list[str]:
+    found = {id(p) for p in last_shared_layer(losses, shared)}
+    return [name for name, p in model.named_parameters() if id(p) in found]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "layer"),
+    [
+        ("shared-bottom", {"bottom": (8, 5)}, ["bottom.2.weight", "bottom.2.bias"]),
+        ("shared-bottom", {"bottom": ()}, ["embedding.table.weight"]),
+        ("mmoe", {"experts": 2, "expert": (6, 5)}, [f"experts.{e}.2.{part}" for e in (0, 1) for part in BOTH]),
+        ("ple", {"expert": (6, 5)}, [f"top_experts.{e}.2.{part}" for e in (0, 1) for part in BOTH]),
+    ],
+)  # fmt: skip
+def test_the_last_shared_layer_of_the_ranking_models(model, options, layer):
+    built = build_model(model, SCHEMA, **options)
+    outputs = built(torch.tensor([[3, 1], [5, 2]]), torch.ones(2, 1))
+    losses = [output.sum() for output in outputs]
+    assert names(built, losses, list(built.shared_parameters())) == layer
+    assert names(built, losses[1:], list(built.shared_parameters())) == layer  # one task alone shows it
+
+
+class Made(nn.Module):
+    """Layers a, b, c between an input and two towers, put together by ``forward``."""
+
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.shared = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abc"} | layers)
+        self.towers = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self._forward = forward
+
+    def losses(self) -> list[Tensor]:
+        z = self._forward(self.shared, X)
+        return [tower(z).square().mean() for tower in self.towers]
+
+
+def looped(layers: nn.ModuleDict, x: Tensor) -> Tensor:
+    state = layers["a"](x)
+    for _ in range(3):
+        state = layers["b"](state.tanh())
+    return state
+
+
+def multiplied(layers: nn.ModuleDict, x: Tensor) -> Tensor:
+    a, b, c = (layers[name].weight for name in "abc")
+    return nn.functional.linear(nn.functional.linear(x, a).tanh(), b * c)
+
+
+SCALE = "parametrizations.weight.original"
+GRAPHS = {
+    "one after the other": (lambda s, x: s["c"](s["b"](s["a"](x)).relu()).relu(), {}, {"c": BOTH}),
+    "side by side": (lambda s, x: s["c"](s["a"](x)) + s["b"](s["a"](x)), {}, {"b": BOTH, "c": BOTH}),
+    "residual": (lambda s, x: (h := s["a"](x)) + s["b"](h.relu()), {}, {"b": BOTH}),
+    "past the layer above": (lambda s, x: (h := s["a"](x)) * torch.sigmoid(s["b"](h)), {}, {"b": BOTH}),
+    "normalised": (lambda s, x: s["n"](s["b"](s["a"](x))), {"n": nn.LayerNorm(4)}, {"b": BOTH, "n": BOTH}),
+    "recurrent": (looped, {}, {"b": BOTH}),
+    "several weights in one": (multiplied, {}, {"b": ("weight",), "c": ("weight",)}),
+    "a matrix of its own": (
+        lambda s, x: s["n"](s["a"](x)),
+        {"n": weight_norm(nn.Linear(4, 4))},
+        {"n": ("bias", f"{SCALE}0", f"{SCALE}1")},
+    ),
+    "convolved": (
+        lambda s, x: s["n"](s["a"](x).view(8, 1, 4)).mean(1),
+        {"n": nn.Conv1d(1, 3, 3, padding=1)},
+        {"n": BOTH},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_no_shared_matrix_stands_above_is_the_last_layer(name):
+    forward, layers, expected = GRAPHS[name]
+    model = Made(forward, **layers)
+    found = names(model, model.losses(), list(model.shared.parameters()))
+    assert sorted(found) == sorted(f"shared.{layer}.{part}" for layer, parts in expected.items() for part in parts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.losses()
+    assert names(model, losses, list(model.shared.parameters())) == found
+
+
+def test_towers_and_what_is_frozen_hide_nothing():
+    model = Made(GRAPHS["one after the other"][0])
+    for p in model.shared["c"].parameters():
+        p.requires_grad_(False)
+    assert names(model, model.losses(), list(model.shared.parameters())) == ["shared.b.weight", "shared.b.bias"]
+    lower = [*model.shared["a"].parameters()]
+    assert names(model, model.losses(), lower) == ["shared.a.weight", "shared.a.bias"]
+    assert last_shared_layer([], lower) == []
+
+
+def test_a_compiled_graph_with_several_layers_asks_for_a_list():
+    model = Made(lambda s, x: s["c"](torch.compile(nn.Sequential(s["a"], s["b"]), backend="aot_eager")(x)))
+    message = (
+        r"cannot see into a graph that torch.compile made: 2 shared weight matrices.*Pass solve_on=\[parameters of"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        last_shared_layer(model.losses(), list(model.shared.parameters()))
+    model = Made(lambda s, x: s["b"](torch.compile(s["a"], backend="aot_eager")(x)))
+    assert names(model, model.losses(), list(model.shared.parameters())) == ["shared.b.weight", "shared.b.bias"]
+
+
+def test_matrices_in_a_ring_have_no_last_one():
+    a, b, c = (nn.Parameter(torch.eye(2)) for _ in range(3))
+    x = torch.ones(1, 2)
+    losses = [((x @ low) @ high).sum() for low, high in ((a, b), (b, c), (c, a))]
+    with pytest.raises(RuntimeError, match=r"each stands below another one. Pass solve_on="):
+        last_shared_layer(losses, [a, b, c])

@@ -1,0 +1,279 @@
+"""PUB(solve_on="last"): α from the last shared layer alone, found before the step's one pass through what is shared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise import Monitor
+from equipoise.optim import PUB, AdaTask, MetaBalance
+from tests.optim.pub_reference import solve
+from tests.optim.task_nets import OPTIMIZERS, Net, take_step, train, values
+
+
+def of_last(net: Net, kind: str = "adam", **options) -> PUB:
+    options = {"update_every": 2, "solve_on": "last"} | options
+    return PUB(OPTIMIZERS[kind](net.parameters()), shared=net.shared(), **options)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_where_the_last_layer_is_all_that_is_shared_it_is_the_same(kind):
+    found = []
+    for solve_on in ("last", "all"):
+        net = Net(3)
+        net.table.requires_grad_(False)
+        optimizer = PUB(
+            OPTIMIZERS[kind](net.parameters()), shared=net.bottom.parameters(), update_every=2, solve_on=solve_on
+        )
+        weights = []
+        for step in range(12):
+            train(net, optimizer, [step], absent=(1,) if step in (3, 4) else ())
+            weights.append(optimizer.last_weights.clone())
+        found.append((values(net), torch.stack(weights), optimizer.last_gram, optimizer.last_present))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-6)
+    assert (found[0][1] != 1).any()
+
+
+STEPS, TASKS, ROWS, K = 25, 3, 6, 4
+B1, B2, EPS, LR = 0.9, 0.999, 1e-8, 0.02
+
+
+def data(step: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    return rng.normal(size=(ROWS, 4)), rng.normal(size=(TASKS, ROWS)) * np.array([[1.0], [5.0], [0.2]])
+
+
+def start() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(99)
+    sizes = {"W1": (5, 4), "W2": (3, 5), "b2": (3,), "heads": (TASKS, 3)}
+    return {name: rng.normal(size=size) for name, size in sizes.items()}
+
+
+def by_hand(absent: dict[int, set[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Two shared layers and a head per task under Adam, in numpy; α from ``W2`` and ``b2``, kept by absent tasks."""
+    p = start()
+    m, v = ({name: np.zeros_like(value) for name, value in p.items()} for _ in range(2))
+    alpha, alphas = np.ones(TASKS), []
+    for step in range(STEPS):
+        x, y = data(step)
+        hidden = np.tanh(x @ p["W1"].T)
+        z = hidden @ p["W2"].T + p["b2"]
+        here = [task for task in range(TASKS) if task not in absent.get(step, set())]
+        of_task = []
+        for task in here:
+            residual = z @ p["heads"][task] - y[task]
+            dz = 2 / ROWS * np.outer(residual, p["heads"][task])
+            head = np.zeros_like(p["heads"])
+            head[task] = 2 / ROWS * residual @ z
+            dW1 = ((dz @ p["W2"]) * (1 - hidden**2)).T @ x
+            of_task.append({"W1": dW1, "W2": dz.T @ hidden, "b2": dz.sum(0), "heads": head})
+        if step % K == 1:
+            scaled = []
+            for g in of_task:
+                second = {n: B2 * v[n] + (1 - B2) * sum(other[n] ** 2 for other in of_task) for n in ("W2", "b2")}
+                parts = [g[n] / (np.sqrt(second[n] / (1 - B2 ** (step + 1))) + EPS) for n in second]
+                scaled.append(np.concatenate([part.reshape(-1) for part in parts]))
+            found = solve(np.array([[one @ other for other in scaled] for one in scaled]))
+            alpha[here] = found * len(here) / found.sum()
+        for name in p:
+            weights = np.ones(TASKS) if name == "heads" else alpha
+            g = sum(weights[task] * own[name] for task, own in zip(here, of_task, strict=True))
+            m[name] = B1 * m[name] + (1 - B1) * g
+            v[name] = B2 * v[name] + (1 - B2) * g**2
+            step_size = m[name] / (1 - B1 ** (step + 1)) / (np.sqrt(v[name] / (1 - B2 ** (step + 1))) + EPS)
+            p[name] = p[name] - LR * step_size
+        alphas.append(alpha.copy())
+    return np.array(alphas), [p[name] for name in ("W1", "W2", "b2", "heads")]
+
+
+@pytest.mark.parametrize("solve_on", ["last", "a list"])
+@pytest.mark.parametrize("absent", [{}, {5: {1}, 6: {0, 2}, 9: {0}}], ids=["all present", "some absent"])
+def test_it_follows_the_equations(absent, solve_on):
+    p = {name: nn.Parameter(torch.from_numpy(value)) for name, value in start().items()}
+    shared = [p["W1"], p["W2"], p["b2"]]
+    optimizer = PUB(
+        torch.optim.Adam(p.values(), lr=LR), shared=shared, update_every=K,
+        solve_on="last" if solve_on == "last" else shared[1:],
+    )  # fmt: skip
+    alphas = []
+    for step in range(STEPS):
+        x, y = map(torch.from_numpy, data(step))
+        z = torch.tanh(x @ p["W1"].T) @ p["W2"].T + p["b2"]
+        losses = [(z @ p["heads"][task] - y[task]).square().mean() for task in range(TASKS)]
+        take_step(optimizer, [None if task in absent.get(step, set()) else loss for task, loss in enumerate(losses)])
+        alphas.append(optimizer.last_weights.numpy())
+    expected, parameters = by_hand(absent)
+    np.testing.assert_allclose(np.array(alphas), expected, rtol=1e-9)
+    for name, value in zip(p, parameters, strict=True):
+        np.testing.assert_allclose(p[name].detach().numpy(), value, rtol=1e-8, atol=1e-10)
+    assert optimizer.solved_on == shared[1:]
+
+
+def test_only_one_pass_goes_below_the_layer():
+    net, passes = Net(3), []
+    optimizer = of_last(net)
+    for step in range(4):
+        rows = net.table(torch.tensor([[step, 3]]))
+        rows.register_hook(lambda _, step=step: passes.append(step))
+        z = torch.tanh(net.bottom(rows.flatten(1)))
+        take_step(optimizer, [tower(z).square().mean() for tower in net.towers])
+    assert passes == [0, 1, 2, 3]
+    assert (optimizer.last_weights != 1).any()
+
+
+def weights_under(scaler: torch.amp.GradScaler, how: str) -> tuple[Tensor, Tensor]:
+    net, found = Net(3), []
+    optimizer = of_last(net)
+    for step in range(8):
+        losses = net.losses(step)
+        optimizer.zero_grad()
+        if how == "each loss":
+            optimizer.backward([scaler.scale(loss) for loss in losses])
+        elif how == "all at once":
+            optimizer.backward(scaler.scale(losses))
+        elif how == "and divided":
+            optimizer.backward([scaler.scale(2 * loss) / 2 for loss in losses])
+        else:
+            scaler.scale(optimizer.total(losses)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        found.append(optimizer.last_weights.clone())
+    return torch.stack(found), values(net)
+
+
+@pytest.mark.parametrize("how", ["each loss", "all at once", "and divided", "total"])
+def test_a_grad_scaler_changes_no_weight(how):
+    expected = weights_under(torch.amp.GradScaler("cpu", enabled=False), how)
+    found = weights_under(torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3), how)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert (found[0] != 1).any()
+
+
+def test_an_overflow_changes_no_weight():
+    net = Net(2)
+    optimizer = of_last(net, update_every=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    train(net, optimizer, range(2))
+    before, alpha = values(net), optimizer.last_weights
+    first, second = net.losses(3)
+    optimizer.zero_grad()
+    optimizer.backward([scaler.scale(first), scaler.scale(second) * float("inf")])
+    scaler.step(optimizer)
+    assert torch.equal(values(net), before)
+    assert torch.equal(optimizer.last_weights, alpha)
+    assert optimizer.state_dict()["pub"]["steps"] == 2
+
+
+def test_a_backward_without_a_step_changes_no_weight():
+    nets = Net(2), Net(2)
+    optimizers = [of_last(net, update_every=1) for net in nets]
+    optimizers[1].backward(nets[1].losses(17))
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, range(3))
+    assert torch.equal(values(nets[0]), values(nets[1]))
+
+
+def test_a_factor_that_is_not_known_is_refused_before_anything_moves():
+    net = Net(2)
+    optimizer, scaler = of_last(net, update_every=1), torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.ones(()))  # which sets its factor up
+    before = values(net)
+    optimizer.backward([2.0 * loss for loss in net.losses(0)])
+    with pytest.raises(
+        RuntimeError, match=r"solve_on='last'.* found losses whose factor is not known.* solve_on=.all."
+    ):
+        scaler.step(optimizer)
+    assert torch.equal(values(net), before)
+    assert (optimizer.last_weights == 1).all()
+
+
+def test_several_micro_batches_are_refused():
+    net = Net(2)
+    optimizer = of_last(net)
+    optimizer.backward(net.losses(0))
+    with pytest.raises(RuntimeError, match=r"found another backward since the last step.*Use solve_on=.all. where"):
+        optimizer.backward(net.losses(1))
+    alone = Net(1)
+    optimizer = of_last(alone)
+    optimizer.backward(alone.losses(0))
+    optimizer.backward(alone.losses(1))
+    optimizer.step()
+
+
+def test_the_solve_is_no_less_exact_under_autocast():
+    found = []
+    for solve_on in ("last", "all"):
+        net = Net(2)
+        net.table.requires_grad_(False)
+        optimizer = of_last(net, update_every=1, solve_on=solve_on)
+        losses = net.losses(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            optimizer.backward(losses)
+        optimizer.step()
+        found.append(optimizer.last_weights)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda net, o: PUB(o, shared=net.shared(), solve_on="first"), 'must be "all", "last" or a list'),
+        (lambda net, o: PUB(o, shared=net.shared(), solve_on=[]), "must hold at least one shared parameter"),
+        (
+            lambda net, o: PUB(o, shared=net.shared(), solve_on=net.towers.parameters()),
+            r"must hold shared parameters, found a tensor of shape \(1, 5\) that is not one of `shared`",
+        ),
+        (
+            lambda net, o: PUB(o, shared=net.shared(), solve_on="last", form="authors"),
+            r"solve_on='last' saves .* found form 'authors', which needs them in any case. Leave solve_on at",
+        ),
+        (
+            lambda net, o: PUB(AdaTask(o, shared=net.shared()), shared=net.shared(), solve_on=[net.bottom.weight]),
+            r"solve_on=\[1 parameters\] saves .* found form 'matched'",
+        ),
+        (
+            lambda net, o: PUB(MetaBalance(o, shared=net.shared()), shared=net.shared(), solve_on="last"),
+            "found MetaBalance inside",
+        ),
+    ],
+)
+def test_what_it_does_not_fit_is_refused(make, message):
+    net = Net(2)
+    with pytest.raises(ValueError, match=message):
+        make(net, torch.optim.Adam(net.parameters()))
+
+
+def test_a_list_is_checked_once_the_shared_parameters_are_known():
+    net = Net(2)
+    optimizer = PUB(torch.optim.Adam(net.parameters()), shared="auto", solve_on=net.towers.parameters(), update_every=1)
+    with pytest.raises(ValueError, match="must hold shared parameters, found a tensor"):
+        optimizer.backward(net.losses(0))
+
+
+def test_a_frozen_layer_gives_way_to_the_one_below_and_a_frozen_list_is_refused():
+    net = Net(2)
+    optimizer, listed = of_last(net, update_every=1), of_last(net, update_every=1, solve_on=[net.bottom.weight])
+    train(net, optimizer, [0])
+    assert optimizer.solved_on == list(net.bottom.parameters())
+    net.bottom.weight.requires_grad_(False)
+    train(net, optimizer, [1])
+    assert optimizer.solved_on == list(net.bottom.parameters())
+    listed.zero_grad()
+    with pytest.raises(RuntimeError, match="solve_on holds 1 parameters, all of which are frozen"):
+        listed.backward(net.losses(2))
+    net.bottom.bias.requires_grad_(False)
+    train(net, optimizer, [2])
+    assert optimizer.solved_on == [net.table.weight]
+
+
+def test_the_monitor_shows_the_updates_of_the_layer():
+    net = Net(2)
+    optimizer = of_last(net, tasks=["click", "buy"])
+    assert "solve_on='last'" in repr(optimizer)
+    train(net, optimizer, range(2))
+    scalars = Monitor(net, optimizer).read().scalars()
+    assert scalars["pub/weight/click"] == optimizer.last_weights[0].item()
+    assert scalars["pub/norm/buy"] == pytest.approx(optimizer.last_gram[1, 1].sqrt().item())
