@@ -167,7 +167,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(("missing", "command"), [("typer", "--help"), ("torchmetrics", "methods")])
+@pytest.mark.parametrize(("missing", "command"), [("typer", "--help"), ("pydantic", "methods")])
 def test_a_command_without_its_packages_says_in_one_line_what_to_install(missing: str, command: str) -> None:
     done = run_without([missing], COMMAND, command)
     assert done.returncode == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from equipoise.data.dataset import AnySplit, Dataset
-from equipoise.ranking.metrics import TaskMetrics, calibration_curve, slice_metrics
+from equipoise.ranking.metrics import calibration_curve, slice_metrics, task_metrics
 from equipoise.ranking.predictions import predictions, scores
 from equipoise.schema import Schema
 from equipoise.training.faults.non_finite import NonFiniteError
@@ -24,7 +24,6 @@ from equipoise.training.run import CurvePoint, Run, Slice
 __all__ = ["evaluate", "finish", "measure", "predict", "random_rows"]
 
 _EVALUATION_BATCH = 16_384
-_METRIC_ROWS = 1 << 18  # fresh memory for the checks of all rows at once would take longer to get than to fill
 _USER_GROUPS = 32
 _SUBSET_SEED = 0
 _OF_CURVE: Final = ("auc", "gauc", "ne", "rmse")
@@ -84,17 +83,8 @@ def measure(
         group: the key by which AUC is grouped; none if empty.
         natural: as at the natural rate, by the weight of the rows and with corrected predictions.
     """
-    metrics = TaskMetrics(schema, natural=natural, grouped=bool(group))
     weight, groups = _weight(split, natural=natural), split.keys[group] if group else None
-    for start in range(0, len(split), _METRIC_ROWS):
-        rows = slice(start, start + _METRIC_ROWS)
-        metrics.update(
-            [output[rows] for output in outputs],
-            split.labels[rows],
-            None if weight is None else weight[rows],
-            None if groups is None else groups[rows],
-        )
-    return {task: {name: float(value) for name, value in found.items()} for task, found in metrics.compute().items()}
+    return task_metrics(schema, outputs, split.labels, weight, groups, natural=natural)
 
 
 def finish(run: Run, learner: Learner, dataset: Dataset, batch_size: int) -> None:

@@ -52,7 +52,7 @@ class Run:
             :func:`equipoise.comparison.throughput.peak_memory` measures it.
         test: task -> metrics on the test split, as sampled. Of a binary task ``auc``, ``ne``, ``log_loss``,
             ``calibration``, and ``gauc`` where the data set names a group; of a regression ``rmse``, ``mae``, ``r2``,
-            and as ``ne`` the normalized squared error (see :class:`equipoise.ranking.metrics.TaskMetrics`).
+            and as ``ne`` the normalized squared error (see :func:`equipoise.ranking.metrics.task_metrics`).
         test_natural: the same at the natural rate: rows weighted, and predictions corrected where the schema says how
             the rows were sampled. Empty if all weights are 1.
         validation: as ``test``, on the whole validation split.

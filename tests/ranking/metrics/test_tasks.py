@@ -31,6 +31,7 @@ from equipoise.ranking.metrics import (
     r2,
     rmse,
     slice_metrics,
+    task_metrics,
 )
 from equipoise.ranking.predictions import predictions, scores
 from equipoise.schema import Numeric, Sampled, Schema, Task
@@ -246,3 +247,32 @@ def test_predictions_that_float32_would_tie_stay_apart() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_no_rows_have_no_metrics() -> None:
     assert all(math.isnan(value) for value in TaskMetrics(SCHEMA, grouped=True).compute()["click"].values())
+
+
+def test_all_rows_at_once_are_checked_and_measured_as_batches_are() -> None:
+    outputs, labels, weight, groups = rows_of(300)
+    metrics = TaskMetrics(SCHEMA, grouped=True)
+    metrics.update(outputs, labels, weight, groups)
+    assert repr(task_metrics(SCHEMA, outputs, labels, weight, groups)) == repr(metrics.compute())
+    assert math.isnan(task_metrics(SCHEMA, [output[:0] for output in outputs], labels[:0])["click"]["auc"])
+
+
+@pytest.mark.parametrize("short", ["outputs", "labels", "weight", "groups"])
+def test_columns_that_differ_behind_the_first_part_are_refused(short: str) -> None:
+    rows = (1 << 18) + 10
+    columns = {"outputs": torch.zeros(rows), "labels": torch.zeros(rows, 1), "weight": torch.ones(rows),
+               "groups": torch.zeros(rows, dtype=torch.int64)}  # fmt: skip
+    columns[short] = columns[short][:-5]
+    schema = Schema([], [Numeric("x")], [Task("click")])
+    with pytest.raises(ValueError, match=r"shape"):
+        task_metrics(schema, [columns["outputs"]], columns["labels"], columns["weight"], columns["groups"])
+
+
+def test_more_rows_than_one_part_are_measured_together() -> None:
+    rows = (1 << 18) + 1000
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, generator=generator)
+    labels = (torch.rand(rows, generator=generator) < 0.1).float()
+    found = task_metrics(Schema([], [Numeric("x")], [Task("click")]), [logits], labels.unsqueeze(1))["click"]
+    assert found["auc"] == auc(logits, labels).item()
+    assert found["ne"] == pytest.approx(normalized_entropy(logits, labels).item(), rel=1e-12)

@@ -6,20 +6,27 @@ defined (each says when) is NaN, without a warning; a NaN among the predictions 
 classes take torchmetrics' usual keywords.
 """
 
-from equipoise.ranking.metrics.binary import (
-    AUC,
-    Calibration,
-    LogLoss,
-    NormalizedEntropy,
-    auc,
-    calibration,
-    log_loss,
-    normalized_entropy,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from equipoise.ranking.metrics.binary import auc, calibration, log_loss, normalized_entropy
 from equipoise.ranking.metrics.curves import calibration_curve
-from equipoise.ranking.metrics.grouped import GroupedAreas, GroupedAUC, grouped_areas, grouped_auc
-from equipoise.ranking.metrics.regression import MAE, R2, RMSE, mae, r2, rmse
-from equipoise.ranking.metrics.tasks import TaskMetrics, slice_metrics
+from equipoise.ranking.metrics.grouped import GroupedAreas, grouped_areas, grouped_auc
+from equipoise.ranking.metrics.regression import mae, r2, rmse
+from equipoise.ranking.metrics.tasks import slice_metrics, task_metrics
+
+if TYPE_CHECKING:
+    from equipoise.ranking.metrics.gathered import (
+        AUC,
+        MAE,
+        R2,
+        RMSE,
+        Calibration,
+        GroupedAUC,
+        LogLoss,
+        NormalizedEntropy,
+        TaskMetrics,
+    )
 
 __all__ = [
     "AUC",
@@ -43,4 +50,12 @@ __all__ = [
     "r2",
     "rmse",
     "slice_metrics",
+    "task_metrics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the classes when one is first used: torchmetrics takes half a second, which a training need not wait."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.gathered"), name)

@@ -1,29 +1,21 @@
-"""Metrics of binary tasks: AUC, normalized entropy, log loss, calibration.
-
-Pure functions of logits and labels, and thin torchmetrics classes around them that gather over batches and ranks.
-"""
+"""Metrics of binary tasks from logits and labels: AUC, normalized entropy, log loss, calibration."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equipoise.ranking.metrics.rows import Metric, RowMetric, checked_columns
+from equipoise.ranking.metrics.rows import checked_columns
 
 __all__ = [
-    "AUC",
-    "Calibration",
-    "LogLoss",
-    "NormalizedEntropy",
     "area_under_curve",
     "auc",
     "calibration",
     "calibration_of_sums",
     "class_sums",
+    "columns_of",
     "entropy_of_sums",
     "log_loss",
     "log_loss_of_sums",
@@ -48,7 +40,7 @@ def log_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) ->
         >>> log_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
         tensor(0.6931, dtype=torch.float64)
     """
-    return log_loss_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+    return log_loss_of_sums(class_sums(*columns_of(logits, labels, weight)))[0]
 
 
 def normalized_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -64,7 +56,7 @@ def normalized_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = N
         >>> normalized_entropy(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
         tensor(1.2326, dtype=torch.float64)
     """
-    return entropy_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+    return entropy_of_sums(class_sums(*columns_of(logits, labels, weight)))[0]
 
 
 def calibration(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -76,7 +68,7 @@ def calibration(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /)
         >>> calibration(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
         tensor(2., dtype=torch.float64)
     """
-    return calibration_of_sums(class_sums(*_columns(logits, labels, weight)))[0]
+    return calibration_of_sums(class_sums(*columns_of(logits, labels, weight)))[0]
 
 
 def auc(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -91,101 +83,11 @@ def auc(logits: Tensor, labels: Tensor, weight: Tensor | None = None, /) -> Tens
         >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
         tensor(0.8750, dtype=torch.float64)
     """
-    return area_under_curve(*(column.squeeze(1) for column in _columns(logits, labels, weight)))
+    return area_under_curve(*(column.squeeze(1) for column in columns_of(logits, labels, weight)))
 
 
-class _SumMetric(Metric):
-    """A metric that is a function of the sums of :func:`class_sums`."""
-
-    is_differentiable = False
-    full_state_update = False
-    sums: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(4, 1, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
-        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
-        # Out of place, so that the sum is float64 even where the state was cast along with a model.
-        self.sums = self.sums + class_sums(*_columns(logits, labels, weight))
-
-
-class LogLoss(_SumMetric):
-    """:func:`log_loss` over batches and ranks; the state is four numbers.
-
-    Example:
-        >>> metric = LogLoss()
-        >>> metric.update(torch.zeros(2), torch.tensor([0.0, 1.0]))
-        >>> metric.compute()
-        tensor(0.6931, dtype=torch.float64)
-    """
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return log_loss_of_sums(self.sums)[0]
-
-
-class NormalizedEntropy(_SumMetric):
-    """:func:`normalized_entropy` over batches and ranks, against the base rate of all; four numbers of state.
-
-    Example:
-        >>> metric = NormalizedEntropy()
-        >>> metric.update(torch.zeros(1), torch.tensor([0.0]))
-        >>> metric.update(torch.zeros(1), torch.tensor([1.0]))
-        >>> metric.compute()
-        tensor(1., dtype=torch.float64)
-    """
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return entropy_of_sums(self.sums)[0]
-
-
-class Calibration(_SumMetric):
-    """:func:`calibration` over batches and ranks; the state is four numbers.
-
-    Example:
-        >>> metric = Calibration()
-        >>> metric.update(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
-        >>> metric.compute()
-        tensor(2., dtype=torch.float64)
-    """
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return calibration_of_sums(self.sums)[0]
-
-
-class AUC(RowMetric):
-    """:func:`auc` over batches and ranks; being exact it keeps every row, 24 bytes each.
-
-    Example:
-        >>> metric = AUC()
-        >>> metric.update(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
-        >>> metric.compute()
-        tensor(0.8750, dtype=torch.float64)
-    """
-
-    higher_is_better = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(3, **kwargs)
-
-    def update(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
-        """Add a batch: logits [B], labels [B], weight [B] or None (1 for every row)."""
-        self.rows.append(torch.cat(_columns(logits, labels, weight), dim=1))
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return area_under_curve(*self.all_rows().unbind(1))
-
-
-def _columns(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def columns_of(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Check three columns [B]; return them in float64, shape [B, 1], see :func:`checked_columns`."""
     return checked_columns([logits], [labels], weight, binary=[True])
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.ranking.metrics.rows import RowMetric, checked_columns, checked_groups
+from equipoise.ranking.metrics.rows import checked_columns, checked_groups
 
-__all__ = ["GroupedAUC", "GroupedAreas", "grouped_areas", "grouped_auc"]
+__all__ = ["GroupedAreas", "grouped_areas", "grouped_auc", "rows_of"]
 
 
 def grouped_auc(logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -36,32 +35,7 @@ def grouped_auc(logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor |
         >>> grouped_auc(logits, labels, torch.tensor([7, 7, 8, 8, 8]))  # 1 for 2 rows, 0.5 for 3
         tensor(0.7000, dtype=torch.float64)
     """
-    return grouped_areas(*_rows(logits, labels, groups, weight).unbind(1)).mean
-
-
-class GroupedAUC(RowMetric):
-    """:func:`grouped_auc` over batches and ranks; a group may be spread over both. Keeps every row, 32 bytes each.
-
-    Example:
-        >>> metric = GroupedAUC()
-        >>> metric.update(torch.tensor([0.1, 0.9]), torch.tensor([0.0, 1.0]), torch.tensor([7, 7]))
-        >>> metric.update(torch.tensor([5.0, 4.0, 3.0]), torch.tensor([0.0, 1.0, 0.0]), torch.tensor([8, 8, 8]))
-        >>> metric.compute()
-        tensor(0.7000, dtype=torch.float64)
-    """
-
-    higher_is_better = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(4, **kwargs)
-
-    def update(self, logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None = None) -> None:
-        """Add a batch: logits [B], labels [B], groups [B], weight [B] or None (1 for every row)."""
-        self.rows.append(_rows(logits, labels, groups, weight))
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return grouped_areas(*self.all_rows().unbind(1)).mean
+    return grouped_areas(*rows_of(logits, labels, groups, weight).unbind(1)).mean
 
 
 @dataclass(frozen=True)
@@ -121,6 +95,7 @@ def grouped_areas(logits: Tensor, labels: Tensor, weight: Tensor, groups: Tensor
     return GroupedAreas(areas[both], (positives + negatives)[both], int((~both).sum()))
 
 
-def _rows(logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None) -> Tensor:
+def rows_of(logits: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None) -> Tensor:
+    """Check four columns [B]; return them side by side in float64, shape [B, 4]."""
     columns = checked_columns([logits], [labels], weight, binary=[True])
     return torch.cat((*columns, checked_groups(groups, labels)), dim=1)

@@ -1,19 +1,16 @@
-"""Metrics of regressions: RMSE, MAE and R², from predictions in the target's unit.
+"""Metrics of regressions: RMSE, MAE and R², from predictions and targets in the target's unit.
 
-Pure functions of predictions and targets, and thin torchmetrics classes around them that gather over batches and ranks.
 A target is missing where it is NaN; −1 is a number like any other.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from equipoise.ranking.metrics.rows import Metric, checked_columns
+from equipoise.ranking.metrics.rows import checked_columns
 
-__all__ = ["MAE", "R2", "RMSE", "mae", "mae_of_moments", "moments", "r2", "r2_of_moments", "rmse", "rmse_of_moments"]
+__all__ = ["columns_of", "mae", "mae_of_moments", "merged", "moments", "r2", "r2_of_moments", "rmse", "rmse_of_moments"]
 
 
 def rmse(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -31,7 +28,7 @@ def rmse(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) 
         >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([4.0, -2.0]))
         tensor(3.5355, dtype=torch.float64)
     """
-    return rmse_of_moments(moments(*_columns(predictions, targets, weight)))[0]
+    return rmse_of_moments(moments(*columns_of(predictions, targets, weight)))[0]
 
 
 def mae(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -43,7 +40,7 @@ def mae(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) -
         >>> mae(torch.tensor([1.0, 2.0]), torch.tensor([4.0, -2.0]))
         tensor(3.5000, dtype=torch.float64)
     """
-    return mae_of_moments(moments(*_columns(predictions, targets, weight)))[0]
+    return mae_of_moments(moments(*columns_of(predictions, targets, weight)))[0]
 
 
 def r2(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) -> Tensor:
@@ -57,80 +54,11 @@ def r2(predictions: Tensor, targets: Tensor, weight: Tensor | None = None, /) ->
         >>> r2(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0]))
         tensor(0.7857, dtype=torch.float64)
     """
-    return r2_of_moments(moments(*_columns(predictions, targets, weight)))[0]
+    return r2_of_moments(moments(*columns_of(predictions, targets, weight)))[0]
 
 
-class _MomentMetric(Metric):
-    """A metric that is a function of :func:`moments`; the state is five numbers."""
-
-    is_differentiable = False
-    full_state_update = False
-    moments: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("moments", torch.zeros(5, 1, dtype=torch.float64), dist_reduce_fx=_merged)
-
-    def update(self, predictions: Tensor, targets: Tensor, weight: Tensor | None = None) -> None:
-        """Add a batch: predictions [B], targets [B], weight [B] or None (1 for every row)."""
-        # float64 even where the state was cast along with a model
-        found = moments(*_columns(predictions, targets, weight))
-        self.moments = _merged(torch.stack([self.moments.double(), found]))
-
-
-class RMSE(_MomentMetric):
-    """:func:`rmse` over batches and ranks.
-
-    Example:
-        >>> metric = RMSE()
-        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([4.0, -2.0]))
-        >>> metric.compute()
-        tensor(3.5355, dtype=torch.float64)
-    """
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return rmse_of_moments(self.moments)[0]
-
-
-class MAE(_MomentMetric):
-    """:func:`mae` over batches and ranks.
-
-    Example:
-        >>> metric = MAE()
-        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([4.0, -2.0]))
-        >>> metric.compute()
-        tensor(3.5000, dtype=torch.float64)
-    """
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return mae_of_moments(self.moments)[0]
-
-
-class R2(_MomentMetric):
-    """:func:`r2` over batches and ranks, against the mean of all targets.
-
-    Example:
-        >>> metric = R2()
-        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
-        >>> metric.update(torch.tensor([3.0]), torch.tensor([4.0]))
-        >>> metric.compute()
-        tensor(0.7857, dtype=torch.float64)
-    """
-
-    higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """Return the value over everything seen, float64, scalar."""
-        return r2_of_moments(self.moments)[0]
-
-
-def _columns(predictions: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def columns_of(predictions: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Check three columns [B]; return them in float64, shape [B, 1], see :func:`checked_columns`."""
     return checked_columns([predictions], [targets], weight, binary=[False], called="Predictions")
 
 
@@ -155,7 +83,7 @@ def moments(predictions: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([total, torch.where(total > 0, shift + mean, 0.0), spread, squared, absolute])
 
 
-def _merged(parts: Tensor) -> Tensor:
+def merged(parts: Tensor) -> Tensor:
     """Return the moments of all rows from those of parts of them, shape [parts, 5, M] (Chan, Golub and LeVeque)."""
     total, mean, spread, squared, absolute = parts[0].unbind(0)
     for part in parts[1:]:

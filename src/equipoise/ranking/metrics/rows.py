@@ -1,51 +1,15 @@
-"""The rows that metrics are made of: their check, and torchmetrics classes that keep sums or whole rows."""
+"""The rows that metrics are made of, and their check."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.errors import how_to_install
 from equipoise.ranking.labels import targets_and_present
 
-try:
-    from torchmetrics import Metric
-    from torchmetrics.utilities.data import dim_zero_cat
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"equipoise.ranking.metrics needs torchmetrics: {how_to_install('ranking')}.", name=error.name
-    ) from error
-
-__all__ = ["Metric", "RowMetric", "checked_columns", "checked_groups"]
-
-
-class RowMetric(Metric):
-    """A metric that needs all rows at once: keeps ``width`` columns of them in float64."""
-
-    is_differentiable = False
-    full_state_update = False
-    rows: list[Tensor]
-
-    def __init__(self, width: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._width = width
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all ranks, as ``torchmetrics.Metric.sync``."""
-        # A rank that saw no row must take part in the gather all the same, with the same type and width: the
-        # others would wait for it (torchmetrics 1.0) or receive float32 (later).
-        self.rows = [self.all_rows()]
-        super().sync(*args, **kwargs)
-
-    def all_rows(self) -> Tensor:
-        """Return the rows kept so far, float64, shape [N, width]."""
-        if len(self.rows) == 0:
-            return torch.empty(0, self._width, dtype=torch.float64, device=self.device)
-        return dim_zero_cat(self.rows)
+__all__ = ["checked_columns", "checked_groups"]
 
 
 def checked_columns(

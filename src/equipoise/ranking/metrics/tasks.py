@@ -1,4 +1,4 @@
-"""All metrics of all tasks of a schema, over a whole split and over slices of it."""
+"""All metrics of all tasks of a schema, over all rows and over slices of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.ranking.metrics.binary import (
@@ -20,120 +19,95 @@ from equipoise.ranking.metrics.binary import (
 )
 from equipoise.ranking.metrics.grouped import grouped_areas
 from equipoise.ranking.metrics.regression import mae_of_moments, moments, r2_of_moments, rmse_of_moments
-from equipoise.ranking.metrics.rows import Metric, checked_columns, checked_groups
+from equipoise.ranking.metrics.rows import checked_columns, checked_groups
 from equipoise.ranking.predictions import scores
 from equipoise.schema import Schema
 
-__all__ = ["MOST_SLICES", "TaskMetrics", "slice_metrics"]
+__all__ = ["MOST_SLICES", "Rows", "checked_rows", "slice_metrics", "task_metrics", "values_of"]
 
 MOST_SLICES: Final = 20
 """The values of a column that get a slice of their own; rarer ones share one."""
+Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Some rows: predictions [B, M], labels [B, M], weight [B, 1], and groups [B, 1] or None."""
+_AT_A_TIME = 1 << 18  # fresh memory for the checks of all rows at once would take longer to get than to fill
 
 
-class TaskMetrics(Metric):
-    """All metrics of all tasks of a schema, from the outputs of a model, over batches and ranks.
+def task_metrics(
+    schema: Schema,
+    outputs: Sequence[Tensor],
+    labels: Tensor,
+    weight: Tensor | None = None,
+    groups: Tensor | None = None,
+    /,
+    *,
+    natural: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Return all metrics of all tasks of a schema, from the outputs of a model for all rows.
 
-    Keeps every row, 8 (M + 1) bytes each for M binary tasks (10 million rows of 4 tasks: 400 MB), and 8 more with
-    groups. Where predictions are corrected or belong to a regression, or anything is float64, it is 8 (2M + 1).
+    Of binary tasks: ``auc``, ``ne`` (normalized entropy), ``log_loss``, ``calibration``, and with groups ``gauc``.
+    Of regressions: ``rmse``, ``mae`` and ``r2`` in the target's unit, and ``ne``, the normalized squared error:
+    squared error over variance. That is 1 − R², but for the loss "log", where it is taken of log(1 + target), as
+    the loss is.
 
     Args:
+        outputs: one tensor of shape [B] per task, in the schema's order: a logit, or of a regression the standardised
+            target.
+        labels: of binary tasks 0, 1, or NaN or −1 where missing; of regressions a number, or NaN where missing; shape
+            [B, number of tasks].
+        weight: non-negative and finite, shape [B], the same for all tasks; None: 1 for every row.
+        groups: whole numbers, shape [B], for ``gauc``; None: without it.
         natural: correct the predictions to the natural rate (:func:`equipoise.ranking.predictions.predictions`). The
             rows should then be weighted by the number of natural rows that each stands for.
-        grouped: :meth:`update` gets the group of each row, and binary tasks have ``gauc``.
+
+    Raises:
+        ValueError: shapes differ, a label is something else, or a weight is negative or not finite.
 
     Example:
         >>> from equipoise.schema import Numeric, Schema, Task
-        >>> metrics = TaskMetrics(Schema([], [Numeric("age")], [Task("click"), Task("buy")]))
+        >>> schema = Schema([], [Numeric("age")], [Task("click"), Task("buy")])
         >>> labels = torch.tensor([[0.0, 1.0], [1.0, float("nan")]])
-        >>> metrics.update((torch.tensor([-1.0, 1.0]), torch.zeros(2)), labels)
-        >>> results = metrics.compute()
-        >>> results["click"]["auc"], results["buy"]["calibration"], results["buy"]["auc"]
+        >>> found = task_metrics(schema, (torch.tensor([-1.0, 1.0]), torch.zeros(2)), labels)
+        >>> found["click"]["auc"], found["buy"]["calibration"], found["buy"]["auc"]
         (1.0, 0.5, nan)
     """
-
-    is_differentiable = False
-    full_state_update = False
-    predicted: list[Tensor]
-    labels: list[Tensor]
-    weight: list[Tensor]
-    groups: list[Tensor]
-
-    def __init__(self, schema: Schema, *, natural: bool = False, grouped: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._schema = schema if natural else replace(schema, sampled=None)
-        self._grouped = grouped
-        tasks = schema.tasks
-        self._as_they_come = self._schema.sampled is None and all(
-            task.binary and task.positive_weight == 1 for task in tasks
+    schema = schema if natural else replace(schema, sampled=None)
+    lengths = {len(column) for column in (*outputs, labels, weight, groups) if column is not None}
+    size = _AT_A_TIME if len(lengths) == 1 else max(lengths)  # columns that differ are refused as a whole
+    parts = [
+        checked_rows(
+            schema,
+            [output[start : start + size] for output in outputs],
+            labels[start : start + size],
+            None if weight is None else weight[start : start + size],
+            None if groups is None else groups[start : start + size],
         )
-        self._widths = {"predicted": len(tasks), "labels": len(tasks), "weight": 1, "groups": 1}
-        for name in self._widths:
-            self.add_state(name, [], dist_reduce_fx="cat")
+        for start in range(0, max(*lengths, 1), size)
+    ]
+    return values_of(schema, parts)
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all ranks, as ``torchmetrics.Metric.sync``."""
-        if dist.is_available() and dist.is_initialized():
-            # All ranks must send one type and width, also one that has seen no row.
-            for name in self._widths:
-                setattr(self, name, [torch.cat([self._no_rows(name), *self._parts(name)])])
-        super().sync(*args, **kwargs)
 
-    def _parts(self, name: str) -> list[Tensor]:
-        """Return a state's rows, some at a time: at least one part, each of shape [N, the state's width]."""
-        parts: list[Tensor] | Tensor = getattr(self, name)
-        if isinstance(parts, Tensor):  # after a gather
-            return [parts]
-        return parts or [self._no_rows(name)]
+def checked_rows(
+    schema: Schema, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor | None, groups: Tensor | None
+) -> Rows:
+    """Check rows, and return their scores by :func:`equipoise.ranking.predictions.scores` beside what was given.
 
-    def _no_rows(self, name: str) -> Tensor:
-        return torch.empty(0, self._widths[name], dtype=torch.float64, device=self.device)
-
-    def update(
-        self, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor | None = None, groups: Tensor | None = None
-    ) -> None:
-        """Add a batch.
-
-        Args:
-            outputs: one tensor of shape [B] per task, in the schema's order: a logit, or of a regression the
-                standardised target.
-            labels: of binary tasks 0, 1, or NaN or −1 where missing; of regressions a number, or NaN where missing;
-                shape [B, number of tasks].
-            weight: non-negative and finite, shape [B], the same for all tasks; None: 1 for every row.
-            groups: whole numbers, shape [B]; for grouped metrics and only for them.
-
-        Raises:
-            ValueError: shapes differ, a label is something else, a weight is negative or not finite, or groups are
-                given or missing where they should not be.
-        """
-        tasks = self._schema.tasks
-        if len(outputs) != len(tasks) or labels.ndim != 2 or labels.shape[1] != len(tasks):
-            raise ValueError(
-                f"Expected {len(tasks)} output tensors and labels of shape [B, {len(tasks)}], for the tasks "
-                f"{', '.join(self._schema.task_names)}; found {len(outputs)} and {list(labels.shape)}."
-            )
-        if (groups is not None) != self._grouped:
-            raise ValueError(f"Groups go with grouped=True and only with it, found grouped={self._grouped}.")
-        wide = not self._as_they_come or any(column.dtype == torch.float64 for column in (*outputs, labels))
-        dtype = torch.float64 if wide else torch.float32
-        predicted = scores([output.to(dtype) for output in outputs], self._schema)
-        columns = checked_columns(
-            predicted, labels.unbind(1), weight, binary=[task.binary for task in tasks], called="Outputs", dtype=dtype
+    They are float32 where that is exact: outputs and labels are, and no score is computed from an output. Otherwise
+    float64.
+    """
+    tasks = schema.tasks
+    if len(outputs) != len(tasks) or labels.ndim != 2 or labels.shape[1] != len(tasks):
+        raise ValueError(
+            f"Expected {len(tasks)} output tensors and labels of shape [B, {len(tasks)}], for the tasks "
+            f"{', '.join(schema.task_names)}; found {len(outputs)} and {list(labels.shape)}."
         )
-        group = [] if groups is None else [checked_groups(groups, labels)]
-        for name, column in zip(self._widths, (*columns, *group), strict=False):
-            getattr(self, name).append(column)
-
-    def compute(self) -> dict[str, dict[str, float]]:
-        """Return the values of each task.
-
-        Of binary tasks: ``auc``, ``ne`` (normalized entropy), ``log_loss``, ``calibration``, and with groups ``gauc``.
-        Of regressions: ``rmse``, ``mae`` and ``r2`` in the target's unit, and ``ne``, the normalized squared error:
-        squared error over variance. That is 1 − R², but for the loss "log", where it is taken of log(1 + target), as
-        the loss is.
-        """
-        predicted, labels, weight, groups = (self._parts(name) for name in self._widths)
-        parts = list(zip(predicted, labels, weight, strict=True))
-        return _values(self._schema, parts, torch.cat(groups).squeeze(1) if self._grouped else None)
+    exact = schema.sampled is None and all(task.binary and task.positive_weight == 1 for task in tasks)
+    narrow = exact and all(column.dtype != torch.float64 for column in (*outputs, labels))
+    dtype = torch.float32 if narrow else torch.float64
+    predicted = scores([output.to(dtype) for output in outputs], schema)
+    columns = checked_columns(
+        predicted, labels.unbind(1), weight, binary=[task.binary for task in tasks], called="Outputs", dtype=dtype
+    )
+    return (*columns, None if groups is None else checked_groups(groups, labels))
 
 
 def slice_metrics(
@@ -150,17 +124,17 @@ def slice_metrics(
     """Return the metrics of the rows that share a value of a column, for its most frequent values and for the rest.
 
     Args:
-        outputs: as for :meth:`TaskMetrics.update`.
+        outputs: as for :func:`task_metrics`.
         labels: as there.
         codes: the value of each row, whole numbers, shape [B].
-        weight: as for :meth:`TaskMetrics.update`.
+        weight: as for :func:`task_metrics`.
         names: the names of the codes 0, 1, …; a code without one is named by its number.
         most: how many values get a slice of their own. The others share one, if they are two or more.
 
     Returns:
         Per slice, most rows first and the rest last: ``value`` (its name; "" for the rest), ``values`` (how many values
         are in it), ``rows``, and ``tasks``: per task ``rows`` (those with a label), of binary tasks ``positives``, and
-        the metrics of :meth:`TaskMetrics.compute`.
+        the metrics of :func:`task_metrics`.
 
     Example:
         >>> from equipoise.schema import Numeric, Schema, Task
@@ -189,7 +163,7 @@ def slice_metrics(
         rows = by_slice[start:end]
         code = int(values[order[place]])
         labels_here, weight_here = truth[rows], weights[rows]
-        metrics = _values(sampled_rate, [(predicted[rows], labels_here, weight_here)], None)
+        metrics = values_of(sampled_rate, [(predicted[rows], labels_here, weight_here, None)])
         counted = ~labels_here.isnan() & (weight_here > 0)
         labelled, positive = counted.sum(0).tolist(), (counted & (labels_here > 0)).sum(0).tolist()
         is_rest = place == own
@@ -207,24 +181,24 @@ def slice_metrics(
     return found
 
 
-def _values(
-    schema: Schema, parts: Sequence[tuple[Tensor, Tensor, Tensor]], groups: Tensor | None
-) -> dict[str, dict[str, float]]:
-    """Return the metrics of each task.
+def values_of(schema: Schema, parts: Sequence[Rows]) -> dict[str, dict[str, float]]:
+    """Return the metrics of each task, see :func:`task_metrics`.
 
     Args:
-        parts: some rows each: scores and labels, shape [N, M], and weight, shape [N, 1]. They are joined task by task,
-            since a copy of all would take much memory.
-        groups: of all rows, shape [total N].
+        schema: its ``sampled`` has no effect any more.
+        parts: some rows each, at least one part. They are joined task by task, since a copy of all would take much
+            memory.
     """
 
     def column(at: int) -> tuple[Tensor, Tensor, Tensor]:
-        predicted, labels, weight = zip(*parts, strict=True)
         return (
-            torch.cat([part[:, at] for part in predicted]),
-            torch.cat([part[:, at] for part in labels]),
-            torch.cat([part[:, 0] for part in weight]),
+            torch.cat([part[0][:, at] for part in parts]),
+            torch.cat([part[1][:, at] for part in parts]),
+            torch.cat([part[2][:, 0] for part in parts]),
         )
+
+    grouping = [part[3].squeeze(1) for part in parts if part[3] is not None]
+    groups = torch.cat(grouping) if grouping else None
 
     found: dict[str, dict[str, float]] = {}
     binary = [at for at, task in enumerate(schema.tasks) if task.binary]
