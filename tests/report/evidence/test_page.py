@@ -117,6 +117,7 @@ def test_markdown_holds_answer_cautions_and_tables(two):
         "### First", "## How much tuning a method needs", "## Setting by setting", "## How it was done",
     ):  # fmt: skip
         assert f"\n{heading}\n" in words
+    assert "\n\nTo be kept in mind:\n\n" in words
     assert "- Not begun: Third." in words
     assert evidence_section(two).strip().replace("\n###", "\n##") in words
 

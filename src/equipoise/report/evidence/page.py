@@ -73,8 +73,10 @@ def evidence_section(folder: Path) -> str:
 def _section(content: Mapping[str, Any]) -> list[str]:
     """Return the lines about the suite as a whole."""
     first, *others = content["answer"]
-    lines = [f"**{no_tags(first)}** {no_tags(' '.join(others))}".strip(), ""]
-    lines += [f"- {no_tags(caution)}" for caution in content["cautions"]]
+    lines = [f"**{no_tags(first)}**", ""]
+    lines += [f"- {no_tags(sentence)}" for sentence in others]
+    if content["cautions"]:
+        lines += ["", "To be kept in mind:", "", *(f"- {no_tags(caution)}" for caution in content["cautions"])]
     if content["overall"].rows:
         lines += ["", "## Over all settings", "", *markdown_table(content["overall"])]
     if content["gains"].rows:
