@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -23,6 +24,7 @@ __all__ = [
     "Figure",
     "Panel",
     "axes",
+    "axis_name",
     "curve_chart",
     "gain_chart",
     "gain_figure",
@@ -49,6 +51,7 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#AA3377", "#56B4E9", "#E69F00",
     "#882255", "#44AA99", "#999933", "#332288", "#CC6677",
 )  # fmt: skip
+_NAME_WIDTH = 22  # letters of a name on one line: a phone has room for little more beside the picture
 _MOST_TICKS = 12  # rates named one by one on an axis
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon")
@@ -169,6 +172,11 @@ def text(label: str) -> str:
     return html.escape(label, quote=False)
 
 
+def axis_name(label: str) -> str:
+    """Return a method's name for an axis, a long one on two lines or more."""
+    return "<br>".join(text(line) for line in textwrap.wrap(label, _NAME_WIDTH, break_on_hyphens=False))
+
+
 def _point_of_method(entry: MethodResult) -> dict[str, Any]:
     found = entry.ne_gain.over_seeds if entry.ne_gain else None
     verdict = entry.ne_gain.verdict if entry.ne_gain else "untested"
@@ -198,7 +206,7 @@ def gain_point(label: str, gain: PairedComparison | None, verdict: str, symbol: 
     colour = {"above": _BETTER, "below": _WORSE}.get(verdict, _MUTED)
     mean = gain.mean if gain else None
     trace: Figure = {
-        "type": "scatter", "mode": "markers", "x": [short(mean)], "y": [text(label)],
+        "type": "scatter", "mode": "markers", "x": [short(mean)], "y": [axis_name(label)],
         "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"color": colour, "width": 2}},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from equipoise.report.charts import Chart
@@ -21,6 +23,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any], /) -> Path
         loader=PackageLoader("equipoise.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["with_code"] = _with_code
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     folder = files("equipoise.report").joinpath("templates")
     shared = {
@@ -41,6 +44,11 @@ def write_whole(path: Path, content: str, /) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def _with_code(sentence: str) -> Markup:
+    """Show what stands between backticks as code; notes of a suite are Markdown."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
 def _chart_json(chart: Chart) -> list[list[dict[str, Any]]]:

@@ -109,6 +109,20 @@ def test_hostile_names_are_shown_and_never_run(two, name):
     assert "<script>" not in write_evidence_markdown(two).read_text()
 
 
+def test_the_code_of_a_note_is_shown_as_code_and_the_rest_as_text(two):
+    content = json.loads((two / "suite.json").read_text())
+    content["settings"][0]["note"] = "`coupon` is rare <b>here</b>."
+    (two / "suite.json").write_text(json.dumps(content))
+    assert "<code>coupon</code> is rare &lt;b&gt;here&lt;/b&gt;." in page_of(two)
+
+
+def test_long_names_have_several_lines_beside_a_picture(two):
+    for folder in (two / "first", two / "second"):
+        rename(folder, "MultiBalance", "MultiBalance & uncertainty weighting")
+    ranks = charts_of(page_of(two))[0][0][0]["figure"]
+    assert "MultiBalance &amp;<br>uncertainty weighting" in ranks["data"][0]["y"]
+
+
 def test_markdown_holds_answer_cautions_and_tables(two):
     words = write_evidence_markdown(two).read_text(encoding="utf-8")
     assert words.startswith("# A suite\n")

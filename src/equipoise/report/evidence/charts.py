@@ -13,6 +13,7 @@ from equipoise.report.charts import (
     Figure,
     Panel,
     axes,
+    axis_name,
     gain_figure,
     gain_point,
     line_colour,
@@ -56,7 +57,7 @@ def _gains_figure(setting: Setting) -> Figure:
     figure = gain_figure(points)
     lowest, best, far_below = _without_far_below(means)
     layout = figure["layout"]
-    layout["height"] = 92 + 28 * len(means)
+    layout["height"] = 92 + 34 * len(means)
     if far_below:
         margin = 0.25 * (best - lowest)
         layout["xaxis"]["range"] = [short(min(0.0, lowest) - margin), short(max(0.0, best) + margin)]
@@ -77,7 +78,7 @@ def rank_chart(overall: Overall) -> Chart | None:
     ranks = overall.ranks
     if ranks is None or ranks.critical_difference is None:
         return None
-    labels = {method.name: text(method.label) for method in overall.methods}
+    labels = {method.name: axis_name(method.label) for method in overall.methods}
     order = list(ranks.average)
     colours = [_INK if name == EQUAL_WEIGHTS else _ACCENT if name == FOCUS else _MUTED for name in order]
     data: list[Figure] = [
@@ -92,7 +93,7 @@ def rank_chart(overall: Overall) -> Chart | None:
             "type": "scatter", "mode": "lines", "x": [at + 0.5] * 2, "y": [labels[clique[0]], labels[clique[-1]]],
             "xaxis": "x2", "line": {"color": _INK, "width": 5}, "opacity": 0.75, "hoverinfo": "skip",
         })  # fmt: skip
-    layout = axes(height=130 + 24 * len(order), x="Average rank, 1 is best")
+    layout = axes(height=130 + 34 * len(order), x="Average rank, 1 is best")
     lowest = short(min(ranks.average.values()))
     layout["showlegend"] = False
     layout["xaxis"]["domain"] = [0, 0.82]
@@ -115,7 +116,7 @@ def rank_chart(overall: Overall) -> Chart | None:
     ]  # fmt: skip
     layout["annotations"] = [
         {
-            "xref": "x", "yref": "paper", "x": lowest, "y": 1, "yshift": 4, "xanchor": "left", "yanchor": "bottom",
+            "xref": "paper", "yref": "paper", "x": 0, "y": 1, "yshift": 4, "xanchor": "left", "yanchor": "bottom",
             "showarrow": False,
             "text": f"critical difference {ranks.critical_difference:.2f}", "font": {"size": 12},
         }
@@ -198,16 +199,17 @@ def _trials_figure(methods: Sequence[Sensitivity]) -> Figure:
         data += [
             {
                 "type": "scatter", "mode": "markers", "x": [short(error) for error in method.errors],
-                "y": [text(method.label)] * len(method.errors), "marker": {"size": 8, "color": colour, "opacity": 0.45},
+                "y": [axis_name(method.label)] * len(method.errors),
+                "marker": {"size": 8, "color": colour, "opacity": 0.45},
                 "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
             },
             {
-                "type": "scatter", "mode": "markers", "x": [short(method.median)], "y": [text(method.label)],
+                "type": "scatter", "mode": "markers", "x": [short(method.median)], "y": [axis_name(method.label)],
                 "marker": {"size": 16, "symbol": "line-ns", "line": {"width": 3, "color": colour}},
                 "hovertemplate": "%{y}: median %{x:.4f}<extra></extra>",
             },
         ]  # fmt: skip
-    layout = axes(height=100 + 26 * len(methods), x="Validation mean NE (lower is better)")
+    layout = axes(height=100 + 34 * len(methods), x="Validation mean NE (lower is better)")
     layout["showlegend"] = False
     layout["yaxis"] |= {"type": "category", "ticksuffix": "  ", "showgrid": True}
     errors = sorted(error for method in methods for error in method.errors)
