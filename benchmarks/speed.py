@@ -138,6 +138,7 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "plain sum": lambda: plain(tasks, size, device),
         "plain sum again": lambda: plain(tasks, size, device),
         "MultiBalance": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks)),
+        "MultiBalance, one step in 4": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks, gram_every=4)),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
@@ -195,7 +196,7 @@ def measure(
     return rows
 
 
-FORKS = ["plain sum again", "MultiBalance", "MultiBalance, monitored"]
+FORKS = ["plain sum again", "MultiBalance", "MultiBalance, one step in 4", "MultiBalance, monitored"]
 OTHERS = ["PUB", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 

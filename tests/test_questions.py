@@ -31,6 +31,7 @@ NAMES = (
     "timing",
     "uncertainty",
     "rare_task",
+    "gram_every",
     "page",
 )
 FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
@@ -257,3 +258,15 @@ def test_a_rare_task_is_trained_at_every_batch_size(script, monkeypatch: pytest.
     table = module.tables(rows)["rare task"]
     assert len(table) == 2 + 2 * len(module.BATCH_SIZES)
     assert "+" in table[3] or "−" in table[3]
+
+
+def test_forks_that_measure_seldom_are_set_against_one_that_always_does(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = script("gram_every")
+    monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
+    run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "12000", "--seeds", "2")
+    rows = module.Records(tmp_path / "found.jsonl").rows
+    assert len(rows) == 2 * len(module.VARIANTS)
+    assert len({row["test_ne"]["click"] for row in rows if row["seed"] == 0}) == len(module.VARIANTS)
+    assert len(module.tables(rows)["gram_every"]) == 2 + len(module.VARIANTS)
