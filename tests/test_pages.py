@@ -213,11 +213,11 @@ def test_the_table_of_methods_leads_to_their_sections_and_papers(hooks: dict[str
 
 def test_numbers_stay_with_their_units_and_code_stays_as_it_is(hooks: dict[str, ModuleType]) -> None:
     page = (
-        "<td>+1.3 % (\N{MINUS SIGN}0.2 to +2.8), 0.5 ± 0.1, γ = 0.01</td><pre>5 % (1 to 2)</pre>"
+        "<td>▲ +1.3 % (\N{MINUS SIGN}0.2 to +2.8), 0.5 ± 0.1, γ = 0.01</td><pre>5 % (1 to 2)</pre>"
         r'<code>--data-option rows=9 "\|"</code>'
     )
     assert hooks["typography"].keep_together(page).replace("\N{NO-BREAK SPACE}", "_") == (
-        "<td>+1.3_% (\N{MINUS SIGN}0.2_to_+2.8), 0.5_±_0.1, γ_=_0.01</td><pre>5 % (1 to 2)</pre>"
+        "<td>▲_+1.3_% (\N{MINUS SIGN}0.2_to_+2.8), 0.5_±_0.1, γ_=_0.01</td><pre>5 % (1 to 2)</pre>"
         '<code><span class="whole">--data-option</span> rows=9 "|"</code>'
     )
 

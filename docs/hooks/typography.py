@@ -10,6 +10,9 @@ PIECES: Final = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DO
 """Blocks of code, inline code and other tags: what lies between them is text."""
 TOGETHER: Final = (
     (re.compile(r"(?<=\d) (?=%)"), NO_BREAK),
+    (re.compile(r"(?<=[▲▼△▽]) (?=[+−\d])"), NO_BREAK),
+    (re.compile(r"(?<=&lt;) (?=\d)"), NO_BREAK),
+    (re.compile(r"(?<=\d) of (?=\d)"), f"{NO_BREAK}of{NO_BREAK}"),
     (re.compile(r" ± "), f"{NO_BREAK}±{NO_BREAK}"),
     (re.compile(r"(?<=×) (?=\d)"), NO_BREAK),
     (re.compile(r"(?<=\b[A-Za-zαβγλρ]) = (?=\d)"), f"{NO_BREAK}={NO_BREAK}"),
