@@ -44,8 +44,7 @@ def last_shared_layer(
     matrices = {place for place, p in enumerate(shared) if p.dim() > 1}
     reached = [place in above for place in range(len(shared))]
     covered = [
-        any(place not in above[other] for other in above.get(place, set()) & matrices - {place})
-        for place in range(len(shared))
+        any(place not in above[other] for other in above.get(place, set()) & matrices) for place in range(len(shared))
     ]
     if ranks is not None:
         flags = torch.tensor([reached, covered], dtype=torch.int32, device=shared[0].device)
@@ -62,7 +61,10 @@ def last_shared_layer(
 
 
 def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> dict[int, set[int]]:
-    """Return the shared parameters above each one that is reached, all by their places in ``shared``."""
+    """Return the shared parameters above each one that is reached, all by their places in ``shared``.
+
+    Parameters of one operation stand above each other, and above themselves.
+    """
     place_of = {id(p): place for place, p in enumerate(shared)}
     nodes = losses_first([get_gradient_edge(loss).node for loss in losses])
     made_of = _made_of_parameters(nodes, place_of)
@@ -78,7 +80,7 @@ def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> 
             own.update(*(made_of[parameters] for parameters in given if parameters in made_of))
             _refuse_hidden(node, [shared[place] for place in own])
         for following in given:
-            arrived[following] |= arrived[node] if following in made_of else arrived[node] | own
+            arrived[following] |= arrived[node] | own
     return above
 
 
