@@ -17,6 +17,7 @@ import json
 import math
 import platform
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -141,6 +142,7 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "MultiBalance, one step in 4": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks, gram_every=4)),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
         "PUB": lambda: pub(tasks, size, device),
+        "PUB, last layer": lambda: pub(tasks, size, device, solve_on="last"),
         "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
     }
     if TORCHJD:
@@ -197,7 +199,7 @@ def measure(
 
 
 FORKS = ["plain sum again", "MultiBalance", "MultiBalance, one step in 4", "MultiBalance, monitored"]
-OTHERS = ["PUB", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
+OTHERS = ["PUB", "PUB, last layer", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 
 def main() -> None:
@@ -206,6 +208,14 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--fork-pairs", type=int, default=120, help="rounds of plain sums and forks, M = 2, 8, 32")
     arguments.add_argument("--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8")
+    arguments.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        choices=sorted({*FORKS, *OTHERS}),
+        default=[],
+        help="these alone beside the plain sum, M = 2, 8",
+    )
     arguments.add_argument("--seconds", type=float, default=math.inf, help="no round begins after that, but six")
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
@@ -214,6 +224,8 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in (2, 8, 32)]
     plan += [(tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
+    if chosen.contenders:
+        plan = [(tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
     for tasks, rounds, names in plan:
         seconds = chosen.seconds / len(plan)
         for row in measure(tasks, size, chosen.device, rounds, names, seconds_at_most=seconds) if rounds else []:
@@ -226,7 +238,7 @@ def main() -> None:
             )
     if chosen.out is not None:
         result = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "workload": f"{FIELDS} fields x {IDS} ids x {size.dimension}, {NUMERIC} numeric, bottom 512-256-128, "
             f"towers 64-1, batch {size.batch}, SGD",
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
