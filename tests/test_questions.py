@@ -32,6 +32,7 @@ NAMES = (
     "uncertainty",
     "rare_task",
     "gram_every",
+    "pub_last_layer",
     "page",
 )
 FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
@@ -270,3 +271,14 @@ def test_forks_that_measure_seldom_are_set_against_one_that_always_does(
     assert len(rows) == 2 * len(module.VARIANTS)
     assert len({row["test_ne"]["click"] for row in rows if row["seed"] == 0}) == len(module.VARIANTS)
     assert len(module.tables(rows)["gram_every"]) == 2 + len(module.VARIANTS)
+
+
+def test_pub_is_trained_with_both_ways_to_solve(script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = script("pub_last_layer")
+    monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
+    run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "4000", "--seeds", "2")
+    rows = module.Records(tmp_path / "found.jsonl").rows
+    assert len(rows) == 2 * len(module.VARIANTS)
+    table = module.tables(rows)["last shared layer"]
+    assert len(table) == 2 + len(module.VARIANTS)
+    assert [line.count("%") for line in table[2:]] == [0, 1, 2, 2]

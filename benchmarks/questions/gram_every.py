@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
 
-from records import Record, Records, Tables, arguments, gain, gain_in_words, markdown, show, tested
-
-from equipoise import data
-from equipoise.data import Dataset
+from records import Record, Records, Setting, Tables, arguments, gain, gain_in_words, markdown, show, tested
 
 OURS = "multibalance"
 VARIANTS = {
@@ -27,21 +22,6 @@ VARIANTS = {
     "multibalance:gram_every=10": "one step in 10",
 }
 SEEDS = 10
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A data set, and how all variants are trained on it."""
-
-    title: str
-    data: str
-    options: dict[str, Any]
-    training: dict[str, Any]
-
-    def load(self, rows: int | None) -> Dataset:
-        return data.load(self.data, **self.options | ({"rows": rows} if rows and "rows" in self.options else {}))
-
-
 SETTINGS = {
     "complete-journey": Setting(
         "Complete Journey", "complete-journey", {"rows": 600_000}, {"epochs": 2, "lr": 0.0178, "table_decay": 2.33}

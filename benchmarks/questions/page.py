@@ -19,6 +19,7 @@ from typing import Any
 import at_the_fork
 import drift
 import gram_every
+import pub_last_layer
 import rare_task
 import static_weights
 import timing
@@ -88,6 +89,7 @@ def tables(results: Path) -> Tables:
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
         "drift": drift.tables, "uncertainty": uncertainty.tables, "rare-task": rare_task.tables,
         "gram-every": gram_every.tables,
+        "pub-last-layer": pub_last_layer.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
 
+from equipoise import data
 from equipoise.data import Dataset
 from equipoise.methods import Method
 from equipoise.report.statistics import PairedComparison, interval, relative_gain
@@ -39,6 +41,19 @@ class Records:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         return row
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set, and how all variants are trained on it; ``options`` are those of :func:`equipoise.data.load`."""
+
+    title: str
+    data: str
+    options: dict[str, Any]
+    training: dict[str, Any]
+
+    def load(self, rows: int | None) -> Dataset:
+        return data.load(self.data, **self.options | ({"rows": rows} if rows and "rows" in self.options else {}))
 
 
 def arguments(about: str | None, *, rows: int | None, seeds: int) -> argparse.Namespace:
