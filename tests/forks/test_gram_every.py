@@ -123,7 +123,10 @@ def test_a_second_backward_over_one_graph_is_not_counted() -> None:
 )
 def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(stop: int, make) -> None:
     whole, before, after = make(), make(), make()
-    expected = [feed(whole, gradients(step)) for step in range(12)]
+    expected, shown = [], []
+    for step in range(12):
+        expected.append(feed(whole, gradients(step)))
+        shown.append(whole.last_gram.clone())
     for step in range(stop):
         feed(before, gradients(step))
     after.load_state_dict(copy.deepcopy(before.state_dict()))
@@ -131,6 +134,8 @@ def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(stop: int, make) -> No
     for fork in (after, copied):
         for step in range(stop, 12):
             assert torch.equal(feed(fork, gradients(step)), expected[step])
+            assert torch.equal(fork.last_gram, shown[step])
+            assert torch.equal(fork.last_present, shown[step].diagonal() > 0)
 
 
 def test_the_option_may_be_switched_on_and_off_between_runs() -> None:
@@ -138,7 +143,7 @@ def test_the_option_may_be_switched_on_and_off_between_runs() -> None:
     for fork in (always, seldom):
         for step in range(5):
             feed(fork, gradients(step))
-    assert set(seldom.state_dict()) - set(always.state_dict()) == {"known_weights", "backwards"}
+    assert set(seldom.state_dict()) - set(always.state_dict()) == {"known_weights", "known_gram", "backwards"}
     on, off = MultiBalance(3, gram_every=3), MultiBalance(3)
     off.load_state_dict(seldom.state_dict())
     assert torch.equal(off.averages, seldom.averages)

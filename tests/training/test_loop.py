@@ -292,7 +292,9 @@ class _InterruptedError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("at", "name"), [(at, name) for at in (9, 17) for name in METHODS if at == 17 or name not in ON_PARAMETERS]
+    ("at", "name"),
+    [(at, name) for at in (9, 17) for name in METHODS if at == 17 or name not in ON_PARAMETERS]
+    + [(10, "multibalance:gram_every=4"), (9, "multibalance:gram_every=4"), (9, "pub:solve_on=last")],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_path, name: str, at: int) -> None:
     def interrupt(done: int, total: int) -> None:
@@ -301,10 +303,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny: Dataset, tmp_pa
             raise _InterruptedError
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    uninterrupted = train(tiny, METHODS[name], **SETTINGS, checkpoint=whole)
+    uninterrupted = train(tiny, name, **SETTINGS, checkpoint=whole)
     with pytest.raises(_InterruptedError):
-        train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, on_step=interrupt)
-    resumed = train(tiny, METHODS[name], **SETTINGS, checkpoint=parts, resume=True)
+        train(tiny, name, **SETTINGS, checkpoint=parts, on_step=interrupt)
+    resumed = train(tiny, name, **SETTINGS, checkpoint=parts, resume=True)
     assert comparable(resumed) == comparable(uninterrupted)
     expected, found = (saved_learner(folder) for folder in (whole, parts))
     assert tree_structure(found) == tree_structure(expected)

@@ -32,7 +32,7 @@ __all__ = ["Fork"]
 Structure = TypeVar("Structure")
 
 # Only forks with overlap or gram_every have these.
-_STATE_OF_OPTIONS = ("arriving", "known_weights", "backwards")
+_STATE_OF_OPTIONS = ("arriving", "known_weights", "known_gram", "backwards")
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -114,13 +114,16 @@ class Fork(nn.Module):
         tensor([1., 1.])
     """
 
-    task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {"arriving": (0, 1), "known_weights": (0,), "backwards": ()}
+    task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "arriving": (0, 1), "known_weights": (0,), "known_gram": (0, 1), "backwards": (),
+    }  # fmt: skip
 
     last_gram: Tensor
     last_weights: Tensor
     last_present: Tensor
     arriving: Tensor | None
     known_weights: Tensor | None
+    known_gram: Tensor | None
     backwards: Tensor | None
 
     def __init__(
@@ -150,6 +153,7 @@ class Fork(nn.Module):
         self.register_buffer("arriving", torch.empty(count, count, dtype=wide) if overlap else None)
         reused = overlap or gram_every > 1
         self.register_buffer("known_weights", torch.empty(count, dtype=wide) if reused else None)
+        self.register_buffer("known_gram", torch.empty(count, count, dtype=wide) if gram_every > 1 else None)
         self.register_buffer("backwards", torch.empty((), dtype=torch.int64) if gram_every > 1 else None)
         Fork.reset_parameters(self)
         note_grad_scalers()
@@ -193,7 +197,8 @@ class Fork(nn.Module):
         if self.arriving is not None:
             self._wait()
             self.arriving.zero_()
-        if self.backwards is not None:
+        if self.known_gram is not None and self.backwards is not None:
+            self.known_gram.zero_()
             self.backwards.zero_()
             self._backwards = None
 
@@ -336,6 +341,8 @@ class Fork(nn.Module):
             weights = torch.where(present, weights, 1.0 if self.known_weights is None else self.known_weights)
         if self.known_weights is not None:
             self.known_weights.copy_(weights)
+        if self.known_gram is not None:
+            self.known_gram.copy_(gram)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
@@ -343,11 +350,15 @@ class Fork(nn.Module):
 
     def _measures(self) -> bool:
         """Return whether this step measures, and count it."""
-        if self.backwards is None or torch.compiler.is_compiling() or _in_captured_graph():
+        if self.known_gram is None or self.backwards is None:
+            return True
+        if torch.compiler.is_compiling() or _in_captured_graph():
             return True
         if self._backwards is None:
             # From the device, because a DistributedDataParallel sends what only one rank has loaded to all others.
             self._backwards = int(self.backwards)
+            self.last_gram.copy_(self.known_gram)
+            self.last_present.copy_(self.known_gram.diagonal() > 0)
         block, place = divmod(self._backwards, self.gram_every)
         self._backwards += 1
         # Multiples of the golden ratio fall evenly on all places, and out of step with tasks that take turns.
