@@ -164,8 +164,11 @@ def batches(tasks: int, size: Size, device: str, count: int = 4) -> list[Batch]:
     ]
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
 def measure(
-    tasks: int, size: Size, device: str, rounds: int, names: list[str], *, seconds_at_most: float
+    tasks: int, size: Size, device: str, rounds: int, names: list[str], *, clock: str, seconds_at_most: float
 ) -> list[dict[str, object]]:
     steps = contenders(tasks, size, device, names)
     data = batches(tasks, size, device)
@@ -178,12 +181,12 @@ def measure(
         for name in order.sample(list(steps), len(steps)):
             if device == "cuda":
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = CLOCKS[clock]()
             steps[name](data[turn % len(data)])
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn >= WARM_UP:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(CLOCKS[clock]() - started)
     rows: list[dict[str, object]] = []
     for name in steps:
         ratios = [own / other for own, other in zip(seconds[name], seconds["plain sum"], strict=True)]
@@ -216,6 +219,12 @@ def main() -> None:
         default=[],
         help="these alone beside the plain sum, M = 2, 8",
     )
+    arguments.add_argument(
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="wall",
+        help="processor: the time that this process computes, on a machine that has other work; with --threads 1",
+    )
     arguments.add_argument("--seconds", type=float, default=math.inf, help="no round begins after that, but six")
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
@@ -227,8 +236,10 @@ def main() -> None:
     if chosen.contenders:
         plan = [(tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
     for tasks, rounds, names in plan:
-        seconds = chosen.seconds / len(plan)
-        for row in measure(tasks, size, chosen.device, rounds, names, seconds_at_most=seconds) if rounds else []:
+        if not rounds:
+            continue
+        limit = chosen.seconds / len(plan)
+        for row in measure(tasks, size, chosen.device, rounds, names, clock=chosen.clock, seconds_at_most=limit):
             rows.append(row)
             print(
                 f"M={row['tasks']:<3} {row['contender']:<28} x{row['ratio']:.4f} "
@@ -243,6 +254,7 @@ def main() -> None:
             f"towers 64-1, batch {size.batch}, SGD",
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
             "threads": chosen.threads,
+            "clock": chosen.clock,
             "versions": {
                 "python": platform.python_version(), "torch": torch.__version__,
                 **({"torchjd": version("torchjd")} if TORCHJD else {}),
@@ -256,7 +268,8 @@ def main() -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        f"# Step time over that of the plain sum: {result['machine']}, {result['threads']} threads",
+        f"# Step time over that of the plain sum: {result['machine']}, {result['threads']} threads, "
+        f"{result['clock']} clock",
         "",
         f"{result['workload']}; {', '.join(map(' '.join, result['versions'].items()))}.",
         "Median over interleaved pairs with its 95 % interval, and the ratio of the sums of all steps;",
