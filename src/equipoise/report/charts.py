@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
 from equipoise.comparison.tuned_rates import rate_of
@@ -19,6 +20,7 @@ from equipoise.report.statistics import PairedComparison
 from equipoise.training import Run
 
 __all__ = [
+    "NAMES",
     "Chart",
     "Choice",
     "Figure",
@@ -52,6 +54,10 @@ _COLOURS = (
     "#882255", "#44AA99", "#999933", "#332288", "#CC6677",
 )  # fmt: skip
 _NAME_WIDTH = 22  # letters of a name on one line: a phone has room for little more beside the picture
+NAMES: Final[Mapping[str, Any]] = MappingProxyType(
+    {"type": "category", "ticks": "outside", "ticklen": 8, "tickcolor": "rgba(0,0,0,0)"}
+)
+"""Axis of methods' names, with a gap between the names and the picture."""
 _MOST_TICKS = 12  # rates named one by one on an axis
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon")
@@ -197,7 +203,7 @@ def gain_figure(points: Sequence[Figure]) -> Figure:
         "zerolinewidth": 1.5,
         "ticksuffix": " %",
     }
-    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "type": "category"}
+    layout["yaxis"] |= {**NAMES, "showgrid": False}
     return {"data": list(points), "layout": layout}
 
 

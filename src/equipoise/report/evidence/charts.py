@@ -8,6 +8,7 @@ from typing import Any
 from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.report.cells import PERCENT, signed
 from equipoise.report.charts import (
+    NAMES,
     Chart,
     Choice,
     Figure,
@@ -101,7 +102,7 @@ def rank_chart(overall: Overall) -> Chart | None:
         "domain": [0.85, 1], "range": [0, max(len(ranks.cliques), 4)], "visible": False, "fixedrange": True,
     }  # fmt: skip
     layout["yaxis"] |= {
-        "type": "category", "autorange": "reversed", "showgrid": True, "ticksuffix": "  ",
+        **NAMES, "autorange": "reversed", "showgrid": True,
         "categoryorder": "array", "categoryarray": [labels[name] for name in order],
     }  # fmt: skip
     layout["margin"] = {**layout["margin"], "t": 44}
@@ -116,7 +117,7 @@ def rank_chart(overall: Overall) -> Chart | None:
     ]  # fmt: skip
     layout["annotations"] = [
         {
-            "xref": "paper", "yref": "paper", "x": 0, "y": 1, "yshift": 4, "xanchor": "left", "yanchor": "bottom",
+            "xref": "x", "yref": "paper", "x": short(end), "y": 1, "yshift": 4, "xanchor": "right", "yanchor": "bottom",
             "showarrow": False,
             "text": f"critical difference {ranks.critical_difference:.2f}", "font": {"size": 12},
         }
@@ -211,7 +212,7 @@ def _trials_figure(methods: Sequence[Sensitivity]) -> Figure:
         ]  # fmt: skip
     layout = axes(height=100 + 34 * len(methods), x="Validation mean NE (lower is better)")
     layout["showlegend"] = False
-    layout["yaxis"] |= {"type": "category", "ticksuffix": "  ", "showgrid": True}
+    layout["yaxis"] |= {**NAMES, "showgrid": True}
     errors = sorted(error for method in methods for error in method.errors)
     best, middle = errors[0], errors[len(errors) // 2]
     end = min(errors[-1], best + 6 * (middle - best)) if middle > best else errors[-1]
