@@ -55,7 +55,7 @@ def last_shared_layer(
         raise RuntimeError(
             'PUB(solve_on="last") takes the shared parameters above which no other shared weight matrix stands, found '
             "none: in this graph each stands below another one. Pass solve_on=[parameters of the layer below the "
-            "towers]."
+            'towers], or "all".'
         )
     return found
 
@@ -104,5 +104,6 @@ def _refuse_hidden(node: Node, own: Sequence[Parameter]) -> None:
     if kind_of(node) == "CompiledFunction" and matrices > 1:
         raise RuntimeError(
             f'PUB(solve_on="last") cannot see into a graph that torch.compile made: {matrices} shared weight matrices '
-            "enter it, and it does not say which comes last. Pass solve_on=[parameters of the layer below the towers]."
+            "enter it, and it does not say which comes last. Pass solve_on=[parameters of the layer below the towers], "
+            'or "all".'
         )
