@@ -319,6 +319,7 @@ RECIPES = {
     "row-wise": {"table_optimizer": "rowwise-adagrad", "table_decay": 0.1, "warmup": 0.2, "schedule": "cosine"},
     "row-wise-sparse": {"table_optimizer": "rowwise-adagrad", "model_options": {"sparse": True}, "clip_norm": 0.5},
     "decays": {"optimizer": "adamw", "weight_decay": 0.1, "table_decay": 0.3, "table_lr": 0.03, "warmup": 0.5},
+    "fused": {"optimizer_options": {"fused": True}},
     "averaged": {"ema": 0.9, "stop_on": "ne", "lr": 0.05, "evaluations": 10, "patience": 10},
 }
 

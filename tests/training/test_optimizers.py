@@ -56,6 +56,13 @@ RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
             torch.optim.SGD(apart(model)[1], lr=0.2, momentum=0.9, nesterov=True),
         ],
     ),
+    "adam-fused": (
+        {"optimizer_options": {"fused": True}, "table_decay": 0.5},
+        lambda model: [
+            torch.optim.Adam(apart(model)[0], lr=LR, fused=True),
+            torch.optim.AdamW(apart(model)[1], lr=LR, weight_decay=0.5, fused=True),
+        ],
+    ),
     "adagrad": ({"optimizer": "adagrad"}, lambda model: [torch.optim.Adagrad(model.parameters(), lr=LR)]),
     "rmsprop": ({"optimizer": "rmsprop"}, lambda model: [torch.optim.RMSprop(model.parameters(), lr=LR)]),
     "row-wise": (
@@ -100,6 +107,16 @@ def test_methods_that_balance_updates_train_with_every_optimizer(tiny: Dataset, 
     learner = Learner(tiny.schema, METHODS[name], TrainingSettings.of(**settings, table_lr=0.02))
     losses = torch.stack([learner.step(batch) for batch in batches(tiny)])
     assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["equal", "multibalance", "pub", "adatask"])
+def test_a_fused_step_changes_no_more_than_rounding(tiny: Dataset, name: str) -> None:
+    losses = []
+    for fused in (False, True):
+        settings = TrainingSettings.of(lr=0.01, optimizer_options={"fused": fused}, table_decay=0.1)
+        learner = Learner(tiny.schema, METHODS[name], settings)
+        losses.append(torch.stack([learner.step(batch) for batch in batches(tiny)]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
 def rates(dataset: Dataset, **settings: object) -> list[float]:
@@ -182,6 +199,7 @@ def test_what_does_not_go_together_is_refused_with_a_remedy(
     [
         ({"optimizer_options": {"momentum": 0.9}}, "of adam: expected options out of beta1, .*; found momentum"),
         ({"optimizer_options": {"eps": "small"}}, "eps must be a number, found 'small'"),
+        ({"optimizer": "rmsprop", "optimizer_options": {"fused": True}}, "out of alpha, .*; found fused"),
         ({"optimizer_options": {"amsgrad": 1}}, "amsgrad must be true or false, found 1"),
         ({"optimizer_options": {"beta1": 1.5}}, "of adam: Invalid beta parameter"),
         ({"optimizer": "lion"}, "optimizer: input should be 'adam', 'adamw'.*; found 'lion'"),

@@ -31,10 +31,10 @@ ROW_WISE_RATE: Final = 0.3
 """The rate of row-wise Adagrad where the settings state none: the best of `benchmarks/recipes.py`."""
 
 _KINDS: Final[Mapping[OptimizerName, tuple[type[Optimizer], Mapping[str, Any]]]] = {
-    "adam": (Adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}),
-    "adamw": (AdamW, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}),
-    "sgd": (SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
-    "adagrad": (Adagrad, {"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10}),
+    "adam": (Adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}),
+    "adamw": (AdamW, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}),
+    "sgd": (SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "fused": False}),
+    "adagrad": (Adagrad, {"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10, "fused": False}),
     "rmsprop": (RMSprop, {"alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False}),
 }
 """Of each optimizer: its class, and the options that a user may set, with their defaults."""
@@ -153,7 +153,7 @@ def build_optimizer(module: nn.Module, parameters: Sequence[nn.Parameter], setti
         if settings.optimizer in {"adam", "adamw"}:
             of_tables["decoupled_weight_decay"] = True
         return build([{"params": dense}, of_tables])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise SettingError(f"optimizer_options of {settings.optimizer}: {error}") from error
 
 
