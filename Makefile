@@ -8,6 +8,10 @@
 # make nightly                        set-up, then the tests that take minutes, such as the short form of that suite
 # make accelerator                   tests and speed on an accelerator, at most 8 minutes; no set-up: PYTHON needs torch and
 #                                     pytest only, and the results come into benchmarks/results/accelerator
+# make bench                          set-up of other libraries to compare with, then the timings of this machine, at most
+#                                     20 minutes: rewrites the tables in benchmarks/results. Let nothing run beside it
+# make bench-compare                  which ratios of these tables became worse by more than 3 % against the committed ones;
+#                                     no set-up. ARGS="--before FOLDER --after FOLDER" compares two folders
 # make check                          set-up, then format, lint, types and the import contract
 # make docs                           set-up of the documentation's tools, then the site, in site/: open site/index.html
 # make docs-serve                     the same on http://127.0.0.1:8000, built anew when a page changes
@@ -24,6 +28,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # make test-floor FLOOR_TORCH=... keeps everything else at its lowest version and takes another torch.
 FLOOR_TORCH ?= $(shell sed -n 's/^torch==//p' constraints-floor.txt)
 FLOOR := .venv-floor/$(FLOOR_TORCH)
+BENCH := .venv-bench/bin
 RELEASE := .venv-release/tools
 TORCH_ALONE := .venv-release/torch-alone
 # Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
@@ -31,7 +36,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 export EQUIPOISE_DATA ?= $(abspath $(firstword $(wildcard ../shared/data)))
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator check docs docs-serve release clean
+.PHONY: setup compare evidence nightly test test-distributed test-floor accelerator bench bench-compare check docs docs-serve release clean
 
 setup: .venv/.installed
 
@@ -74,6 +79,16 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 	@$(FLOOR)/bin/pip install -q -c $(FLOOR)/constraints.txt -e '.[dev]'
 	@touch $@
 
+# An environment of its own, because the other libraries ask for old versions of what equipoise needs: they come without
+# their dependencies. The benchmark goes without one that is not installed.
+.venv-bench/.installed: constraints.txt pyproject.toml benchmarks/neighbours/requirements.txt
+	$(call environment,.venv-bench,$(TORCH))
+	@echo "Installing equipoise and the libraries to compare it with into .venv-bench ..."
+	@$(BENCH)/pip install -q -c constraints.txt -e '.[dev]' pandas tqdm transformers h5py==3.16.0 'ray[data]==2.60.0'
+	@for library in $$(grep -v '^#' benchmarks/neighbours/requirements.txt); do \
+	  $(BENCH)/pip install -q --no-deps $$library || echo "The benchmark goes without $$library."; done
+	@touch $@
+
 # An environment of its own, so that the set-up stays as quick as it is.
 .venv-docs/.installed: constraints.txt pyproject.toml
 	$(call environment,.venv-docs,$(TORCH))
@@ -109,6 +124,12 @@ test-floor: $(FLOOR)/.installed
 accelerator:
 	PYTHONPATH=src $(PYTHON) benchmarks/accelerator.py --out benchmarks/results/accelerator $(ARGS)
 
+bench: .venv-bench/.installed
+	$(BENCH)/python benchmarks/bench.py $(ARGS)
+
+bench-compare:
+	$(PYTHON) benchmarks/bench_compare.py $(ARGS)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -137,4 +158,4 @@ release: $(RELEASE)/.installed
 	cd $(TORCH_ALONE) && bin/python -I -W "ignore:Failed to initialize NumPy" $(CURDIR)/release/try_core.py
 
 clean:
-	rm -rf .venv .venv-distributed .venv-docs .venv-floor .venv-release runs build dist site
+	rm -rf .venv .venv-bench .venv-distributed .venv-docs .venv-floor .venv-release runs build dist site

@@ -1,64 +1,115 @@
-"""Time of one MultiBalance step on a CPU: of ``weigh`` alone, and of the fork's whole backward pass.
+"""Time of MultiBalance at a fork on a CPU: of ``weigh`` alone, and of the fork's whole backward pass.
 
-Run with ``python benchmarks/fork_step.py``; prints one JSON object. ``weigh`` is timed in a tight loop ("warm") and
-after 64 MB of other memory have been read ("swept"), as it finds the caches in a training step. Medians.
+    python benchmarks/fork_step.py --out benchmarks/results/fork-backward-cpu.json
+
+The backward pass is set against that of the plain sum, which adds the tasks' gradients up, in pairs in an order that is
+drawn anew; the median of their ratios is quoted with an interval by order statistics. ``weigh`` is timed in a
+tight loop ("warm") and after 64 MB of other memory have been read ("swept"), as it finds the caches in a training step;
+medians.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
-import platform
+import random
 import statistics
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from equipoise import Fork, MultiBalance
+from equipoise import MultiBalance
+from equipoise.measuring import cpu_name, median_interval
+from equipoise.ranking.models.base import Unforked
 
-ROUNDS = 100
 SHAPE = (4096, 128)
+TASKS = (2, 8, 32)
 
 
-def median_us(call, before=lambda: None) -> float:
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def median_us(rounds: int, call: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         before()
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times[ROUNDS // 10 :]) * 1e6, 1)
+        times.append(seconds(call))
+    return round(1e6 * statistics.median(times[rounds // 10 :]), 1)
 
 
-def backward_us(fork: Fork, gradients: list[torch.Tensor]) -> float:
-    def prepare() -> None:
-        shared = torch.zeros(SHAPE, requires_grad=True)
-        held.append(fork(shared))
-        del held[:-1]
+def backward(fork: nn.Module, gradients: list[Tensor]) -> float:
+    """Return the seconds of one backward pass from the branches of a fork to what it forks."""
+    branches = fork(torch.zeros(SHAPE, requires_grad=True).view(SHAPE))
+    return seconds(lambda: torch.autograd.backward(branches, gradients))
 
-    held: list[tuple[torch.Tensor, ...]] = []
-    return median_us(lambda: torch.autograd.backward(held[-1], gradients), prepare)
+
+def measure(tasks: int, rounds: int) -> dict[str, Any]:
+    """Measure a fork of some tasks."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(SHAPE, generator=generator) for _ in range(tasks)]
+    rows = torch.stack([gradient.flatten() for gradient in gradients])
+    gram, present = rows @ rows.T, torch.ones(tasks, dtype=torch.bool)
+    balanced, plain = MultiBalance(tasks), Unforked(tasks)
+    order, sweep = random.Random(0), torch.ones(1 << 24)
+    times: dict[nn.Module, list[float]] = {balanced: [], plain: []}
+    for _ in range(rounds):
+        for fork in order.sample(list(times), 2):
+            times[fork].append(backward(fork, gradients))
+    ratios = [own / other for own, other in zip(*times.values(), strict=True)][rounds // 10 :]
+    low, high = median_interval(ratios)
+    with torch.no_grad():
+        weigh = {
+            "weigh_warm_us": median_us(rounds, lambda: balanced.weigh(gram, present)),
+            "weigh_swept_us": median_us(rounds, lambda: balanced.weigh(gram, present), sweep.sum),
+        }
+    return {
+        "tasks": tasks, "ratio": statistics.median(ratios), "low": low, "high": high, "pairs": len(ratios),
+        "backward_us": round(1e6 * statistics.median(times[balanced]), 1), **weigh,
+    }  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        f"# The backward pass of a MultiBalance fork: {result['machine']}, one thread", "",
+        f"torch {result['torch']}, float32, shared tensor {SHAPE[0]} × {SHAPE[1]}. The ratio is that of the backward",
+        "pass to the one of the plain sum: the median over interleaved pairs with its 95 % interval.",
+        f"Written by `{result['command']}`.", "",
+        "| tasks | ratio | interval | backward (µs) | `weigh`, warm caches (µs) | after reading 64 MB |",
+        "|---:|---:|---|---:|---:|---:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {row['tasks']} | ×{row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {row['backward_us']} "
+        f"| {row['weigh_warm_us']} | {row['weigh_swept_us']} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=100)
+    arguments.add_argument("--out", type=Path, help="written with the endings .json and .md")
+    chosen = arguments.parse_args()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    sweep = torch.ones(1 << 24)
-    found: dict[str, object] = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-    for tasks in (2, 8, 32):
-        gradients = [torch.randn(SHAPE, generator=generator) for _ in range(tasks)]
-        rows = torch.stack([gradient.flatten() for gradient in gradients])
-        gram, present = rows @ rows.T, torch.ones(tasks, dtype=torch.bool)
-        fork = MultiBalance(tasks)
-        with torch.no_grad():
-            found[f"M={tasks}"] = {
-                "weigh, warm, us": median_us(lambda fork=fork, gram=gram, present=present: fork.weigh(gram, present)),
-                "weigh, swept, us": median_us(
-                    lambda fork=fork, gram=gram, present=present: fork.weigh(gram, present), sweep.sum
-                ),
-            }
-        found[f"M={tasks}"] |= {
-            "backward, us": backward_us(fork, gradients),
-            "backward of a fork with weights of 1, us": backward_us(Fork(tasks), gradients),
-        }
-    print(json.dumps(found, indent=2))
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": cpu_name(),
+        "torch": torch.__version__,
+        "rows": [measure(tasks, chosen.rounds) for tasks in TASKS],
+    }
+    print(markdown(result))
+    if chosen.out is not None:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        chosen.out.with_suffix(".md").write_text(markdown(result))
 
 
 if __name__ == "__main__":
