@@ -64,9 +64,11 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
         return _weighted_on_cpu(gradients, weights.to(wide)).to(first.dtype)
     split = weights.unbind(0)
     total = first.to(wide) * split[0]
+    # addcmul_ widens half precision on the way, without a copy; on Apple's devices it does not.
+    as_it_comes = not recorded and first.device.type != "mps"
     for gradient, weight in zip(gradients[1:], split[1:], strict=True):
-        # addcmul_ widens half precision on the way, without a copy.
-        total = total.addcmul(gradient.to(wide), weight) if recorded else total.addcmul_(gradient, weight)
+        added = gradient if as_it_comes else gradient.to(wide)
+        total = total.addcmul(added, weight) if recorded else total.addcmul_(added, weight)
     return total.to(first.dtype)
 
 
