@@ -267,7 +267,7 @@ def test_forks_that_measure_seldom_are_set_against_one_that_always_does(
     module = script("gram_every")
     monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
     run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "12000", "--seeds", "2")
-    rows = module.Records(tmp_path / "found.jsonl").rows
+    rows = script("records").Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.VARIANTS)
     assert len({row["test_ne"]["click"] for row in rows if row["seed"] == 0}) == len(module.VARIANTS)
     assert len(module.tables(rows)["gram_every"]) == 2 + len(module.VARIANTS)
@@ -277,7 +277,7 @@ def test_pub_is_trained_with_both_ways_to_solve(script, monkeypatch: pytest.Monk
     module = script("pub_last_layer")
     monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
     run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "4000", "--seeds", "2")
-    rows = module.Records(tmp_path / "found.jsonl").rows
+    rows = script("records").Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.VARIANTS)
     table = module.tables(rows)["last shared layer"]
     assert len(table) == 2 + len(module.VARIANTS)

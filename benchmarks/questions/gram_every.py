@@ -2,18 +2,15 @@
 
     python benchmarks/questions/gram_every.py --out benchmarks/results/questions-gram-every.jsonl
 
-Rate and decay are those that `equipoise evidence` chose for MultiBalance on each data set. A line of the file holds one
-training; trainings that the file holds are not made again.
+Rate and decay are those that `equipoise evidence` chose for MultiBalance on each data set; with the rare task those of
+`rare_task.py`. A line of the file holds one training; trainings that the file holds are not made again.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from functools import partial
-from statistics import fmean
 
-from records import Record, Records, Setting, Tables, arguments, gain, gain_in_words, markdown, show, tested
+from records import Record, Setting, Tables, by_variant, gain, gain_in_words, markdown, mean_ne, show, train_variants
 
 OURS = "multibalance"
 VARIANTS = {
@@ -46,31 +43,15 @@ def tables(rows: Sequence[Record]) -> Tables:
     """Return the table of the result."""
     lines = []
     for name, setting in SETTINGS.items():
-        of = {
-            variant: [row for row in rows if (row["setting"], row["variant"]) == (name, variant)]
-            for variant in VARIANTS
-        }
+        of = by_variant(rows, name, VARIANTS)
         for variant, found in of.items():
-            if found:
-                mean = fmean(fmean(row["test_ne"].values()) for row in found if row["test_ne"])
-                lines.append([
-                    setting.title,
-                    VARIANTS[variant],
-                    f"{mean:.4f}",
-                    "" if variant == OURS else gain_in_words(gain(found, of[OURS])),
-                ])  # fmt: skip
+            gained = "" if variant == OURS else gain_in_words(gain(found, of[OURS]))
+            lines.append([setting.title, VARIANTS[variant], f"{mean_ne(found):.4f}", gained])
     return {"gram_every": markdown(["setting", "measured", "NE", "gain over every step"], lines)}
 
 
 def main() -> None:
-    chosen = arguments(__doc__, rows=None, seeds=SEEDS)
-    records = Records(chosen.out)
-    for name, setting in SETTINGS.items():
-        dataset = setting.load(chosen.rows)
-        for seed, variant in itertools.product(range(chosen.seeds), VARIANTS):
-            key = {"setting": name, "variant": variant, "seed": seed}
-            records.get(key, partial(tested, dataset, variant, seed, **setting.training))
-    show(tables(records.rows))
+    show(tables(train_variants(__doc__, SETTINGS, VARIANTS, seeds=SEEDS)))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -64,6 +66,33 @@ def arguments(about: str | None, *, rows: int | None, seeds: int) -> argparse.Na
     parser.add_argument("--seeds", type=int, default=seeds)
     torch.set_num_threads(1)
     return parser.parse_args()
+
+
+def train_variants(
+    about: str | None, settings: Mapping[str, Setting], variants: Iterable[str], *, seeds: int
+) -> list[Record]:
+    """Train each variant of a method, as the command line says, in each setting with each seed; return the records."""
+    chosen = arguments(about, rows=None, seeds=seeds)
+    records = Records(chosen.out)
+    for name, setting in settings.items():
+        dataset = setting.load(chosen.rows)
+        for seed, variant in itertools.product(range(chosen.seeds), variants):
+            key = {"setting": name, "variant": variant, "seed": seed}
+            records.get(key, partial(tested, dataset, variant, seed, **setting.training))
+    return records.rows
+
+
+def by_variant(rows: Sequence[Record], setting: str, variants: Iterable[str]) -> dict[str, list[Record]]:
+    """Return the records of a setting by variant, of those that have any."""
+    found = {
+        variant: [row for row in rows if (row["setting"], row["variant"]) == (setting, variant)] for variant in variants
+    }
+    return {variant: own for variant, own in found.items() if own}
+
+
+def mean_ne(rows: Sequence[Record]) -> float:
+    """Return the mean test NE over tasks and trainings, without those that diverged."""
+    return fmean(fmean(row["test_ne"].values()) for row in rows if row["test_ne"])
 
 
 def run_of(dataset: Dataset, method: str | Method, seed: int, **settings: Any) -> Run:

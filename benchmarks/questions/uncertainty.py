@@ -13,15 +13,25 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
-from records import Record, Records, Tables, arguments, gain, gain_in_words, markdown, show, tested
+from records import (
+    Record,
+    Records,
+    Setting,
+    Tables,
+    arguments,
+    by_variant,
+    gain,
+    gain_in_words,
+    markdown,
+    mean_ne,
+    show,
+    tested,
+)
 from torch import Tensor
 from torchjd.scalarization import UW
 
-from equipoise import data
-from equipoise.data import Dataset
 from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import METHODS, Method
 
@@ -29,24 +39,21 @@ SEEDS = 10
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A data set with rates and decays at which all variants are trained."""
+class SettingWithRates(Setting):
+    """A setting with pairs of rate and decay, at each of which all variants are trained."""
 
-    title: str
-    data: str
-    data_options: dict[str, Any]
-    training: dict[str, Any]
     rates: tuple[tuple[float, float], ...]
-
-    def load(self, rows: int | None) -> Dataset:
-        return data.load(self.data, **self.data_options | ({} if rows is None else {"rows": rows}))
 
 
 SETTINGS = {
-    "complete-journey": Setting(
-        "Complete Journey, two epochs", "complete-journey", {}, {"epochs": 2, "batch_size": 2048}, ((0.0178, 2.33),)
+    "complete-journey": SettingWithRates(
+        "Complete Journey, two epochs",
+        "complete-journey",
+        {"rows": 600_000},
+        {"epochs": 2, "batch_size": 2048},
+        ((0.0178, 2.33),),
     ),
-    "opposed": Setting(
+    "opposed": SettingWithRates(
         "Funnel with opposed tasks",
         "funnel",
         {"rows": 200_000, "conflict": 1.0},
@@ -101,17 +108,13 @@ def tables(rows: Sequence[Record]) -> Tables:
     lines = []
     for name, setting in SETTINGS.items():
         for lr, _ in setting.rates:
-            at_rate = [row for row in rows if row["setting"] == name and row["lr"] == lr]
-            of = {variant: [row for row in at_rate if row["variant"] == variant] for variant in variants()}
+            of = by_variant([row for row in rows if row["lr"] == lr], name, variants())
             for variant, found in of.items():
-                if found:
-                    mean = fmean(fmean(row["test_ne"].values()) for row in found if row["test_ne"])
-                    gains = ["", ""] if variant == "equal weights" else [
-                        gain_in_words(gain(found, of["equal weights"])),
-                        "" if variant == "uncertainty weighting"
-                        else gain_in_words(gain(found, of["uncertainty weighting"])),
-                    ]  # fmt: skip
-                    lines.append([f"{setting.title}, rate {lr:g}", variant, f"{mean:.4f}", *gains])
+                gains = [
+                    "" if variant in {"equal weights", reference} else gain_in_words(gain(found, of[reference]))
+                    for reference in ("equal weights", "uncertainty weighting")
+                ]
+                lines.append([f"{setting.title}, rate {lr:g}", variant, f"{mean_ne(found):.4f}", *gains])
     heads = ["setting", "variant", "NE", "gain over equal weights", "gain over uncertainty weighting"]
     return {"uncertainty weighting": markdown(heads, lines)}
 
