@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -34,19 +35,20 @@ def apart(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return [p for p in model.parameters() if all(p is not table for table in tables)], tables
 
 
+Adam, AdamW = (partial(kind, fused=True) for kind in (torch.optim.Adam, torch.optim.AdamW))
 RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
     "adam-decay": (
         {"weight_decay": 0.1, "table_decay": 0.5},
         lambda model: [
-            torch.optim.Adam(apart(model)[0], lr=LR, weight_decay=0.1),
-            torch.optim.AdamW(apart(model)[1], lr=LR, weight_decay=0.5),
+            Adam(apart(model)[0], lr=LR, weight_decay=0.1),
+            AdamW(apart(model)[1], lr=LR, weight_decay=0.5),
         ],
     ),
     "adamw": (
         {"optimizer": "adamw", "weight_decay": 0.1, "optimizer_options": {"beta2": 0.9, "eps": 1e-6}},
         lambda model: [
-            torch.optim.AdamW(apart(model)[0], lr=LR, weight_decay=0.1, betas=(0.9, 0.9), eps=1e-6),
-            torch.optim.AdamW(apart(model)[1], lr=LR, weight_decay=0.0, betas=(0.9, 0.9), eps=1e-6),
+            AdamW(apart(model)[0], lr=LR, weight_decay=0.1, betas=(0.9, 0.9), eps=1e-6),
+            AdamW(apart(model)[1], lr=LR, weight_decay=0.0, betas=(0.9, 0.9), eps=1e-6),
         ],
     ),
     "sgd": (
@@ -56,11 +58,11 @@ RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
             torch.optim.SGD(apart(model)[1], lr=0.2, momentum=0.9, nesterov=True),
         ],
     ),
-    "adam-fused": (
-        {"optimizer_options": {"fused": True}, "table_decay": 0.5},
+    "adam-not-fused": (
+        {"optimizer_options": {"fused": False}, "table_decay": 0.5},
         lambda model: [
-            torch.optim.Adam(apart(model)[0], lr=LR, fused=True),
-            torch.optim.AdamW(apart(model)[1], lr=LR, weight_decay=0.5, fused=True),
+            torch.optim.Adam(apart(model)[0], lr=LR),
+            torch.optim.AdamW(apart(model)[1], lr=LR, weight_decay=0.5),
         ],
     ),
     "adagrad": ({"optimizer": "adagrad"}, lambda model: [torch.optim.Adagrad(model.parameters(), lr=LR)]),
@@ -68,13 +70,13 @@ RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
     "row-wise": (
         {"table_optimizer": "rowwise-adagrad", "table_decay": 0.3},
         lambda model: [
-            torch.optim.Adam(apart(model)[0], lr=LR),
+            Adam(apart(model)[0], lr=LR),
             RowWiseAdagrad(apart(model)[1], 0.3, weight_decay=0.3),
         ],
     ),
     "row-wise-sparse": (
         {"table_optimizer": "rowwise-adagrad", "table_lr": 0.1, "model_options": {"sparse": True}},
-        lambda model: [torch.optim.Adam(apart(model)[0], lr=LR), RowWiseAdagrad(apart(model)[1], 0.1)],
+        lambda model: [Adam(apart(model)[0], lr=LR), RowWiseAdagrad(apart(model)[1], 0.1)],
     ),
 }
 

@@ -31,8 +31,8 @@ ROW_WISE_RATE: Final = 0.3
 """The rate of row-wise Adagrad where the settings state none: the best of `benchmarks/recipes.py`."""
 
 _KINDS: Final[Mapping[OptimizerName, tuple[type[Optimizer], Mapping[str, Any]]]] = {
-    "adam": (Adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}),
-    "adamw": (AdamW, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}),
+    "adam": (Adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": True}),
+    "adamw": (AdamW, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": True}),
     "sgd": (SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "fused": False}),
     "adagrad": (Adagrad, {"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10, "fused": False}),
     "rmsprop": (RMSprop, {"alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False}),
@@ -231,8 +231,10 @@ def _kind_and_options(settings: TrainingSettings) -> tuple[Callable[..., Optimiz
                 f"{'true or false' if expected == (bool,) else 'a number'}, found {value!r}."
             )
     options = {name: value for name, value in stated.items() if name not in {"beta1", "beta2"}}
-    if len(options) < len(stated):
+    if stated.keys() & {"beta1", "beta2"}:
         options["betas"] = tuple(stated.get(name, known[name]) for name in ("beta1", "beta2"))
+    if known.get("fused"):  # one pass over a parameter and its state, where the default of torch makes several
+        options.setdefault("fused", True)
     return kind, options
 
 
