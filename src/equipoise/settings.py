@@ -317,6 +317,11 @@ class Settings(TrainingSettings):
         description="Rates and decays, with values of its main option, that tuning tries per method: two thirds the "
         "same for all methods, the rest by optuna's TPE. Default: every point of the grids, at the default option.",
     )
+    tune_finalists: Annotated[Annotated[int, Field(ge=0)], _COMPARE] = Field(
+        0,
+        description="So many of a method's best rates are trained with two more tuning seeds, and chosen among by the "
+        "mean over all: what is best with one seed may be so by luck.",
+    )
     trials: Annotated[
         dict[str, Annotated[int, Field(ge=1)]],
         About(_COMPARE.commands, False, option="--trials", metavar="METHOD=N"),

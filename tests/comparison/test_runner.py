@@ -15,6 +15,7 @@ from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import Throughput
 from equipoise.comparison.runner import run_comparison, starting_rate, train_into
 from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, rate_of
+from equipoise.report import write_markdown
 from equipoise.settings import Settings
 from equipoise.training import METHODS, FolderInUseError, Run, SettingError, own_folder
 
@@ -226,6 +227,39 @@ def test_tuning_gives_every_method_the_rate_and_decay_with_the_lowest_mean_valid
     assert choice.recipe["data_options"] == {"rows": 1500}
     assert choice.command.startswith("equipoise compare --epochs 1 --batch-size 256 --data funnel")
     assert "--tune" in choice.command
+
+
+def test_the_best_trials_are_tried_with_more_seeds_and_the_mean_decides(tmp_path: Path, monkeypatch) -> None:
+    lucky = Rate(1e-3, 0.0)  # the best with the first seed, and the worst of the finalists with the others
+
+    def trained(_settings, _dataset, jobs, *_):
+        for job in jobs:
+            ne = abs(math.log10(job.lr / 1e-2)) + 0.1 * job.table_decay + 0.01 * (job.seed % 1000)
+            if Rate(job.lr, job.table_decay) == lucky:
+                ne = 2.0 if job.seed % 1000 else -1.0
+            yield job, Run(job.method, job.seed, job.lr, job.table_decay, validation={"click": {"ne": ne}})
+
+    monkeypatch.setattr(runner_module, "run_jobs", trained)
+    recorder = Recorder()
+    settings = plan(
+        methods=["single-task", "equal", "multibalance"], tune=True, tune_finalists=2, decay_grid=[0.0, 1.0]
+    )
+    run_comparison(settings, tmp_path, jobs=1, listener=recorder)
+    again = [job for job in recorder.trained if job.seed > 1000]
+    best = {lucky, Rate(1e-2, 0.0)}
+    assert {(job.method, job.rate, job.seed) for job in again} == {
+        (method, rate, seed) for method in ("equal", "multibalance") for rate in best for seed in (1001, 1002)
+    }
+    chosen = Choice.model_validate_json((tmp_path / "tuned.json").read_bytes()).chosen
+    assert chosen["equal"] == chosen["multibalance"] == Rate(1e-2, 0.0)
+    assert chosen["single-task"] == lucky  # a method with a model per task has no finalists
+    page = write_markdown(tmp_path).read_text()
+    assert (
+        "over 1 tuning seed that the comparison does not use; the best 2 of each method were trained with two" in page
+    )
+    recorder.trained.clear()
+    run_comparison(settings, tmp_path, jobs=1, listener=recorder)
+    assert not recorder.trained
 
 
 def test_stated_rates_and_decays_win_over_tuned_ones() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from equipoise.comparison.tuned_rates import Rate
-from equipoise.comparison.tuning import choose_rates, mean_ne, tasks_with_ne
+from equipoise.comparison.tuning import best_rates, choose_rates, mean_ne, tasks_with_ne
 from equipoise.training import Run, SettingError
 
 NAN = math.nan
@@ -39,6 +39,19 @@ def test_a_rate_that_diverged_is_worse_than_any_that_did_not() -> None:
 def test_one_seed_that_diverged_is_enough() -> None:
     runs = [run(1e-3, click=0.9), run(1e-3, seed=1001, click=0.9), run(1e-2, click=0.1), diverged(1e-2, seed=1001)]
     assert choose_rates(runs) == {"equal": Rate(1e-3)}
+
+
+def test_a_rate_with_fewer_seeds_than_others_is_not_chosen() -> None:
+    lucky = run(1e-3, click=0.1)
+    finalists = [run(1e-2, seed=seed, click=0.5 + 0.1 * seed) for seed in range(3)]
+    others = [run(1e-1, seed=seed, click=0.5) for seed in range(3)]
+    assert choose_rates([lucky, *finalists, *others]) == {"equal": Rate(1e-1)}
+
+
+def test_finalists_are_the_best_that_did_not_diverge() -> None:
+    runs = [run(1e-3, click=0.9), run(1e-2, click=0.7), run(1e-1, click=0.8), diverged(1.0)]
+    assert best_rates(runs, "equal", 2) == [Rate(1e-2), Rate(1e-1)]
+    assert best_rates(runs, "equal", 9) == [Rate(1e-2), Rate(1e-1), Rate(1e-3)]
 
 
 def test_where_every_rate_diverged_the_lowest_is_taken() -> None:

@@ -24,7 +24,7 @@ from equipoise.comparison.results import EQUAL_WEIGHTS, STATIC_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
 from equipoise.comparison.time_left import TimeLeft
 from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
-from equipoise.comparison.tuning import choose_rates, scores_of
+from equipoise.comparison.tuning import best_rates, choose_rates, scores_of
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
 from equipoise.serving import Ranker
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["load_data", "run_comparison", "train_into"]
 
 _TUNING_SEED = 1000  # the first seed of tuning, so that no seed both chooses a rate and reports a result
+_FINALIST_SEEDS = 2  # beyond those of the other trials
 _THROUGHPUT_BATCHES = 20
 _NO_GUARD = (
     "A worker process has come to the call that starts worker processes: put the call under "
@@ -139,12 +140,15 @@ class _Comparison:
         doubts = {name: found.doubt for name, found in rates.items() if found.doubt}
         chosen = {name: found.rate for name, found in rates.items()}
         searches = self._searches()
-        tuning = {name: search.trials * self.settings.tune_seeds for name, search in searches.items()}
+        again = dict.fromkeys(self._with_finalists(), _FINALIST_SEEDS * self.settings.tune_finalists)
+        tuning = {
+            name: found.trials * self.settings.tune_seeds + again.get(name, 0) for name, found in searches.items()
+        }
         runs = Counter(tuning) + Counter(dict.fromkeys(chosen, self.settings.seeds))
         time_left = TimeLeft(runs, workers=self.workers)
         self.folder.write_plan(description | _as_planned(chosen, {} if self.settings.tune else doubts))
         if self.settings.tune:
-            apart = [method.name for method in self.methods if "a model per task" in method.needs]
+            apart = {method.name for method in self.methods} - set(self._with_finalists())
             chosen = choose_rates(self._tune(searches, time_left), apart=apart)
             self.folder.write_plan(description | _as_planned(chosen, {}))
             self.folder.write_tuned(self._choice(chosen))
@@ -172,6 +176,10 @@ class _Comparison:
         tasks = self.dataset.schema.task_names
         return {method.name: RateSearch(self.settings, method, tasks) for method in self.methods}
 
+    def _with_finalists(self) -> list[str]:
+        """Return the methods but those with a model per task: each of their models has a best rate of its own."""
+        return [method.name for method in self.methods if "a model per task" not in method.needs]
+
     def _tune(self, searches: Mapping[str, RateSearch], time_left: TimeLeft) -> list[Run]:
         """Make the runs of tuning, round by round, and return all of them."""
         finished, runs = self.folder.tuning_runs(), list[Run]()
@@ -185,7 +193,15 @@ class _Comparison:
             runs += self._do(title, jobs, finished, self.folder.add_tuning_run, time_left)
             for name, search in searches.items():
                 search.tell(scores_of(runs, name))
-        return runs
+        if not self.settings.tune_finalists:
+            return runs
+        first = self._tuning_seeds.stop
+        best = {name: best_rates(runs, name, self.settings.tune_finalists) for name in self._with_finalists()}
+        jobs = [
+            Job(name, seed, *rate)
+            for seed in range(first, first + _FINALIST_SEEDS) for name, rates in best.items() for rate in rates
+        ]  # fmt: skip
+        return runs + self._do("Tuning, finalists", jobs, finished, self.folder.add_tuning_run, time_left)
 
     def _add_short_run(self, run: Run) -> None:
         self.folder.add_run(replace(without_details(run), random_groups=run.random_groups))

@@ -9,7 +9,7 @@ from equipoise.comparison.tuned_rates import Rate, rate_of, rates_by_model
 from equipoise.errors import SettingError
 from equipoise.training import Run
 
-__all__ = ["choose_rates", "mean_ne", "scores_of", "tasks_with_ne"]
+__all__ = ["best_rates", "choose_rates", "mean_ne", "scores_of", "tasks_with_ne"]
 
 
 def tasks_with_ne(runs: Iterable[Run], /) -> tuple[str, ...]:
@@ -60,8 +60,23 @@ def scores_of(runs: Sequence[Run], method: str, /) -> dict[Rate, float | None]:
     return {rate: mean_ne(of_rate, tasks) for rate, of_rate in sorted(tried.items())}
 
 
+def best_rates(runs: Sequence[Run], method: str, count: int, /) -> list[Rate]:
+    """Return up to so many rates of a method with the lowest mean validation NE, the lowest first; none that diverged.
+
+    Example:
+        >>> good, bad = {"click": {"ne": 0.7}}, {"click": {"ne": 0.8}}
+        >>> runs = [Run("equal", 0, 1e-3, validation=bad), Run("equal", 0, 1e-2, validation=good)]
+        >>> [rate.lr for rate in best_rates(runs, "equal", 3)]
+        [0.01, 0.001]
+    """
+    scores = {rate: score for rate, score in scores_of(runs, method).items() if score is not None and score < math.inf}
+    return sorted(scores, key=scores.__getitem__)[:count]
+
+
 def choose_rates(runs: Sequence[Run], /, *, apart: Collection[str] = ()) -> dict[str, Rate]:
     """Return each method's rate: that with the lowest mean validation NE, the lowest rate where all diverged.
+
+    Rates that were tried with fewer seeds than others of the same method are not chosen.
 
     Args:
         runs: those of tuning.
@@ -86,7 +101,11 @@ def choose_rates(runs: Sequence[Run], /, *, apart: Collection[str] = ()) -> dict
     chosen = {}
     for method in dict.fromkeys(run.method for run in runs):
         scores = scores_of(runs, method)
-        chosen[method] = _lowest(scores)
+        seeds = {
+            rate: len({run.seed for run in runs if (run.method, rate_of(run)) == (method, rate)}) for rate in scores
+        }
+        most = max(seeds.values())
+        chosen[method] = _lowest({rate: score for rate, score in scores.items() if seeds[rate] == most})
         if method in apart and len(tasks) > 1 and not chosen[method].options:
             own = [run for run in runs if run.method == method and run.status == "ok"]
             chosen[method] = chosen[method]._replace(options=_rates_of_models(own, chosen[method]))

@@ -292,7 +292,7 @@ def _how_rates_were_chosen(results: Results) -> str:
         return "each method's own, given beforehand (see the table); not tuned in this comparison"
     rates = plan.grid or sorted({run.lr for run in results.tuning})
     decays = plan.decay_grid or sorted({run.table_decay for run in results.tuning})
-    seeds = counted(len({run.seed for run in results.tuning}), "tuning seed")
+    seeds = counted(plan.options.get("tune_seeds", 1), "tuning seed")
     tried = f"rates {', '.join(f'{lr:g}' for lr in rates)}"
     if len(decays) > 1:
         tried += f", each with decays of the embedding tables of {', '.join(f'{decay:g}' for decay in decays)}"
@@ -305,10 +305,17 @@ def _how_rates_were_chosen(results: Results) -> str:
         )
     if others := plan.options.get("trials"):
         tried += "; another number of such pairs for " + ", ".join(f"{name}: {count}" for name, count in others.items())
+    finalists = plan.options.get("tune_finalists", 0)
+    chosen = ""
+    if finalists:
+        chosen = (
+            f"; the best {finalists} of each method were trained with two more, and the mean over all decides, but for "
+            "methods with a model per task"
+        )
     return (
         f"each method's own, out of the same {'grid' if trials is None else 'search space'} for all ({tried}), by the "
         f"lowest mean validation {error_name(plan, plan.tasks).replace(' or ', ' and ')} over {seeds} "
-        "that the comparison does not use"
+        f"that the comparison does not use{chosen}"
     )
 
 
