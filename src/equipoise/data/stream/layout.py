@@ -21,9 +21,9 @@ from torch import Tensor
 from equipoise.data.dataset import Split
 from equipoise.data.stream.manifest import About
 from equipoise.errors import DataError
-from equipoise.schema import Batch, Categories, Vector
+from equipoise.schema import Categories, Vector
 
-__all__ = ["Column", "Extent", "Layout", "Rows", "rows_per_group"]
+__all__ = ["Column", "Extent", "Layout", "rows_per_group"]
 
 _GROUP_BYTES: Final = 2**24
 _GROUP_ROWS: Final = 2**16
@@ -68,37 +68,6 @@ class Extent:
 
     def __len__(self) -> int:
         return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows in memory as matrices, in the types of :class:`equipoise.data.Split`."""
-
-    categorical: Tensor
-    numeric: Tensor
-    labels: Tensor
-    weight: Tensor
-    importance: Tensor | None
-
-    def permuted(self, order: Tensor, /) -> Rows:
-        """Return the rows in another order."""
-        return Rows(
-            self.categorical.index_select(0, order),
-            self.numeric.index_select(0, order),
-            self.labels.index_select(0, order),
-            self.weight.index_select(0, order),
-            None if self.importance is None else self.importance.index_select(0, order),
-        )
-
-    def batch(self, start: int, stop: int, /) -> Batch:
-        """Return a range of rows as a batch with memory of its own, so that it does not keep all rows alive."""
-        return Batch(
-            self.categorical[start:stop].long(),
-            self.numeric[start:stop].clone(),
-            self.labels[start:stop].clone(),
-            self.weight[start:stop].clone(),
-            None if self.importance is None else self.importance[start:stop].clone(),
-        )
 
 
 class Layout:
@@ -165,11 +134,11 @@ class Layout:
                 first += column.width or 1
         return pa.table(arrays, schema=self.arrow_schema)
 
-    def rows(self, extents: Sequence[Extent], /) -> Rows:
-        """Read the columns of batches."""
+    def rows(self, extents: Sequence[Extent], /) -> Split:
+        """Read the columns of batches, without keys."""
         kinds = [self.categorical, self.numeric, self.labels, self.weight, self.importance]
         categorical, numeric, labels, weight, importance = _read(kinds, extents)
-        return Rows(categorical, numeric, labels, weight[:, 0], importance[:, 0] if self.importance else None)
+        return Split(categorical, numeric, labels, weight[:, 0], importance[:, 0] if self.importance else None)
 
     def column(self, column: Column, extents: Sequence[Extent], /) -> Tensor:
         """Read one column, shape [rows]."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from equipoise.data.ahead import ahead, batches_of_blocks, spans
 from equipoise.data.dataset import Split
-from equipoise.data.stream.layout import Extent, Layout, Rows
+from equipoise.data.stream.layout import Extent, Layout
 from equipoise.data.stream.manifest import Manifest
 from equipoise.data.stream.order import Epoch, Piece, Window
 from equipoise.schema import Batch, Schema
@@ -24,8 +24,8 @@ __all__ = ["StreamedSplit"]
 class StreamedSplit:
     """N examples in the parts of a prepared folder, with what training and evaluation use of a :class:`Split`.
 
-    Memory while batches are read: a window of 16 row groups, and the next one in two orders; a row group takes at most
-    16 MiB, so that is 768 MiB at most. Labels, weights and keys are read whole and kept when they are first asked for.
+    Memory while batches are read: a window of 16 row groups, and the next one; a row group takes at most 16 MiB, so
+    that is 512 MiB at most. Labels, weights and keys are read whole and kept when they are first asked for.
     A pickled one holds the manifest alone.
 
     Args:
@@ -108,7 +108,7 @@ class StreamedSplit:
         """Yield batches of ``batch_size`` rows; a generator shuffles the rows, and a short last batch is then left out.
 
         The generator permutes the row groups; each 16 of them in that order are a window, whose rows are permuted. The
-        next window is read in a thread.
+        next window is read in a thread, and the next batches are gathered in another one.
 
         Args:
             skip: how many batches to leave out at the beginning; windows before the first batch are not read.
@@ -130,39 +130,21 @@ class StreamedSplit:
 
     def batches_of(self, windows: Sequence[Window], batch_size: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of some windows in turn, without the first ``skip`` of them."""
-        start = skip * batch_size
-        pending: list[Batch] = []
-        missing = batch_size
-        for window, rows in self._read_ahead([w for w in windows if w.start + len(w) > start]):
-            at = max(start - window.start, 0)
-            while at < len(window):
-                stop = min(at + missing, len(window))
-                pending.append(rows.batch(at, stop))
-                missing -= stop - at
-                at = stop
-                if not missing:
-                    yield _joined_batch(pending)
-                    pending, missing = [], batch_size
-        if pending:
-            yield _joined_batch(pending)
+        due = [window for window in windows if window.start + len(window) > skip * batch_size]
+        blocks = ahead(self._gathering(due, batch_size, skip * batch_size))
+        yield from batches_of_blocks(blocks, batch_size)
 
-    def _read_ahead(self, windows: Sequence[Window]) -> Iterator[tuple[Window, Rows]]:
-        """Yield each window with its rows, while a thread reads the next one."""
-        if not windows:
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="equipoise-read") as pool:
-            ahead = pool.submit(self._rows, windows[0])
-            for i, window in enumerate(windows):
-                rows = ahead.result()
-                if i + 1 < len(windows):
-                    ahead = pool.submit(self._rows, windows[i + 1])
-                yield window, rows
-                del rows  # else this window stays while the one after the next is read
+    def _gathering(self, windows: Sequence[Window], batch_size: int, start: int) -> Iterator[Callable[[], Batch]]:
+        """Yield the calls that gather the rows of some windows from a place on, block by block."""
+        for window, rows, order in ahead(partial(self._read, window) for window in windows):
+            first, last = max(start, window.start), window.start + len(window)
+            for begin, end in spans(first, last, batch_size, self._layout.row_bytes):
+                of_window = slice(begin - window.start, end - window.start)
+                yield partial(rows.gather, of_window if order is None else order[of_window])
 
-    def _rows(self, window: Window) -> Rows:
-        rows = self._layout.rows([self._extent(piece) for piece in window.pieces])
-        order = window.order()
-        return rows if order is None else rows.permuted(order)
+    def _read(self, window: Window) -> tuple[Window, Split, Tensor | None]:
+        """Return a window with its rows as they are stored, and their order."""
+        return window, self._layout.rows([self._extent(piece) for piece in window.pieces]), window.order()
 
     def _group(self, group: int) -> Split:
         extent = self._extent(Piece(group, 0, self.group_rows[group]))
@@ -176,16 +158,3 @@ class StreamedSplit:
 
     def _extent(self, piece: Piece) -> Extent:
         return Extent(*self._groups[piece.group], piece.start, piece.stop)
-
-
-def _joined_batch(parts: Sequence[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    importance = [part.importance for part in parts if part.importance is not None]
-    return Batch(
-        torch.cat([part.categorical for part in parts]),
-        torch.cat([part.numeric for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat([part.weight for part in parts]),
-        torch.cat(importance) if importance else None,
-    )
