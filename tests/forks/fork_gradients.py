@@ -39,9 +39,9 @@ def feed(fork: Fork, gradients: list[Tensor | None], shared: Tensor | None = Non
 
 
 class Towers(nn.Module):
-    """A bottom and one tower per task, with or without a fork in between."""
+    """A bottom and one tower per task, with or without a fork in between, whose copies may be stacked."""
 
-    def __init__(self, fork: Fork | None, tasks: int = 3):
+    def __init__(self, fork: Fork | None, tasks: int = 3, *, stacked: bool = False):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -50,10 +50,14 @@ class Towers(nn.Module):
                 nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(tasks)
             )
         self.fork = fork
+        self.stacked = stacked
 
     def forward(self, x: Tensor) -> list[Tensor]:
         z = torch.tanh(self.bottom(x))
-        branches = [z] * len(self.towers) if self.fork is None else self.fork(z)
+        if self.fork is None:
+            branches = [z] * len(self.towers)
+        else:
+            branches = self.fork.stacked(z).unbind() if self.stacked else self.fork(z)
         return [
             10.0**m * tower(branch).square().mean()
             for m, (tower, branch) in enumerate(zip(self.towers, branches, strict=True))

@@ -282,6 +282,19 @@ def compiled(rank: int) -> dict:
     return record(model, train(call, rank=rank, reduce=average_gradients))
 
 
+class Stacked(Ranker):
+    """The same with stacked copies."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        branches = self.fork.stacked(torch.tanh(self.bottom(x)))
+        return [tower(branch).squeeze(1) for tower, branch in zip(self.towers, branches, strict=True)]
+
+
+def stacked(rank: int) -> dict:
+    model = Stacked()
+    return record(model, train(model, rank=rank, reduce=average_gradients))
+
+
 def start(rank: int, rendezvous: Path) -> None:
     dist.init_process_group(
         "gloo",
@@ -304,6 +317,7 @@ def work(rank: int, folder: Path) -> None:
         "groups of one": groups_of_one(rank),
         "compiled": compiled(rank),
         "compiled overlap": compiled_overlap(rank),
+        "stacked": stacked(rank),
         "sent": sent(rank),
         "under way": under_way(rank),
         "groups": groups_used(rank),
@@ -383,10 +397,11 @@ def test_every_method_at_the_fork_weighs_as_in_one_process(ranks, name):
     torch.testing.assert_close(first, expected, rtol=0.05 if name == "cagrad" else 1e-3, atol=1e-4)
 
 
-def test_a_fork_needs_no_ddp(ranks):
+@pytest.mark.parametrize("scenario", ["without DDP", "stacked"])
+def test_a_fork_needs_no_ddp(ranks, scenario):
     model = Ranker()
     expected = record(model, train(model))
-    assert_as_one_process([result["without DDP"] for result in ranks], expected)
+    assert_as_one_process([result[scenario] for result in ranks], expected)
 
 
 @pytest.mark.parametrize("scenario", ["paused on one rank", "after a second start"])

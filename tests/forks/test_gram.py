@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equipoise.forks.gram import gram_matrix, weighted_sum
+from equipoise.forks.gram import gram_matrix, rows_of, squared_lengths, weighted_sum
 from tests.made_up_device import DeviceTensor, on_host, the_device
 
 BOUND = 2e-6  # of the product of two norms: what a CPU with few accumulators makes of 2**18 numbers in float32
@@ -27,6 +27,29 @@ def test_gram_matrix_is_that_of_float64(count: int, shape: tuple[int, ...]) -> N
     assert found.dtype == torch.float32
     assert ((found.double() - expected).abs() <= BOUND * scale * scale.unsqueeze(1)).all()
     assert torch.equal(found, found.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("shape", [(), *SHAPES], ids=str)
+def test_one_tensor_of_all_gradients_is_taken_as_they_are(count: int, shape: tuple[int, ...], dtype) -> None:
+    g, weights = gradients(count, shape, dtype), torch.linspace(0.5, 2.0, count)
+    together = torch.stack(g)
+    across = together.transpose(0, -1).contiguous().transpose(0, -1)  # rows that are not of one piece
+    for divisor in (None, torch.tensor(3.0)):
+        expected = gram_matrix(g, divisor)
+        norms = expected.diagonal().sqrt()
+        for found in (gram_matrix(together, divisor), gram_matrix(across, divisor)):
+            assert found.dtype == expected.dtype
+            assert ((found - expected).abs() <= BOUND * norms * norms.unsqueeze(1)).all()
+        torch.testing.assert_close(squared_lengths(together, divisor), expected.diagonal(), rtol=1e-5, atol=0)
+    expected = weighted_sum(g, weights)
+    rounding = (
+        8 * torch.finfo(dtype).eps * (weights.unsqueeze(1) * rows_of(together).abs()).max() if together.numel() else 0.0
+    )
+    for found in (weighted_sum(together, weights), weighted_sum(across, weights)):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=float(rounding))
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
@@ -94,9 +117,12 @@ def test_both_passes_on_an_accelerator_are_those_on_the_cpu(dtype: torch.dtype, 
     with the_device() as waits:
         there = [DeviceTensor(piece) for piece in g]
         found = on_host(gram_matrix(there)), on_host(weighted_sum(there, DeviceTensor(weights)))
+        together = DeviceTensor(torch.stack(g))
+        stacked = on_host(gram_matrix(together)), on_host(weighted_sum(together, DeviceTensor(weights)))
     assert not waits
     assert found[1].dtype == dtype
-    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+    for pair in (found, stacked):
+        torch.testing.assert_close(pair, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

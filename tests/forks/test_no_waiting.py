@@ -12,9 +12,11 @@ from tests.forks.fork_gradients import Towers, random
 from tests.made_up_device import DEVICE, DeviceTensor, on_host, the_device
 
 
-def steps(fork: Fork, waits: list[str] | None = None) -> list[Tensor]:
+def steps(fork: Fork, waits: list[str] | None = None, *, stacked: bool = False) -> list[Tensor]:
     """Train for some steps, one of them without a task and one with a loss that is not finite."""
-    model = Towers(fork) if waits is None else Towers(fork).to(DEVICE)
+    model = Towers(fork, stacked=stacked)
+    if waits is not None:
+        model.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(5):
         x = random(step, 8, 6) if waits is None else DeviceTensor(random(step, 8, 6))
@@ -33,11 +35,12 @@ def steps(fork: Fork, waits: list[str] | None = None) -> list[Tensor]:
     return [on_host(tensor.detach()) for tensor in found]
 
 
+@pytest.mark.parametrize("stacked", [False, True], ids=["separate", "stacked"])
 @pytest.mark.parametrize("name", FORKS)
-def test_a_step_waits_for_nothing_and_weighs_as_on_the_cpu(name: str) -> None:
+def test_a_step_waits_for_nothing_and_weighs_as_on_the_cpu(name: str, stacked: bool) -> None:
     expected = steps(FORKS[name]())
     with the_device() as waits:
-        found = steps(FORKS[name](), waits)
+        found = steps(FORKS[name](), waits, stacked=stacked)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 

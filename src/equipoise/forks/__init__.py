@@ -11,6 +11,7 @@ from equipoise.forks.multibalance import MultiBalance
 from equipoise.forks.pause import paused
 from equipoise.forks.pivrg import PIVRG
 from equipoise.forks.preferring import Preferring
+from equipoise.forks.state import TaskState
 from equipoise.forks.weighted import Weighted
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MinNorm",
     "MultiBalance",
     "Preferring",
+    "TaskState",
     "Weighted",
     "paused",
 ]

@@ -20,14 +20,16 @@ class Crossing:
     Attributes:
         fork: the fork.
         pieces: the number of its input tensors that require a gradient.
+        stacked: the node has one output per piece, with a row per task, instead of one per task and piece.
     """
 
     fork: Fork
     pieces: int
+    stacked: bool
 
     def branch(self, task: int, /) -> range:
-        """Return the numbers of the node's outputs that make up a task's branch."""
-        return range(task * self.pieces, (task + 1) * self.pieces)
+        """Return the numbers of the node's outputs that make up a task's branch, or hold it as a row."""
+        return range(self.pieces) if self.stacked else range(task * self.pieces, (task + 1) * self.pieces)
 
 
 def crossing_of(node: Node, /) -> Crossing | None:
@@ -40,4 +42,6 @@ def crossing_of(node: Node, /) -> Crossing | None:
         True
     """
     context: Any = node
-    return Crossing(context.fork, context.pieces) if node.name() == f"{Meeting.__name__}Backward" else None
+    if node.name() != f"{Meeting.__name__}Backward":
+        return None
+    return Crossing(context.fork, context.pieces, context.stacked)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
+from equipoise.forks.pieces import Piece, as_rows, first_of
 
 __all__ = ["Elementwise", "GradDrop"]
 
@@ -55,19 +56,12 @@ class Elementwise(Fork):
         """Return nothing: there is no weight per task."""
         return {}
 
-    def merge(
-        self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
-    ) -> list[Tensor | None]:
+    def merge(self, pieces: Sequence[Piece], weights: Tensor, present: Tensor) -> list[Tensor | None]:
         """Return the gradient that flows on for each piece, by :meth:`combine`; None where none arrived."""
-        arrived = [[gradient for gradient in piece if gradient is not None] for piece in by_piece]
-        likes = [gradients[0] if gradients else None for gradients in arrived]
-        columns = [
-            torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in piece]).flatten(1)
-            for piece, like in zip(by_piece, likes, strict=True)
-            if like is not None
-        ]
+        likes = [first_of(piece) for piece in pieces]
+        columns = [as_rows(piece) for piece, like in zip(pieces, likes, strict=True) if like is not None]
         if not columns:
-            return [None] * len(by_piece)
+            return [None] * len(pieces)
         wide = torch.promote_types(columns[0].dtype, torch.float32)
         rows = torch.cat([column.to(wide) for column in columns], dim=1)
         combined = self.combine(torch.where(present.unsqueeze(1), rows, 0.0), present)

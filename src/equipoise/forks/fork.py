@@ -1,7 +1,7 @@
 """The fork: the one place between a shared representation and the tasks' towers where their gradients meet.
 
-Forward, every task gets an identity copy of the shared tensors. Backward, the tasks' gradients come back one by one;
-their Gram matrix decides the weights with which they flow on into the shared layers. The towers are not affected.
+Forward, every task gets an identity copy of the shared tensors. Backward, the tasks' gradients come back; their Gram
+matrix decides the weights with which they flow on into the shared layers. The towers are not affected.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from equipoise.forks.gram import gram_matrix
-from equipoise.forks.meeting import Meeting, Passage, balanced
-from equipoise.forks.names import by_name, encode_names, names_key, task_names
+from equipoise.forks.meeting import Meeting, Passage, in_captured_graph
+from equipoise.forks.pieces import Piece, balanced, filled
 from equipoise.forks.ranks import group_of_several
-from equipoise.forks.structure import differentiable_parts
+from equipoise.forks.stand_in import Copies
+from equipoise.forks.state import TaskState
+from equipoise.forks.structure import differentiable_parts, tasks_first
 from equipoise.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.per_sample import computed_per_sample, per_sample_gradients_possible
 
@@ -31,12 +33,10 @@ __all__ = ["Fork"]
 
 Structure = TypeVar("Structure")
 
-# Only forks with overlap or gram_every have these.
-_STATE_OF_OPTIONS = ("arriving", "known_weights", "known_gram", "backwards")
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-class Fork(nn.Module):
+class Fork(TaskState):
     r"""Hands every task an identity copy of a shared representation and weighs the tasks' gradients on the way back.
 
     With ``g_m`` the gradient of the losses with respect to task m's copy, what flows on upstream is ``Σ_m w_m g_m``,
@@ -79,11 +79,7 @@ class Fork(nn.Module):
     Differentially private training clips the gradient of each example, which must not depend on the others. A fork
     whose weights do (:attr:`mixes_examples`) refuses a model that Opacus has wrapped.
 
-    The fork's state stays in float32 (or wider), also in a model converted to half precision. It is saved with the
-    tasks' names and matched by them: the order may differ, a task that was not saved starts fresh, and a saved task
-    that no longer exists is an unexpected key, named in the error. A state dict from before the model had the fork
-    loads too and leaves the fork in its reset state. A subclass lists its buffers in
-    ``task_dims``. Tensors that it keeps as plain attributes move with the module as buffers do, and are not saved.
+    The state is saved with the tasks' names and matched by them, in float32 or wider: see :class:`TaskState`.
 
     Args:
         tasks: the tasks' names, or how many there are (their names are then "0", "1", …).
@@ -100,7 +96,6 @@ class Fork(nn.Module):
             present.
         last_weights: the weights of the last step, shape [M].
         last_present: which tasks were present in the last step that measured, bool, shape [M].
-        task_dims: for each persistent buffer its dimensions over tasks; a subclass with state extends it.
 
     Raises:
         ValueError: there is no task, a name is empty or occurs twice, or ``gram_every`` is below 1.
@@ -117,6 +112,7 @@ class Fork(nn.Module):
     task_dims: ClassVar[Mapping[str, tuple[int, ...]]] = {
         "arriving": (0, 1), "known_weights": (0,), "known_gram": (0, 1), "backwards": (),
     }  # fmt: skip
+    optional_state: ClassVar = ("arriving", "known_weights", "known_gram", "backwards")
 
     last_gram: Tensor
     last_weights: Tensor
@@ -134,8 +130,7 @@ class Fork(nn.Module):
         overlap: bool = False,
         gram_every: int = 1,
     ) -> None:
-        super().__init__()
-        self.tasks = task_names(tasks)
+        super().__init__(tasks)
         if type(gram_every) is not int or gram_every < 1:
             raise ValueError(f"gram_every must be a whole number of at least 1, found {gram_every!r}.")
         self.process_group = process_group
@@ -166,7 +161,7 @@ class Fork(nn.Module):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        self._wait()
+        self.settle()
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return state
 
@@ -180,7 +175,7 @@ class Fork(nn.Module):
         """Return the module that ``torch.jit.script`` puts in the fork's place."""
         if self.training:
             raise RuntimeError("torch.jit.script takes a fork in eval mode only: call model.eval() before.")
-        return _Copies(len(self.tasks))
+        return Copies(len(self.tasks))
 
     @property
     def mixes_examples(self) -> bool:
@@ -188,7 +183,7 @@ class Fork(nn.Module):
         return type(self).weigh is not Fork.weigh
 
     def reset_parameters(self) -> None:
-        """Go back to the state before the first step, as a module made on the meta device must after ``to_empty``."""
+        """Go back to the state before the first step; see :meth:`TaskState.reset_parameters`."""
         self.last_gram.zero_()
         self.last_weights.fill_(1.0)
         self.last_present.zero_()
@@ -202,58 +197,11 @@ class Fork(nn.Module):
             self.backwards.zero_()
             self._backwards = None
 
-    def get_extra_state(self) -> Tensor:
-        """Return the tasks' names as bytes."""
-        return encode_names(self.tasks)
-
-    def set_extra_state(self, state: object) -> None:
-        """Do nothing: the names have been compared while the rest of the state was loaded."""
-
-    def tasks_changed(self) -> None:
-        """Restore relations between tasks; called after loading a state that was saved for other tasks."""
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def settle(self) -> None:
+        """Wait for the Gram matrix under way, and write the number of the step; see :meth:`TaskState.settle`."""
         self._wait()
         if self.backwards is not None and self._backwards is not None:
             self.backwards.fill_(self._backwards)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self._modules and not any(name.startswith(prefix) for name in destination.keys() - {names_key(prefix)}):
-            del destination[names_key(prefix)]  # a fork without state saves nothing
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        _, strict, _, unexpected_keys, error_msgs = rest
-        self._wait()
-        own = {
-            name: value
-            for name, value in self._buffers.items()
-            if value is not None and name not in self._non_persistent_buffers_set
-        }
-        # Cloned, because they may be this fork's own, and what was not saved starts afresh.
-        mine = {prefix + name for name in own}
-        state_dict = {
-            key: value.clone() if key in mine and isinstance(value, Tensor) else value
-            for key, value in state_dict.items()
-        }
-        self.reset_parameters()
-        try:
-            saved, tasks = by_name(state_dict, prefix, own, self.tasks, self.task_dims, modules=list(self._modules))
-        except ValueError as error:
-            error_msgs.append(f"Fork {prefix.removesuffix('.')!r}: {error}.")
-            return
-        # A fork without these options ignores the entries of one with them.
-        others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE_OF_OPTIONS}
-        super()._load_from_state_dict(
-            others | {prefix + name: saved.get(name, value) for name, value in own.items()} | {names_key(prefix): None},
-            prefix, *rest,
-        )  # fmt: skip
-        if strict:
-            unexpected_keys += [
-                f"{prefix}tasks: the saved task {task!r} is none of {', '.join(self.tasks)}"
-                for task in tasks
-                if task not in self.tasks
-            ]
-        if set(tasks) != set(self.tasks):
-            self.tasks_changed()
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the tasks' gradients; called once per backward under ``no_grad``, without a host sync.
@@ -283,21 +231,61 @@ class Fork(nn.Module):
             TypeError: there is no tensor, a complex one that needs a gradient, or an object that might hide tensors.
             RuntimeError: the fork's weights depend on the whole batch, and Opacus clips the gradient of each example.
         """
-        if not self.training or self.pauses:
+        met = self._meet(shared, stacked=False)
+        if met is None:
             return (shared,) * len(self.tasks)
+        copies, rebuilt = met
+        pieces = len(copies) // len(self.tasks)
+        return tuple(rebuilt(copies[task * pieces : (task + 1) * pieces]) for task in range(len(self.tasks)))
+
+    def stacked(self, shared: Structure, /) -> Structure:
+        """Return the copies of all tasks as one tensor of shape [M, …], for towers that are one batched product.
+
+        The result is a view. Its gradient comes back as one tensor, whose row m is task m's, and is weighed as the
+        gradients of separate copies are. A row that lies in one piece of memory is not copied.
+
+        A task whose row is all zeros is absent; so is one without a loss. Its slice of the batched towers' parameters
+        then has a gradient of zeros, not None: an optimizer with momentum or weight decay still moves it.
+
+        Of losses that go backward one by one only values tell, so a second backward over a graph waits for the device.
+
+        Args:
+            shared: as for :meth:`forward`, without a ``PackedSequence``. Every tensor in it comes back with a first
+                dimension of tasks, in eval mode too.
+
+        Raises:
+            TypeError: as in :meth:`forward`, or there is a ``PackedSequence``.
+            RuntimeError: as in :meth:`forward`.
+
+        Example:
+            >>> fork = Fork(["click", "like"])
+            >>> towers = torch.zeros(2, 3, 1)
+            >>> z = fork.stacked(torch.ones(4, 3, requires_grad=True))
+            >>> torch.bmm(z, towers).shape
+            torch.Size([2, 4, 1])
+        """
+        met = self._meet(shared, stacked=True)
+        with_tasks = functools.partial(tasks_first, tasks=len(self.tasks))
+        found: Structure = with_tasks(shared) if met is None else met[1](met[0], with_tasks)
+        return found
+
+    def _meet(self, shared: Any, *, stacked: bool) -> tuple[Sequence[Tensor], Callable[..., Any]] | None:
+        """Return copies of all tensors that need a gradient, and what rebuilds ``shared``; None without any."""
+        if not self.training or self.pauses:
+            return None
         # A reentrant checkpoint calls forward within the backward whose losses have been scaled.
         passage = None if torch.compiler.is_compiling() else Passage(enclosing_backward(self))
         if not torch.is_grad_enabled():
-            return (shared,) * len(self.tasks)
+            return None
         parts, rebuilt = differentiable_parts(shared)
         if not parts:
-            return (shared,) * len(self.tasks)
+            return None
         if passage is not None and per_sample_gradients_possible() and self.mixes_examples:
             self._refuse_per_sample_gradients(parts)
         if self.last_gram.device != parts[0].device:  # engines that move parameters and buffers only
             self._apply_to_attributes(lambda tensor: tensor.to(parts[0].device))
-        copies: Any = Meeting.apply(self, passage, *parts)  # type: ignore[no-untyped-call]
-        return tuple(rebuilt(copies[task * len(parts) : (task + 1) * len(parts)]) for task in range(len(self.tasks)))
+        copies: Any = Meeting.apply(self, passage, stacked, *parts)  # type: ignore[no-untyped-call]
+        return copies, rebuilt
 
     def _refuse_per_sample_gradients(self, parts: Sequence[Tensor]) -> None:
         if computed_per_sample(parts):
@@ -309,20 +297,28 @@ class Fork(nn.Module):
             )
 
     @torch.no_grad()
-    def weigh_step(self, by_piece: Sequence[Sequence[Tensor | None]], factor: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Find the step's weights and the tasks present.
+    def measure_step(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor | None:
+        """Return the Gram matrix of this rank's gradients; None in a step that does not measure it.
 
         Args:
-            by_piece: ``by_piece[p][m]`` is task m's gradient of piece p, None for 0.
+            pieces: the tasks' gradients of each shared tensor.
             factor: what the losses have been multiplied by; None for 1.
         """
-        if self.known_weights is not None and not self._measures():
-            self.last_weights.copy_(self.known_weights)
-            return self.known_weights.clone(), self.last_present.clone()
-        grams = [gram_matrix(gradients, factor) for piece in by_piece if (gradients := _filled(piece))]
+        if not self._measures():
+            return None
+        grams = [gram_matrix(gradients, factor) for piece in pieces if len(gradients := filled(piece))]
         # Other ranks may have gradients when this one has none, and wait for it.
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
-        gram = self._over_ranks(gram.to(self.last_gram.dtype))
+        return gram.to(self.last_gram.dtype)
+
+    @torch.no_grad()
+    def weigh_step(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Find the step's weights and the tasks present, from what :meth:`measure_step` has returned."""
+        if gram is None:
+            assert self.known_weights is not None
+            self.last_weights.copy_(self.known_weights)
+            return self.known_weights.clone(), self.last_present.clone()
+        gram = self._over_ranks(gram)
         diagonal = gram.diagonal()
         if not torch.compiler.is_compiling() and gram.is_cpu:
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
@@ -352,7 +348,7 @@ class Fork(nn.Module):
         """Return whether this step measures, and count it."""
         if self.known_gram is None or self.backwards is None:
             return True
-        if torch.compiler.is_compiling() or _in_captured_graph():
+        if torch.compiler.is_compiling() or in_captured_graph():
             return True
         if self._backwards is None:
             # From the device, because a DistributedDataParallel sends what only one rank has loaded to all others.
@@ -364,11 +360,9 @@ class Fork(nn.Module):
         # Multiples of the golden ratio fall evenly on all places, and out of step with tasks that take turns.
         return place == int(block * _GOLDEN % 1 * self.gram_every)
 
-    def merge(
-        self, by_piece: Sequence[Sequence[Tensor | None]], weights: Tensor, present: Tensor
-    ) -> list[Tensor | None]:
+    def merge(self, pieces: Sequence[Piece], weights: Tensor, present: Tensor) -> list[Tensor | None]:
         """Return the gradient that flows on for each piece; None where none arrived."""
-        return [balanced(piece, weights) for piece in by_piece]
+        return [balanced(piece, weights) for piece in pieces]
 
     def _over_ranks(self, gram: Tensor) -> Tensor:
         """Return the Gram matrix of the global batch; with ``overlap`` that of the step before."""
@@ -385,7 +379,7 @@ class Fork(nn.Module):
             self.arriving.copy_(gram if group is None else all_reduce(gram, "sum", group))
         else:
             # Not into the buffer itself, which a DistributedDataParallel broadcasts before the next forward pass.
-            if _in_captured_graph():
+            if in_captured_graph():
                 raise RuntimeError(
                     "A fork with overlap=True cannot be captured in a CUDA graph with several ranks: every replay "
                     "would weigh by the matrix of the capture. Make the fork without overlap."
@@ -403,59 +397,7 @@ class Fork(nn.Module):
             self.arriving.copy_(gram)
             self._under_way = None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._wait()
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            after = self._buffers[name]
-            if buffer is not None and after is not None:
-                self._buffers[name] = _no_narrower(after, buffer)
-        self._apply_to_attributes(fn)
-        return self
-
-    def _apply_to_attributes(self, fn: Callable[[Tensor], Tensor]) -> None:
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, _no_narrower(fn(value), value))
-
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
         every = f", gram_every={self.gram_every}" if self.gram_every > 1 else ""
         return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}{every}"
-
-
-class _Copies(nn.Module):
-    """A fork in eval mode, for TorchScript."""
-
-    def __init__(self, tasks: int) -> None:
-        super().__init__()
-        self.tasks = tasks
-        self.training = False
-
-    def forward(self, shared: Tensor) -> list[Tensor]:
-        return [shared] * self.tasks
-
-    @torch.jit.unused
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            raise RuntimeError(
-                "torch.jit.script has put a stand-in for serving into the place of this model's fork, so it cannot be "
-                "trained any more. Script a copy: torch.jit.script(copy.deepcopy(model).eval())."
-            )
-        return super().train(mode)
-
-
-def _in_captured_graph() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _no_narrower(tensor: Tensor, before: Tensor) -> Tensor:
-    """Return the tensor on the new device, in its old dtype if the new one has fewer bits."""
-    return tensor if tensor.dtype.itemsize >= before.dtype.itemsize else before.to(tensor.device)
-
-
-def _filled(piece: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the tasks' gradients of a piece in turn, zeros for those that did not arrive; nothing if none did."""
-    arrived = [gradient for gradient in piece if gradient is not None]
-    return [torch.zeros_like(arrived[0]) if gradient is None else gradient for gradient in piece] if arrived else []

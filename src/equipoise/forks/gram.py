@@ -7,12 +7,13 @@ The numbers below were chosen by measuring gradients of 4096 × 128 on two cores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["gram_matrix", "weighted_sum"]
+__all__ = ["gram_matrix", "rows_of", "squared_lengths", "weighted_sum"]
 
 _FEW = 4  # largest number of tasks for which single dot products, without copies, are fastest on a CPU
 # A CPU's dot product in float32 adds with few accumulators: the longer it is the less precise, and of 2**18 numbers it
@@ -26,37 +27,46 @@ _STRIP_ON_CPU, _STRIP = 1 << 10, 1 << 13
 _PADDING = 1056  # rows a power of two apart fall on the same lines of a CPU's caches; 66 lines more do not
 
 
-def gram_matrix(gradients: Sequence[Tensor], divisor: Tensor | None = None, /) -> Tensor:
-    """Return the inner products of M tensors of one shape, shape [M, M].
+def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = None, /) -> Tensor:
+    """Return the inner products of M tensors of one shape, or of the M rows of one tensor; shape [M, M].
 
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
-    vectors = [gradient.reshape(-1) for gradient in gradients]
+    rows = rows_of(gradients) if isinstance(gradients, Tensor) else None
+    vectors = [gradient.reshape(-1) for gradient in gradients] if rows is None else rows.unbind()
     count, first = len(vectors), vectors[0]
     wide = _wide(first.dtype)
     if torch.compiler.is_compiling():
-        rows = torch.stack(vectors).to(wide)
+        rows = (torch.stack(list(vectors)) if rows is None else rows).to(wide)
         return _symmetric(_product(rows if divisor is None else rows / divisor))
     if count <= _FEW and first.is_cpu and first.dtype == wide and divisor is None:
         return _by_dots(vectors)
     columns = min(_COLUMNS if first.is_cpu else max(_ROOM // count, 1), first.numel())
-    workspace = torch.empty(count, columns + _PADDING, dtype=wide, device=first.device)
+    if rows is None or first.dtype != wide or divisor is not None:
+        blocks = _copied(vectors, columns, wide, divisor)
+    else:
+        blocks = iter(torch.split(rows, columns, 1))
     total = torch.zeros(count, count, dtype=wide, device=first.device)
-    for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
-        rows = workspace[:, : parts[0].numel()]
-        torch._foreach_copy_(rows.unbind(0), parts)
-        if divisor is not None:
-            rows.div_(divisor)
-        total += _product(rows)
+    for block in blocks:
+        total += _product(block)
     return _symmetric(total)
 
 
-def weighted_sum(gradients: Sequence[Tensor], weights: Tensor, /) -> Tensor:
-    """Return ``Σ_m weights[m] · gradients[m]`` in the gradients' shape and dtype; half precision is summed in float32.
+def squared_lengths(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = None, /) -> Tensor:
+    """Return the diagonal of :func:`gram_matrix` alone, shape [M]."""
+    return torch.cat([gram_matrix([gradient], divisor).view(1) for gradient in gradients])
+
+
+def weighted_sum(gradients: Sequence[Tensor] | Tensor, weights: Tensor, /) -> Tensor:
+    """Return ``Σ_m weights[m] · gradients[m]`` in a gradient's shape and dtype; half precision is summed in float32.
 
     Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
     """
+    if isinstance(gradients, Tensor):
+        if gradients.dtype == _wide(gradients.dtype):  # one pass, where the loop below makes one for each task
+            return torch.mv(rows_of(gradients).T, weights.to(gradients.dtype)).view(gradients.shape[1:])
+        gradients = gradients.unbind()
     first = gradients[0]
     wide = _wide(first.dtype)
     recorded = torch.is_grad_enabled()
@@ -84,6 +94,20 @@ def _weighted_on_cpu(gradients: Sequence[Tensor], weights: Tensor) -> Tensor:
     for gradient, weight in zip(gradients[2:], scalars[2:], strict=True):
         total.add_(gradient, alpha=weight)
     return total
+
+
+def rows_of(gradients: Tensor, /) -> Tensor:
+    """Return a tensor of shape [M, …] as M rows, shape [M, N]; a copy only where a row does not lie in one piece."""
+    return gradients.reshape(len(gradients), math.prod(gradients.shape[1:]))
+
+
+def _copied(vectors: Sequence[Tensor], columns: int, wide: torch.dtype, divisor: Tensor | None) -> Iterator[Tensor]:
+    """Yield blocks of so many columns of the gradients as rows; the next block overwrites the one before."""
+    workspace = torch.empty(len(vectors), columns + _PADDING, dtype=wide, device=vectors[0].device)
+    for parts in zip(*(torch.split(vector, columns) for vector in vectors), strict=True):
+        rows = workspace[:, : parts[0].numel()]
+        torch._foreach_copy_(rows.unbind(0), parts)
+        yield rows if divisor is None else rows.div_(divisor)
 
 
 def _product(rows: Tensor) -> Tensor:

@@ -1,9 +1,14 @@
-"""The tasks' copies of a shared representation in autograd: identity forward, one weighed sum backward."""
+"""The tasks' copies of a shared representation in autograd: identity forward, one weighed sum backward.
+
+The copies are separate tensors, or one tensor with a first dimension of tasks. Backward this makes no difference but in
+the form in which the gradients arrive.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
@@ -11,13 +16,15 @@ from weakref import ReferenceType
 import torch
 from torch import Tensor
 
-from equipoise.forks.gram import weighted_sum
+from equipoise.forks.gram import squared_lengths
+from equipoise.forks.pieces import Piece, balanced, filled, tasks_in, tensors_in
+from equipoise.forks.structure import tasks_first
 from equipoise.grad_scaler import ScaledBackward, factor_in_compiled_graph, factor_of_backward
 
 if TYPE_CHECKING:
     from equipoise.forks.fork import Fork
 
-__all__ = ["Meeting", "Passage", "balanced"]
+__all__ = ["Meeting", "Passage", "in_captured_graph"]
 
 # Read once: a compiled backward cannot ask it.
 _AUTOCAST_DEVICES = frozenset(
@@ -39,12 +46,14 @@ class Passage:
 
     Attributes:
         enclosing: the scaled backward in which forward ran.
-        arrived: the tasks whose gradients came in the first backward.
+        arrived: the tasks whose gradients came in the first backward, as far as it can be seen without their values.
+        squares: the squared lengths of their gradients on this rank, shape [M]; None if it did not measure them.
         weighed: that backward's weights, and which tasks were present; None before it.
     """
 
     enclosing: ReferenceType[ScaledBackward] | None
     arrived: set[int] = field(default_factory=set)
+    squares: Tensor | None = None
     weighed: tuple[Tensor, Tensor] | None = None
 
 
@@ -52,17 +61,20 @@ class Meeting(torch.autograd.Function):
     """Identity copies forward; the weighted sum of their gradients backward."""
 
     @staticmethod
-    def forward(fork: Fork, _passage: Passage | None, *shared: Tensor) -> tuple[Tensor, ...]:
-        """Copy every tensor for every task, in the order of tasks."""
+    def forward(fork: Fork, _passage: Passage | None, stacked: bool, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Copy every tensor for every task, in the order of tasks; or stacked, all of a tensor's copies as one."""
+        if stacked:
+            return tuple(tasks_first(tensor, len(fork.tasks)) for tensor in shared)
         return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
         """Keep the passage for the backward, but no tensor."""
-        fork, passage, *shared = inputs
+        fork, passage, stacked, *shared = inputs
         ctx.set_materialize_grads(False)
         ctx.fork = fork
         ctx.passage = passage
+        ctx.stacked = stacked
         ctx.device = shared[0].device.type
         ctx.pieces = len(shared)
 
@@ -75,47 +87,76 @@ class Meeting(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Weigh each tensor's gradients; nothing for the other arguments."""
         fork: Fork = ctx.fork
-        by_piece = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+        pieces: list[Piece]
+        if ctx.stacked:
+            pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
+        else:
+            pieces = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
         if fork.pauses:
             ones = fork.last_weights.new_ones(len(fork.tasks))
-            return None, None, *(balanced(piece, ones) for piece in by_piece)
+            return None, None, None, *(balanced(piece, ones) for piece in pieces)
         mixed = ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device)
         # A backward inside an autocast region must not multiply norms in half precision.
         with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
-            return None, None, *fork.merge(by_piece, *_weights(ctx, by_piece))
+            return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
 
 
-def _weights(ctx: Any, by_piece: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, Tensor]:
+def _weights(ctx: Any, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     """Return the weights of the graph's first backward, and the tasks present in it; a second one reuses them."""
     fork: Fork = ctx.fork
+    tensors = [tensor for piece in pieces for tensor in tensors_in(piece)]
     if torch.compiler.is_compiling():
-        first = [gradient for piece in by_piece for gradient in piece if gradient is not None][:1]
-        return fork.weigh_step(by_piece, factor_in_compiled_graph(first[0]) if first else None)
-    there = [(task, gradient) for piece in by_piece for task, gradient in enumerate(piece) if gradient is not None]
-    if any(torch._C._functorch.is_legacy_batchedtensor(gradient) for _, gradient in there):
+        factor = factor_in_compiled_graph(tensors[0]) if tensors else None
+        return fork.weigh_step(fork.measure_step(pieces, factor))
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):
         raise RuntimeError(_NO_BATCH)
-    arrived = {task for task, _ in there}
     passage: Passage = ctx.passage
-    if passage.weighed is None:
-        passage.arrived = arrived
-        factor = factor_of_backward(passage.enclosing)
-        passage.weighed = _outside_of_transforms(fork.weigh_step, by_piece, factor)
-    if not arrived <= passage.arrived:
-        raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
+    arrived = {task for piece in pieces for task in tasks_in(piece)}
+    factor = factor_of_backward(passage.enclosing)
+    with _outside_of_transforms(pieces) as plain:
+        if passage.weighed is None:
+            passage.arrived = arrived
+            gram = fork.measure_step(plain, factor)
+            passage.squares = None if gram is None else gram.diagonal()
+            passage.weighed = fork.weigh_step(gram)
+        elif not arrived <= passage.arrived:
+            raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
+        elif ctx.stacked:
+            _refuse_rows_that_come_late(fork.tasks, plain, passage.squares, factor)
     return passage.weighed
 
 
-def _outside_of_transforms(
-    weigh_step: Callable[..., tuple[Tensor, Tensor]],
-    by_piece: Sequence[Sequence[Tensor | None]],
-    factor: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Find weights from unwrapped gradients, because state cannot be written from within ``torch.func.grad``."""
+@torch.no_grad()
+def _refuse_rows_that_come_late(
+    tasks: Sequence[str], pieces: Sequence[Piece], before: Tensor | None, factor: Tensor | None
+) -> None:
+    """Refuse losses that go backward one by one: a row was zero in the first backward, and is not now.
+
+    Waits for the device. Nothing is refused in a step that measures no gradient: its weights do not depend on them.
+    """
+    lengths = [squared_lengths(gradients, factor) for piece in pieces if len(gradients := filled(piece))]
+    if before is None or not lengths or in_captured_graph():
+        return
+    first = [task for task, square in enumerate(before.tolist()) if square != 0]  # NaN is a gradient, too
+    now = [task for task, square in enumerate(functools.reduce(torch.add, lengths).tolist()) if square != 0]
+    if not set(now) <= set(first):
+        raise RuntimeError(_one_by_one(tasks, first, now))
+
+
+@contextmanager
+def _outside_of_transforms(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    """Give unwrapped gradients, because state cannot be written from within ``torch.func.grad``."""
     if not torch._C._are_functorch_transforms_active():
-        return weigh_step(by_piece, factor)
-    plain = [[None if gradient is None else _unwrapped(gradient) for gradient in piece] for piece in by_piece]
+        yield pieces
+        return
+    plain: list[Piece] = [
+        _unwrapped(piece)
+        if isinstance(piece, Tensor)
+        else [None if gradient is None else _unwrapped(gradient) for gradient in piece]
+        for piece in pieces
+    ]
     with torch._C._DisableFuncTorch():
-        return weigh_step(plain, factor)
+        yield plain
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
@@ -127,14 +168,9 @@ def _unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def balanced(piece: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    """Return the weighted sum of the tasks' gradients of one tensor; a missing one is None, as is the sum of none."""
-    gradients = [gradient for gradient in piece if gradient is not None]
-    if not gradients:
-        return None
-    if len(gradients) < len(piece):
-        weights = torch.stack([weights[task] for task, gradient in enumerate(piece) if gradient is not None])
-    return weighted_sum(gradients, weights)
+def in_captured_graph() -> bool:
+    """Return whether a CUDA graph is being captured, in which nothing can be read from the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _one_by_one(tasks: Sequence[str], first: Sequence[int], now: Sequence[int]) -> str:

@@ -162,7 +162,7 @@ class MultiBalance(Preferring):
         self.averages.zero_()
 
     def tasks_changed(self) -> None:
-        """Scale λ to sum 1 again; see :meth:`Fork.tasks_changed`."""
+        """Scale λ to sum 1 again; see :meth:`TaskState.tasks_changed`."""
         total = self.balance.sum()
         self.balance.copy_(torch.where(total > 0, self.balance / total, self._even))
 

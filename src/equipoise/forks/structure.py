@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-__all__ = ["differentiable_parts"]
+__all__ = ["differentiable_parts", "tasks_first"]
 
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, enum.Enum, slice, range,
@@ -19,17 +19,18 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def differentiable_parts(shared: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+def differentiable_parts(shared: Any) -> tuple[list[Tensor], Callable[..., Any]]:
     """Return the tensors of a structure that need a gradient, and a function that replaces them.
 
-    All other values of the structure are passed on unchanged.
+    That function takes their replacements, and a function of all other values of the structure; without it they are
+    passed on unchanged.
 
     Raises:
         TypeError: there is no tensor, a complex one that needs a gradient, or an object that might hide tensors.
     """
     if isinstance(shared, Tensor):  # the common case, which needs no look at a structure
         _refuse_complex(shared)
-        return ([shared] if shared.requires_grad else []), lambda parts: parts[0]
+        return ([shared] if shared.requires_grad else []), lambda parts, _=None: parts[0]
     leaves, form = pytree.tree_flatten(shared, is_leaf=lambda node: isinstance(node, PackedSequence))
     values = [leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in leaves]
     if not any(isinstance(value, Tensor) for value in values):
@@ -46,14 +47,37 @@ def differentiable_parts(shared: Any) -> tuple[list[Tensor], Callable[[Sequence[
     for place in places:
         _refuse_complex(values[place])
 
-    def rebuilt(parts: Sequence[Tensor]) -> Any:
-        branch = list(leaves)
+    def rebuilt(parts: Sequence[Tensor], others: Callable[[Any], Any] | None = None) -> Any:
+        branch = list(leaves if others is None else map(others, leaves))
         for place, part in zip(places, parts, strict=True):
             leaf = branch[place]
             branch[place] = _packed_as(leaf, part) if isinstance(leaf, PackedSequence) else part
         return pytree.tree_unflatten(branch, form)
 
     return [values[place] for place in places], rebuilt
+
+
+def tasks_first(shared: Any, tasks: int) -> Any:
+    """Return a structure whose tensors have a first dimension of ``tasks``, without a copy; other values as they are.
+
+    Raises:
+        TypeError: there is a ``PackedSequence`` in it.
+    """
+
+    def expanded(leaf: Any) -> Any:
+        if isinstance(leaf, _PLAIN):
+            return leaf
+        if isinstance(leaf, PackedSequence):
+            raise TypeError(
+                "A PackedSequence has no place for a dimension of tasks. Call the fork itself, which returns one per "
+                "task: fork(shared)."
+            )
+        # A tensor, or a proxy of one, with which torch.fx traces.
+        return leaf.expand(torch.Size((tasks,)) + leaf.shape)
+
+    if isinstance(shared, Tensor):
+        return expanded(shared)
+    return pytree.tree_map(expanded, shared, is_leaf=lambda node: isinstance(node, PackedSequence))
 
 
 def _packed_as(like: PackedSequence, data: Tensor) -> PackedSequence:
