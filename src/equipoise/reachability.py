@@ -77,11 +77,16 @@ class Reach:
         leaves: the leaf tensors that some loss reaches.
         nodes: each node of the graph, losses first: number of an output -> tasks that reach it, task m as bit
             ``1 << m``; empty for a node that no loss reaches.
+        rows: for each crossing of a fork with stacked copies, the tasks that reach each row; without the crossings at
+            which they cannot be told apart.
+        mixing: the operations that may have mixed rows above those, such as "NativeLayerNorm".
         unseen: descriptions of parts that the walk cannot look into; unless empty, the result is incomplete.
     """
 
     leaves: list[Leaf]
     nodes: dict[Node, dict[int, int]]
+    rows: dict[Node, list[int]]
+    mixing: list[str]
     unseen: list[str]
 
 
@@ -115,15 +120,18 @@ def reach_of(losses: Sequence[Tensor | None], *, stop_at: Callable[[Node], bool]
             walk.follow((edge.node, edge.output_nr), 1 << task, None)
     leaves: list[Leaf] = []
     nodes: dict[Node, dict[int, int]] = {}
+    rows: dict[Node, list[int]] = {}
     for node in losses_first(roots):
         arrived = walk.arrivals.pop(node, {})
         nodes[node] = {output: arrival.tasks for output, arrival in arrived.items()}
+        if arrived and _stacked(node) and not (walk.mixing and any(map(_whole_for_several, arrived.values()))):
+            rows[node] = _by_row(node, arrived)
         leaf = getattr(node, "variable", None)
         if leaf is not None and arrived:
             leaves.append(Leaf(leaf, nodes[node][0], _overlap(arrived[0])))
         elif not stop_at(node):
             walk.pass_on(node, arrived)
-    return Reach(leaves, nodes, list(walk.unseen))
+    return Reach(leaves, nodes, rows, list(walk.mixing), list(walk.unseen))
 
 
 def inputs_of(node: Node, output: int, /) -> list[tuple[Node, int]]:
@@ -204,6 +212,20 @@ def _overlap(arrival: _Arrival) -> bool:
     return bool(torch.as_tensor(times).max() > 1)
 
 
+def _whole_for_several(arrival: _Arrival) -> bool:
+    return arrival.whole.bit_count() > 1
+
+
+def _by_row(node: Any, arrived: dict[int, _Arrival]) -> list[int]:
+    """Return the tasks that reach each row of the stacked copies of a fork."""
+    found = [functools.reduce(int.__or__, (arrival.whole for arrival in arrived.values()))] * len(node.fork.tasks)
+    for arrival in arrived.values():
+        for tasks, mask in arrival.parts.items():
+            for row in mask.reshape(len(found), -1).any(1).nonzero().flatten().tolist():
+                found[row] |= tasks
+    return found
+
+
 def losses_first(roots: Iterable[Node]) -> list[Node]:
     """Return every node at or below the roots once, after all nodes that lead to it."""
     finished: list[Node] = []
@@ -226,6 +248,7 @@ class _Walk:
     def __init__(self) -> None:
         self.arrivals: dict[Node, dict[int, _Arrival]] = {}
         self.unseen: dict[str, None] = {}
+        self.mixing: dict[str, None] = {}
 
     def follow(self, edge: _Edge, tasks: int, mask: Tensor | None) -> None:
         """Let ``tasks`` arrive at the other end of ``edge``, or at the part of it where ``mask`` holds."""
@@ -244,14 +267,17 @@ class _Walk:
         kind = kind_of(node)
         if not isinstance(node, BackwardCFunction):
             for tasks, masks in _groups(arrived):
+                partial = any(mask is not None for mask in masks.values())
                 for edge, mask in zip(node.next_functions, _masks_of_inputs(node, kind, masks), strict=True):
+                    if partial and mask is None and edge[0] is not None:
+                        self.mixing[kind] = None
                     self.follow(edge, tasks, mask)
         elif (source := _source(node, kind)) is not None:
             for output, arrival in arrived.items():
                 edge = node.next_functions[source(output)]
                 self.follow(edge, arrival.whole, None)
                 for tasks, part in arrival.parts.items():
-                    self.follow(edge, tasks, part)
+                    self.follow(edge, tasks, part.any(0) if _stacked(node) else part)
         else:
             self._through_custom(node, kind, [arrival.tasks for arrival in arrived.values()])
 
@@ -266,9 +292,14 @@ class _Walk:
             self.unseen[_COMPILED if kind == "CompiledFunction" else _CUSTOM.format(kind)] = None
 
 
+def _stacked(node: Any) -> bool:
+    """Return whether a node is a fork that hands on the copies of all tasks as one tensor."""
+    return kind_of(node) == "Meeting" and bool(node.stacked)
+
+
 def _source(node: Any, kind: str) -> Callable[[int], int] | None:
     """Return the input that each output of a custom function copies; None if any may depend on any input."""
-    if kind == "Meeting":  # a fork: one copy of every piece per task
+    if kind == "Meeting":  # a fork: one copy of every piece per task, or one of all tasks
         return lambda output: output % int(node.pieces)
     return (lambda output: output) if kind in _COPYING else None
 

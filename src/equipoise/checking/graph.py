@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import groupby
 
 from torch import Tensor, nn
@@ -98,6 +99,14 @@ class LossGraph:
                     seen.add(node)
                     left.append(node)
         return False
+
+    def readers(self, node: Node, crossing: Crossing) -> list[int]:
+        """Return for each branch of a fork's node the tasks whose losses read it."""
+        if crossing.stacked:
+            return self.reach.rows[node]
+        arrived = self.reach.nodes[node]
+        branches = map(crossing.branch, range(len(crossing.fork.tasks)))
+        return [reduce(int.__or__, (arrived.get(output, 0) for output in branch), 0) for branch in branches]
 
     def leaves(self, reach: Reach) -> list[Leaf]:
         """Return the leaf tensors, but for the empty ones that sharded tables add."""

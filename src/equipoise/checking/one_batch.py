@@ -17,6 +17,7 @@ from equipoise.checking.placement import (
     forks_in_a_row,
     forks_not_crossed,
     misread_branches,
+    stacked_copies_not_seen,
 )
 from equipoise.checking.report import Report
 from equipoise.checking.steps import balanced_twice, mistaken_shares, steps_itself, unstepped
@@ -100,6 +101,7 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
             *mistaken_shares(graph, optimizers),
             *unstepped(graph, optimizers),
         ]
+        report.unseen += stacked_copies_not_seen(graph)
     return report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -14,7 +13,10 @@ from equipoise.checking.report import quoted, some
 from equipoise.forks.crossing import Crossing
 from equipoise.forks.fork import Fork
 
-__all__ = ["describe_forks", "forks_gone_round", "forks_in_a_row", "forks_not_crossed", "misread_branches"]
+__all__ = [
+    "describe_forks", "forks_gone_round", "forks_in_a_row", "forks_not_crossed", "misread_branches",
+    "stacked_copies_not_seen",
+]  # fmt: skip
 
 
 def describe_forks(graph: LossGraph) -> Iterator[str]:
@@ -65,6 +67,8 @@ def misread_branches(graph: LossGraph) -> Iterator[str]:
     for node, crossing in graph.crossings:
         name = graph.name_of_fork(crossing.fork)
         places = _tasks_of_fork(graph, crossing.fork)
+        if crossing.stacked and node not in graph.reach.rows:
+            continue  # of which stacked_copies_not_seen tells
         if places is None:
             yield (
                 f"{name[0].upper()}{name[1:]} has {len(crossing.fork.tasks)} tasks ({', '.join(crossing.fork.tasks)}), "
@@ -73,6 +77,17 @@ def misread_branches(graph: LossGraph) -> Iterator[str]:
             )
         else:
             yield from _misread(graph, node, crossing, places)
+
+
+def stacked_copies_not_seen(graph: LossGraph) -> Iterator[str]:
+    """Return uses of forks with stacked copies of which the graph does not say what each task reads."""
+    for node, crossing in graph.crossings:
+        if crossing.stacked and node not in graph.reach.rows:
+            yield (
+                f"which task reads which of the stacked copies of {graph.name_of_fork(crossing.fork)}. It cannot be "
+                f"followed through {', '.join(graph.reach.mixing)}, or through a tensor of more than 16 million "
+                "numbers, for which a smaller batch helps."
+            )
 
 
 def forks_gone_round(graph: LossGraph) -> Iterator[str]:
@@ -117,9 +132,8 @@ def forks_in_a_row(graph: LossGraph) -> Iterator[str]:
 def _misread(graph: LossGraph, node: Node, crossing: Crossing, places: list[int | None]) -> Iterator[str]:
     """Return the branches of one use of a fork; ``places``: the loss of each of the fork's tasks."""
     name, tasks = graph.name_of_fork(crossing.fork), crossing.fork.tasks
-    arrived = graph.reach.nodes[node]
     branches = list(map(crossing.branch, range(len(tasks))))
-    readers = [reduce(int.__or__, (arrived.get(output, 0) for output in branch), 0) for branch in branches]
+    readers = graph.readers(node, crossing)
     for place, task in enumerate(places):
         if task is None or not graph.present >> task & 1:
             continue
