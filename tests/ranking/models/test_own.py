@@ -14,7 +14,7 @@ from equipoise.forks import Fork, MultiBalance
 from equipoise.ranking.models import MODELS, ForkFactory, OwnModel, SharedBottom, build_model, name_of, partition_of
 from equipoise.ranking.models.base import Unforked
 from equipoise.schema import Categorical, Numeric, Schema, Task
-from tests.ranking.models.cuts import assert_cut_is_right, losses_of, make_batch
+from tests.ranking.models.cuts import PRIMES, FixedWeights, assert_cut_is_right, losses_of, make_batch
 
 SCHEMA = Schema([Categorical("user", 30)], [Numeric("price"), Numeric("age")], [Task("click"), Task("buy")])
 NAMES = SCHEMA.task_names
@@ -204,6 +204,40 @@ def test_the_fork_is_placed_between_representation_and_heads(kind: type[Heads]) 
     assert all("heads" in name or name.startswith("model.click") for name in own["click"])
 
 
+class Batched(nn.Module):
+    """Towers that are one batched product over stacked copies."""
+
+    def __init__(self, fork: ForkFactory) -> None:
+        super().__init__()
+        self.bottom, self.fork = nn.Linear(2, 4), fork()
+        self.weights, self.biases = nn.Parameter(torch.randn(2, 4, 1)), nn.Parameter(torch.zeros(2, 1, 1))
+
+    def forward(self, categorical: Tensor, numeric: Tensor) -> list[Tensor]:
+        z = self.fork.stacked(self.bottom(numeric).relu())
+        return list(torch.baddbmm(self.biases, z, self.weights).squeeze(2))
+
+
+def test_batched_towers_are_each_tasks_own_with_a_fork_and_without() -> None:
+    def build(fork: ForkFactory | None) -> Any:
+        torch.manual_seed(0)
+        return build_model(f"{HERE}:Batched", SCHEMA, fork=fork)
+
+    batch = make_batch(SCHEMA)
+    plain, forked = build(None), build(lambda: FixedWeights(NAMES))
+    for model in (plain, forked):
+        losses = losses_of(model, batch)
+        sum(losses).backward()
+        found = partition_of(model, SCHEMA)
+        assert {name.rpartition(".")[2] for name in found.sliced} == {"weights", "biases"}
+        assert len(found.shared_parameters(model)) == 2
+    apart = [torch.autograd.grad(loss, list(plain.parameters()), retain_graph=True) for loss in losses_of(plain, batch)]
+    for (name, parameter), *of_tasks in zip(forked.named_parameters(), *apart, strict=True):
+        weights = PRIMES if "bottom" in name else (1.0, 1.0)
+        torch.testing.assert_close(
+            parameter.grad, weights[0] * of_tasks[0] + weights[1] * of_tasks[1], rtol=1e-4, atol=1e-6
+        )
+
+
 def test_heads_by_name_go_to_their_tasks_whatever_their_order() -> None:
     model, batch = build_model(f"{HERE}:Heads", SCHEMA), make_batch(SCHEMA)
     z = model.model.representation(batch.categorical, batch.numeric)
@@ -262,7 +296,7 @@ def test_auxiliary_losses_of_an_own_model_are_handed_on() -> None:
     assert build_model(f"{HERE}:ByName", SCHEMA).auxiliary_losses(torch.ones(3, 2)) is None
 
 
-@pytest.mark.parametrize("kind", [Heads, InOrder, ByName, Matrix])
+@pytest.mark.parametrize("kind", [Heads, InOrder, ByName, Matrix, Batched])
 def test_an_own_model_is_exported_and_compiled(kind: type[nn.Module]) -> None:
     model, batch = build_model(f"{HERE}:{kind.__name__}", SCHEMA).eval(), make_batch(SCHEMA)
     expected = model(batch.categorical, batch.numeric)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from equipoise.forks.structure import tasks_first
 from equipoise.schema import Schema
 
 __all__ = ["ForkFactory", "RankingModel", "Unforked", "refuse_fork"]
@@ -44,6 +45,10 @@ class Unforked(nn.Module):
     def forward(self, shared: Any, /) -> tuple[Any, ...]:
         """Return ``shared`` once per task."""
         return (shared,) * self.tasks
+
+    def stacked(self, shared: Any, /) -> Any:
+        """Return the shared tensors with a first dimension of tasks, as :meth:`equipoise.Fork.stacked` does."""
+        return tasks_first(shared, self.tasks)
 
     def _load_from_state_dict(self, *_: Any) -> None:
         """Leave out the state of a fork that stood here, so that a model with a fork loads into one without it."""

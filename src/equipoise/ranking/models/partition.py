@@ -12,7 +12,7 @@ from torch import nn
 from equipoise.errors import SettingError
 from equipoise.ranking.models.own import OwnModel
 from equipoise.ranking.models.trial import trial_outputs
-from equipoise.reachability import leaves_reached
+from equipoise.reachability import leaves_reached, shared_leaves
 from equipoise.schema import Schema
 
 __all__ = ["Partition", "partition_of"]
@@ -34,14 +34,16 @@ class Partition:
     Attributes:
         own: task -> names of the parameters that its loss alone reaches.
         unused: names of the parameters that no loss reaches.
+        sliced: names of the parameters that hold a slice per task, as those of batched towers.
     """
 
     own: Mapping[str, frozenset[str]]
     unused: frozenset[str] = frozenset()
+    sliced: frozenset[str] = frozenset()
 
     def shared_parameters(self, model: nn.Module, /) -> list[nn.Parameter]:
         """Return the parameters of ``model`` that the losses of several tasks reach."""
-        others = self.unused.union(*self.own.values())
+        others = self.unused.union(self.sliced, *self.own.values())
         return [parameter for name, parameter in model.named_parameters() if name not in others]
 
     def task_parameters(self, model: nn.Module, task: str, /) -> list[nn.Parameter]:
@@ -79,7 +81,8 @@ def partition_of(model: nn.Module, schema: Schema, /) -> Partition:
         return Partition(own, frozenset(names.values()).difference(shared, *own.values()))
     with torch.enable_grad():
         try:
-            reached = leaves_reached([output.sum() for output in trial_outputs(model, schema)])
+            losses = [output.sum() for output in trial_outputs(model, schema)]
+            reached, shared_by_some = leaves_reached(losses), shared_leaves(losses)
         except RuntimeError as error:
             raise SettingError(
                 f"Cannot tell which parameters of {type(model).__name__} the tasks share: {error} Or give the model "
@@ -90,7 +93,9 @@ def partition_of(model: nn.Module, schema: Schema, /) -> Partition:
         for leaf in leaves:
             if id(leaf) in names:
                 tasks_of[names[id(leaf)]].add(task)
+    several = frozenset(name for name, by in tasks_of.items() if len(by) > 1)
     return Partition(
         {task: frozenset(name for name, by in tasks_of.items() if by == {task}) for task in schema.task_names},
         frozenset(name for name, by in tasks_of.items() if not by),
+        several.difference(names[id(leaf)] for leaf in shared_by_some if id(leaf) in names),
     )
