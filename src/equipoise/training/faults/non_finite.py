@@ -117,7 +117,9 @@ def mark_non_finite_gradient(logits: Tensor, finite: Tensor, /, *, skip: bool) -
         skip: replace the gradient of a marked task by 0, which makes the task absent at a fork.
     """
 
-    def mark(gradient: Tensor) -> Tensor | None:
+    def mark(gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # another task's backward pass, over logits that were taken out of one tensor
+            return None
         finite.logical_and_(gradient.isfinite().all())
         return torch.where(finite, gradient, 0.0) if skip else None
 
