@@ -44,7 +44,8 @@ batch = next(logs.test.batches(7))
 AFTER = """
     print(sorted({run.method for run in results.runs}), ranker.model(batch.categorical, batch.numeric)[0].shape)
     forked = equipoise.train(logs, "multibalance", model=Forked)
-    print(forked.run.status, dense.shape)
+    batched = [equipoise.train(logs, method, model=Batched) for method in ("multibalance", "equal", "pub")]
+    print(forked.run.status, *(found.run.status for found in batched), dense.shape)
 """
 
 
@@ -55,13 +56,13 @@ def run(command: list[str | Path], folder: Path) -> str:
 
 
 def test_the_page_runs_as_written(tmp_path: Path) -> None:
-    model, calls, forked, first_layer = BLOCKS
+    model, calls, forked, batched, first_layer = BLOCKS
     assert "seeds=3" in calls
-    script = SETTING + model + forked + first_layer + calls.replace("seeds=3", "seeds=1, jobs=1") + AFTER
+    script = SETTING + model + forked + batched + first_layer + calls.replace("seeds=3", "seeds=1, jobs=1") + AFTER
     (tmp_path / "mine.py").write_text(script)
     first, second = run([sys.executable, "-W", "ignore::DeprecationWarning", "mine.py"], tmp_path).splitlines()[-2:]
     assert first == "['equal', 'multibalance', 'pub'] torch.Size([7])"
-    assert second == "ok torch.Size([7, 10])"
+    assert second == "ok ok ok ok torch.Size([7, 10])"
     assert (tmp_path / "run" / "weights.pt").is_file()
 
 
