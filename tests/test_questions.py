@@ -30,6 +30,7 @@ NAMES = (
     "drift",
     "timing",
     "uncertainty",
+    "backbones",
     "rare_task",
     "gram_every",
     "pub_last_layer",
@@ -247,6 +248,21 @@ def test_every_variant_beside_uncertainty_weighting_is_trained_and_shown(
     rows = module.Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.variants())
     assert len(module.tables(rows)["uncertainty weighting"]) == 2 + len(rows)
+
+
+def test_every_method_is_trained_with_every_model_at_every_pair_of_rate_and_decay(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, funnel: data.Dataset
+) -> None:
+    module = script("backbones")
+    monkeypatch.setattr(module, "SETTINGS", {model: module.SETTINGS[model] for model in ("mmoe", "ple")})
+    monkeypatch.setattr(module.Setting, "load", lambda *_: funnel)
+    monkeypatch.setattr(module, "gain", lambda rows, reference, _task: script("records").gain(rows, reference, "click"))
+    run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--seeds", "1")
+    rows = module.Records(tmp_path / "found.jsonl").rows
+    assert len(rows) == 2 * len(module.RATES) * len(module.variants())
+    for variant in module.variants():
+        assert len({row["test_ne"]["click"] for row in rows if row["variant"] == variant}) == 2 * len(module.RATES)
+    assert len(module.tables(rows)["models"]) == 2 + len(rows)
 
 
 def test_a_rare_task_is_trained_at_every_batch_size(script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

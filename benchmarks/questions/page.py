@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import at_the_fork
+import backbones
 import drift
 import gram_every
 import pub_last_layer
@@ -88,8 +89,7 @@ def tables(results: Path) -> Tables:
     scripts = {
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
         "drift": drift.tables, "uncertainty": uncertainty.tables, "rare-task": rare_task.tables,
-        "gram-every": gram_every.tables,
-        "pub-last-layer": pub_last_layer.tables,
+        "gram-every": gram_every.tables, "pub-last-layer": pub_last_layer.tables, "backbones": backbones.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():
