@@ -1,6 +1,7 @@
 """The answer follows the numbers of the suite, and claims no more than their intervals allow."""
 
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,16 @@ def test_a_gain_is_named_with_setting_interval_task_and_positives(suite):
     assert "609 positive test rows), and loses clearly on none, of 10 tasks over all settings." in said
     assert "By average rank over 2 settings and 3 methods no row is better than MultiBalance (1.00)." in said
     assert "It trains slower than equal weights in 2 settings (QPS ratio 0.99)." in said
+
+
+def test_the_method_with_the_smallest_spread_of_trials_is_named(suite):
+    folder = suite(one=Comparison(methods=FEW), two=Comparison(methods=FEW))
+    found = re.search(r"above that of the best one, on average over the tuned settings: (.*?\.\d [^;]*);", told(folder))
+    assert found
+    assert found[1].endswith("%, the least of 3 methods")
+    for name in ("one", "two"):
+        (folder / name / "tuning.jsonl").unlink()
+    assert "on average over the tuned settings" not in told(folder)
 
 
 def test_a_gain_that_depends_on_the_users_is_called_that(suite):

@@ -11,6 +11,7 @@ from equipoise.report.evidence.duel import outcome_of, static_duels
 from equipoise.report.evidence.overall import over_all_settings
 from equipoise.report.evidence.sensitivity import (
     Sensitivity,
+    average_spreads,
     expected_best,
     gains_by_baseline_trials,
     sensitivities,
@@ -149,6 +150,14 @@ def test_the_gain_falls_as_the_baseline_is_tuned():
     assert gains[-1] == pytest.approx(100 * (1 - 0.6 / 0.62))
     assert (method.median, baseline.median) == pytest.approx((0.65, 0.64))
     assert baseline.spread == pytest.approx(100 * (0.64 / 0.62 - 1))
+
+
+def test_spreads_are_averaged_over_the_settings_of_methods_that_were_tuned_in_all(suite):
+    settings = read_suite(suite(one=Comparison(), two=Comparison(methods=FEW[:4]))).settings
+    one, two = ({found.name: found.spread for found in sensitivities(setting)} for setting in settings)
+    assert one.keys() > two.keys()
+    assert average_spreads(settings) == pytest.approx({name: (one[name] + two[name]) / 2 for name in two})
+    assert average_spreads([]) == {}
 
 
 def test_a_setting_reads_as_its_own_report_does(suite):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Gain
 from equipoise.report.cells import PERCENT, between, number, percent, signed
 from equipoise.report.evidence.duel import duels, outcome_of, static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall, TaskChange
+from equipoise.report.evidence.sensitivity import average_spreads
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.phrases import counted, equals, first_listed, is_or_are, listed
 
@@ -36,6 +38,7 @@ def answer(suite: Suite, overall: Overall) -> list[str]:
         *_with_users(suite, focus),
         *_which_tasks(focus),
         *_at_what_cost(suite, focus),
+        *_how_much_tuning(suite, overall, focus),
         *_is_a_row_better(suite, overall, focus),
         *_static_weights(suite, focus),
         *_others(overall, focus),
@@ -162,6 +165,22 @@ def _at_what_cost(suite: Suite, focus: MethodOverall) -> list[str]:
     if unclear:
         said.append(f"neither clearly faster nor slower in {counted(unclear, 'setting')}")
     return [f"It trains {listed(said)}."]
+
+
+def _how_much_tuning(suite: Suite, overall: Overall, focus: MethodOverall) -> list[str]:
+    """Say how far the median trial is from the best one, and which method has the smallest spread."""
+    spreads = average_spreads(suite.settings)
+    joint = {method.name: method.label for method in overall.methods if method.name in spreads and method.is_joint}
+    if focus.name not in joint or len(joint) < 2:
+        return []
+    least = min(joint, key=spreads.__getitem__)
+    named = dict.fromkeys(name for name in (least, focus.name, EQUAL_WEIGHTS) if name in joint)
+    found = [f"{joint[name]} {number(spreads[name], 1)}{PERCENT}" for name in named]
+    found[0] += f", the least of {counted(len(joint), 'method')}"
+    return [
+        "How far the validation NE of the median trial lies above that of the best one, on average over the tuned "
+        f"settings: {'; '.join(found)}."
+    ]
 
 
 def _is_a_row_better(suite: Suite, overall: Overall, focus: MethodOverall) -> list[str]:

@@ -119,8 +119,8 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
         "settings": [_of_setting(setting, overall) for setting in suite.settings],
         "sensitivity": tables.sensitivity_table(suite, overall),
         "about_trials": (
-            "Best / median / worst validation NE of a method's trials; below, how far the median trial is above the "
-            "best one, and how many trials beat the best trial of equal weights. A small spread needs little tuning."
+            "How far the median trial of a method is above its best one, in validation NE; below, how many of its "
+            "trials beat the best trial of equal weights. A small spread needs little tuning."
         ),
         "baseline": tables.tuning_gain_table(suite, overall.focus),
         "about_baseline": (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from equipoise.comparison.results import EQUAL_WEIGHTS
 from equipoise.comparison.tuning import scores_of
 from equipoise.report.evidence.suite import Setting
 
-__all__ = ["Sensitivity", "expected_best", "gains_by_baseline_trials", "sensitivities"]
+__all__ = ["Sensitivity", "average_spreads", "expected_best", "gains_by_baseline_trials", "sensitivities"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ def sensitivities(setting: Setting, /) -> list[Sensitivity]:
         for method in setting.results.plan.methods
         if method.name in errors
     ]
+
+
+def average_spreads(settings: Sequence[Setting], /) -> dict[str, float]:
+    """Return the mean :attr:`~Sensitivity.spread` of each method that was tuned in every setting with tuning."""
+    tuned = [{found.name: found.spread for found in sensitivities(setting)} for setting in settings]
+    tuned = [spreads for spreads in tuned if spreads]
+    everywhere = [name for name in (tuned[0] if tuned else {}) if all(name in spreads for spreads in tuned)]
+    return {name: fmean(spreads[name] for spreads in tuned) for name in everywhere}
 
 
 def expected_best(errors: Sequence[float], trials: int, /) -> float:

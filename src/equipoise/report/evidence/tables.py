@@ -18,13 +18,12 @@ from equipoise.report.cells import (
     between,
     number,
     percent,
-    signed,
     with_columns,
 )
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence.duel import static_duels
 from equipoise.report.evidence.overall import MethodOverall, Overall
-from equipoise.report.evidence.sensitivity import Sensitivity, gains_by_baseline_trials, sensitivities
+from equipoise.report.evidence.sensitivity import Sensitivity, average_spreads, gains_by_baseline_trials, sensitivities
 from equipoise.report.evidence.suite import Setting, Suite
 from equipoise.report.measures import MEASURES
 from equipoise.report.phrases import counted
@@ -237,27 +236,30 @@ def sensitivity_table(suite: Suite, overall: Overall) -> Table | None:
     shown = [setting for setting in suite.settings if tuned[setting.name]]
     if not shown:
         return None
-    columns = [Column("Method", numeric=False), *(Column(setting.title) for setting in shown)]
+    average = average_spreads(shown)
+    columns = [
+        Column("Method", numeric=False),
+        Column("On average", "Over all settings, of the methods that were tuned in each."),
+        *(Column(setting.title) for setting in shown),
+    ]
     rows = []
     for method in overall.methods:
         cells = [_trials_cell(tuned[setting.name].get(method.name), method) for setting in shown]
         if any(cell.text != NONE for cell in cells):
-            rows.append(Row([Cell(method.label, hint=method.summary), *cells], _kind(method)))
+            mean = Cell(percent(average[method.name], 1) if method.name in average else NONE)
+            rows.append(Row([Cell(method.label, hint=method.summary), mean, *cells], _kind(method)))
     return Table(columns, rows)
 
 
 def _trials_cell(found: Sensitivity | None, method: MethodOverall) -> Cell:
-    """Return the best, median and worst validation NE, and the share of trials better than tuned equal weights."""
+    """Return how far the median trial is above the best, and the share of trials better than tuned equal weights."""
     if found is None:
         return Cell(NONE)
     share = found.better_than_baseline
     better = "" if share is None or method.is_reference else f"{100 * share:.0f}{PERCENT} beat equal weights"
     count = f"{len(found.errors)} trials" + (f", {found.diverged} diverged" if found.diverged else "")
-    return Cell(
-        f"{found.best:.4f} / {found.median:.4f} / {found.worst:.4f}",
-        f"{signed(found.spread, 1)}{PERCENT} at the median{'; ' if better else ''}{better}",
-        count,
-    )
+    errors = f"best {found.best:.4f}, median {found.median:.4f}, worst {found.worst:.4f}"
+    return Cell(percent(found.spread, 1), better, f"{count}: {errors}")
 
 
 def static_table(suite: Suite, focus: MethodOverall | None) -> Table | None:
