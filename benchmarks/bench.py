@@ -50,7 +50,8 @@ BENCHMARKS: Final = (
         ),
         110,
     ),
-    Benchmark("evaluation.py", "evaluation-cpu", ("--repetitions", "3"), 180),
+    Benchmark("evaluation.py", "evaluation-cpu", ("--repetitions", "3"), 80),
+    Benchmark("floors.py", "floors-cpu", (), 100),
     Benchmark("side_by_side.py", "side-by-side", ("--seconds", "300"), 400),
 )
 """The longest that all of them take is 20 minutes."""

@@ -7,7 +7,8 @@ time from the first request to the end of the last step; evaluation and set-up a
 epoch is counted apart too: before it rows are permuted, and of prepared data a window is read.
 
 Data sets: Complete Journey and the slice of KuaiRand in memory, and both prepared and streamed from disk. Trainings of
-all of them take turns, `--rounds` times; medians over the rounds. A run replaces what the result holds under its label.
+all of them take turns, `--rounds` times; medians over the rounds. A run replaces what the result holds under its label
+and number of threads.
 """
 
 from __future__ import annotations
@@ -142,13 +143,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Return the page of a result."""
     lines = [
         f"# Share of a training's time that waits for data: {result['machine']}", "",
-        f"`equipoise.training.train` with {METHOD} and the default model; medians over the rounds.",
-        "The first batch of each epoch is counted in the first share, and left out of the second.",
+        f"`equipoise.training.train` with {METHOD} and the default model, by threads of PyTorch.",
+        "Medians over the rounds. The second share leaves out the first batch of each epoch.",
     ]  # fmt: skip
     for label, run in result["runs"].items():
         lines += [
             "", f"## {label}", "",
-            f"{run['threads']} thread(s) of PyTorch, {run['rounds']} rounds; torch {run['torch']}; written by", "",
+            f"{run['rounds']} round{'s' * (run['rounds'] > 1)}; torch {run['torch']}; written by", "",
             f"`{run['command']}`", "",
             "| data | batch | waiting | without first batches | first batch, ms | another, µs | step, ms |",
             "|---|---:|---:|---:|---:|---:|---:|",
@@ -194,8 +195,9 @@ def main() -> None:
         return
     path = chosen.out.with_suffix(".json")
     result = json.loads(path.read_text()) if path.is_file() else {"machine": cpu_name(), "runs": {}}
-    result["runs"][chosen.label] = {
-        "command": shlex.join(["python", *sys.argv]), "threads": chosen.threads, "rounds": chosen.rounds,
+    result["runs"][f"{chosen.label}, {chosen.threads} thread{'s' * (chosen.threads > 1)}"] = {
+        "command": shlex.join(["python", *sys.argv]), "label": chosen.label, "threads": chosen.threads,
+        "rounds": chosen.rounds,
         "torch": torch.__version__,
         "rows": [{"data": words, "batch": batch, **medians(each)} for (words, batch), each in found.items()],
     }  # fmt: skip

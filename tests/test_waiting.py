@@ -72,7 +72,7 @@ def test_a_run_is_kept_beside_those_of_other_labels(
     for label in ("before", "after", "after"):
         monkeypatch.setattr(sys, "argv", ["waiting.py", "--label", label, "--out", str(out)])
         waiting.main()
-    assert list(json.loads(out.read_text())["runs"]) == ["before", "after"]
+    assert list(json.loads(out.read_text())["runs"]) == ["before, 2 threads", "after, 2 threads"]
     page = out.with_suffix(".md").read_text()
     assert "| complete-journey, in memory | 2048 | 3.10% | 0.40% | 12.3 | 56 | 7.9 |" in page
     assert page.index("## before") < page.index("## after")
