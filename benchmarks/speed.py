@@ -45,6 +45,7 @@ if TORCHJD:
 FIELDS, IDS, NUMERIC = 26, 10_000, 13
 WARM_UP = 5
 LEAST_PAIRS = 6  # the fewest that give a 95 % interval
+BATCHED = 128  # so many tasks have batched towers, in every contender
 
 Step = Callable[[Batch], None]
 
@@ -72,6 +73,24 @@ class Features(torch.nn.Module):
         self.tasks = tasks
 
 
+class BatchedTowers(torch.nn.Module):
+    """A shared bottom with the towers of ``net`` as batched products over the stacked copies of its fork."""
+
+    def __init__(self, net: SharedBottom) -> None:
+        super().__init__()
+        self.schema, self.embedding, self.bottom, self.fork = net.schema, net.embedding, net.bottom, net.fork
+        towers = [[layer for layer in head if isinstance(layer, torch.nn.Linear)] for head in net.heads]
+        self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
+        for layer in zip(*towers, strict=True):
+            self.weights.append(torch.stack([own.weight.detach().T for own in layer]))
+            self.biases.append(torch.stack([own.bias.detach().unsqueeze(0) for own in layer]))
+
+    def forward(self, categorical: Tensor, numeric: Tensor) -> tuple[Tensor, ...]:
+        found = self.fork.stacked(self.bottom(self.embedding(categorical, numeric)))
+        found = torch.baddbmm(self.biases[0], found, self.weights[0]).relu()
+        return torch.baddbmm(self.biases[1], found, self.weights[1]).squeeze(2).unbind()
+
+
 def schema(tasks: int) -> Schema:
     return Schema(
         [Categorical(f"field{field}", IDS) for field in range(FIELDS)],
@@ -80,13 +99,13 @@ def schema(tasks: int) -> Schema:
     )
 
 
-def model(tasks: int, size: Size, device: str, fork: ForkFactory | None) -> SharedBottom:
+def model(tasks: int, size: Size, device: str, fork: ForkFactory | None) -> SharedBottom | BatchedTowers:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = SharedBottom(
             schema(tasks), fork=fork, embedding_dim=size.dimension, bottom=(512, 256, 128), tower=(64,)
         )
-    return built.to(device)
+    return (BatchedTowers(built) if tasks >= BATCHED else built).to(device)
 
 
 def plain(tasks: int, size: Size, device: str, fork: ForkFactory | None = None, *, monitored: bool = False) -> Step:
@@ -209,7 +228,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--device", choices=sorted(SIZES), default="cpu")
     arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--fork-pairs", type=int, default=120, help="rounds of plain sums and forks, M = 2, 8, 32")
+    arguments.add_argument(
+        "--fork-pairs", type=int, default=120, help="rounds of plain sums and forks, M = 2, 8, 32; 128 on a CPU"
+    )
     arguments.add_argument("--pairs", type=int, default=100, help="rounds of plain sum, PUB and torchjd, M = 2, 8")
     arguments.add_argument(
         "--contenders",
@@ -231,7 +252,8 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     size = SIZES[chosen.device]
     rows: list[dict[str, object]] = []
-    plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in (2, 8, 32)]
+    counts = (2, 8, 32, BATCHED) if chosen.device == "cpu" else (2, 8, 32)
+    plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in counts]
     plan += [(tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
     if chosen.contenders:
         plan = [(tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
@@ -251,7 +273,7 @@ def main() -> None:
         result = {
             "command": shlex.join(["python", *sys.argv]),
             "workload": f"{FIELDS} fields x {IDS} ids x {size.dimension}, {NUMERIC} numeric, bottom 512-256-128, "
-            f"towers 64-1, batch {size.batch}, SGD",
+            f"towers 64-1 (batched from {BATCHED} tasks on), batch {size.batch}, SGD",
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
             "threads": chosen.threads,
             "clock": chosen.clock,

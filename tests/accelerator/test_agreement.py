@@ -51,6 +51,11 @@ def test_a_fork(name, device):
     assert_agree(trained(with_fork(name, device), device), trained(with_fork(name, CPU), CPU))
 
 
+@pytest.mark.parametrize("name", ["multibalance", "multibalance-every-third", "graddrop"])
+def test_stacked_copies(name, device):
+    assert_agree(trained(with_fork(name, device, stacked=True), device), trained(with_fork(name, CPU), CPU))
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_task_optimizer(name, kind, device):

@@ -22,8 +22,8 @@ OPTIMIZERS = {
 }
 
 
-def training(fork: str, optimizer: str, device: torch.device) -> Training:
-    model = Ranker(FORKS[fork]()).to(device)
+def training(fork: str, optimizer: str, device: torch.device, *, stacked: bool = False) -> Training:
+    model = Ranker(FORKS[fork](), stacked=stacked).to(device)
     return Training(model, OPTIMIZERS[optimizer](model.parameters()))
 
 
@@ -61,6 +61,11 @@ def eager(made: Training, device: torch.device) -> Training:
 def test_a_fork(fork, cuda):
     found, expected = captured(training(fork, "sgd", cuda), cuda), eager(training(fork, "sgd", cuda), cuda)
     assert_agree(found.tensors(), expected.tensors())
+
+
+def test_stacked_copies(cuda):
+    found = captured(training("multibalance", "sgd", cuda, stacked=True), cuda)
+    assert_agree(found.tensors(), eager(training("multibalance", "sgd", cuda), cuda).tensors())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "clippy"])

@@ -53,6 +53,11 @@ def test_a_fork(name, cuda):
     check(with_fork(name, cuda), cuda)
 
 
+@pytest.mark.parametrize("name", ["multibalance", "multibalance-every-third", "graddrop"])
+def test_stacked_copies(name, cuda):
+    check(with_fork(name, cuda, stacked=True), cuda)
+
+
 @pytest.mark.parametrize("kind", ["adam", "adam-fused", "sgd"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_task_optimizer(name, kind, cuda):

@@ -20,9 +20,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Ranker(nn.Module):
-    """An embedding, a bottom and one tower per task; one loss is thirty times another."""
+    """An embedding, a bottom and one tower per task; one loss is thirty times another. The copies may be stacked."""
 
-    def __init__(self, fork: Fork | None = None) -> None:
+    def __init__(self, fork: Fork | None = None, *, stacked: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -30,6 +30,7 @@ class Ranker(nn.Module):
             self.bottom = nn.Sequential(nn.Linear(24, 32), nn.Tanh())
             self.towers = nn.ModuleList(nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in TASKS)
         self.fork = fork
+        self.stacked = stacked
 
     def shared(self) -> list[nn.Parameter]:
         return [*self.table.parameters(), *self.bottom.parameters()]
@@ -37,7 +38,10 @@ class Ranker(nn.Module):
     def forward(self, ids: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the tasks' losses; ``ids`` [B, 3], ``targets`` [M, B]."""
         z = self.bottom(self.table(ids).flatten(1))
-        branches = [z] * len(TASKS) if self.fork is None else self.fork(z)
+        if self.fork is None:
+            branches = [z] * len(TASKS)
+        else:
+            branches = self.fork.stacked(z).unbind() if self.stacked else self.fork(z)
         logits = [tower(branch).squeeze(1) for tower, branch in zip(self.towers, branches, strict=True)]
         of_tasks = zip(logits, targets.unbind(), (1.0, 3.0, 0.1), strict=True)
         return [scale * (logit.float() - target).square().mean() for logit, target, scale in of_tasks]
@@ -87,9 +91,9 @@ class Training:
         return {name: value.detach().cpu() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def with_fork(name: str, device: torch.device) -> Training:
+def with_fork(name: str, device: torch.device, *, stacked: bool = False) -> Training:
     """Return a training with a fork of ``FORKS`` and SGD."""
-    model = Ranker(FORKS[name]()).to(device)
+    model = Ranker(FORKS[name](), stacked=stacked).to(device)
     return Training(model, KINDS["sgd"](model.parameters()))
 
 

@@ -7,8 +7,9 @@ from equipoise.forks.gram import gram_matrix, rows_of, squared_lengths, weighted
 from tests.made_up_device import DeviceTensor, on_host, the_device
 
 BOUND = 2e-6  # of the product of two norms: what a CPU with few accumulators makes of 2**18 numbers in float32
-COUNTS = [1, 2, 4, 5, 8, 40]  # around the limit between single dot products and products of rows
-SHAPES = [(0,), (3,), (33, 128), (5000, 40)]  # nothing, shorter than a strip, than a block, and blocks with a remainder
+# Around the limits between single dot products, products of rows, and products of groups of rows.
+COUNTS = [1, 2, 4, 5, 8, 40, 70]
+SHAPES = [(0,), (3,), (33, 128), (1700, 40)]  # nothing, shorter than a strip, than a block, and blocks with a remainder
 
 
 def gradients(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -30,8 +31,8 @@ def test_gram_matrix_is_that_of_float64(count: int, shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("shape", [(), *SHAPES], ids=str)
+@pytest.mark.parametrize("count", [1, 4, 5, 70])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (33, 128), (700, 100)], ids=str)
 def test_one_tensor_of_all_gradients_is_taken_as_they_are(count: int, shape: tuple[int, ...], dtype) -> None:
     g, weights = gradients(count, shape, dtype), torch.linspace(0.5, 2.0, count)
     together = torch.stack(g)

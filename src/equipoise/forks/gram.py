@@ -19,11 +19,13 @@ _FEW = 4  # largest number of tasks for which single dot products, without copie
 # A CPU's dot product in float32 adds with few accumulators: the longer it is the less precise, and of 2**18 numbers it
 # is wrong by less than two parts in a million. What the tasks have in a block also stays in the cache for all products.
 _DOT = 1 << 18
-_COLUMNS = 1 << 16  # numbers of each gradient in a block on a CPU
+# Numbers of each gradient in a block on a CPU, and, of many tasks, of all of them.
+_COLUMNS, _ROOM_ON_CPU = 1 << 16, 1 << 21
 _ROOM = 1 << 27  # numbers in a block on an accelerator: bounds the workspace to 512 MiB
 # Columns of each of the products into which a block is cut: on a CPU they stay in the cache, and an accelerator would
 # make one long product of few rows on a single one of its processors.
 _STRIP_ON_CPU, _STRIP = 1 << 10, 1 << 13
+_GROUP = 32  # of many rows, a CPU multiplies so many at a time with those before, and nothing twice but within a group
 _PADDING = 1056  # rows a power of two apart fall on the same lines of a CPU's caches; 66 lines more do not
 
 
@@ -42,7 +44,8 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
         return _symmetric(_product(rows if divisor is None else rows / divisor))
     if count <= _FEW and first.is_cpu and first.dtype == wide and divisor is None:
         return _by_dots(vectors)
-    columns = min(_COLUMNS if first.is_cpu else max(_ROOM // count, 1), first.numel())
+    columns = min(_COLUMNS, _ROOM_ON_CPU // count) if first.is_cpu else _ROOM // count
+    columns = min(max(columns // _STRIP_ON_CPU, 1) * _STRIP_ON_CPU, first.numel())
     if rows is None or first.dtype != wide or divisor is not None:
         blocks = _copied(vectors, columns, wide, divisor)
     else:
@@ -111,13 +114,28 @@ def _copied(vectors: Sequence[Tensor], columns: int, wide: torch.dtype, divisor:
 
 
 def _product(rows: Tensor) -> Tensor:
-    columns, strip = rows.shape[1], _STRIP_ON_CPU if rows.is_cpu else _STRIP
-    whole = columns // strip * strip
-    if not whole or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return rows @ rows.T
-    strips = rows[:, :whole].view(rows.shape[0], -1, strip).transpose(0, 1)
-    total = torch.bmm(strips, strips.transpose(1, 2)).sum(0)
-    return total if whole == columns else total + rows[:, whole:] @ rows[:, whole:].T
+    count = len(rows)
+    if not rows.is_cpu or count < 2 * _GROUP:
+        return _by_strips(rows, rows)
+    total = rows.new_empty(count, count)
+    for start in range(0, count, _GROUP):
+        end = min(start + _GROUP, count)
+        part = _by_strips(rows[start:end], rows[:end])
+        total[start:end, :end] = part
+        total[:end, start:end] = part.T
+    return total
+
+
+def _by_strips(left: Tensor, right: Tensor) -> Tensor:
+    columns, strip = left.shape[1], _STRIP_ON_CPU if left.is_cpu else _STRIP
+    whole = columns // strip * strip
+    if not whole:
+        return left @ right.T
+    of_left, of_right = (rows[:, :whole].view(len(rows), -1, strip).transpose(0, 1) for rows in (left, right))
+    total = torch.bmm(of_left, of_right.transpose(1, 2)).sum(0)
+    return total if whole == columns else total + left[:, whole:] @ right[:, whole:].T
 
 
 def _symmetric(total: Tensor) -> Tensor:
