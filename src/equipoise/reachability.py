@@ -32,8 +32,8 @@ _MOVING = _NARROWING | {
 }  # fmt: skip
 _ELEMENTWISE = {
     "Abs", "Add", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Clamp", "ClampMax", "ClampMin", "Clone", "Div",
-    "Elu", "Exp", "Gelu", "LeakyRelu", "Log", "LogSigmoid", "MseLoss", "Mul", "NanToNum", "Neg", "Pow", "Relu", "Rsub",
-    "Sigmoid", "Silu", "SmoothL1Loss", "Softplus", "Sqrt", "Sub", "Tanh", "ToCopy", "Where",
+    "Elu", "Exp", "Gelu", "LeakyRelu", "Log", "LogSigmoid", "MseLoss", "Mul", "NanToNum", "NativeDropout", "Neg", "Pow",
+    "Relu", "Rsub", "Sigmoid", "Silu", "SmoothL1Loss", "Softplus", "Sqrt", "Sub", "Tanh", "ToCopy", "Where",
 }  # fmt: skip
 _BY_MATRIX = {"Bmm", "Baddbmm"}
 _COPYING = {"BackwardHookFunction", "RegisterPostBackwardFunction", "_DDPSink"}  # output k is input k
@@ -267,7 +267,7 @@ class _Walk:
         kind = kind_of(node)
         if not isinstance(node, BackwardCFunction):
             for tasks, masks in _groups(arrived):
-                partial = any(mask is not None for mask in masks.values())
+                partial = _reach_a_part(node, kind, masks)
                 for edge, mask in zip(node.next_functions, _masks_of_inputs(node, kind, masks), strict=True):
                     if partial and mask is None and edge[0] is not None:
                         self.mixing[kind] = None
@@ -304,13 +304,21 @@ def _source(node: Any, kind: str) -> Callable[[int], int] | None:
     return (lambda output: output) if kind in _COPYING else None
 
 
+def _outputs(node: Any) -> int:
+    return len(getattr(node, "_input_metadata", "1"))
+
+
+def _reach_a_part(node: Node, kind: str, masks: dict[int, Tensor | None]) -> bool:
+    """Return whether tasks that reach ``masks`` of a node's outputs may reach a part of its inputs alone."""
+    partial = len(masks) < _outputs(node) or any(mask is not None for mask in masks.values())
+    return partial or (kind in _NARROWING and _outputs(node) == 1)
+
+
 def _masks_of_inputs(node: Node, kind: str, masks: dict[int, Tensor | None]) -> Sequence[Tensor | None]:
     """Return masks of a node's inputs that tasks reach if they reach ``masks`` of its outputs; None: all of it."""
     edges = node.next_functions
-    outputs = len(getattr(node, "_input_metadata", "1"))
-    partial = len(masks) < outputs or any(mask is not None for mask in masks.values())
-    if kind in _MOVING and (partial or (kind in _NARROWING and outputs == 1)):
-        return _moved(node, [masks.get(output, _NOTHING) for output in range(outputs)])
+    if kind in _MOVING and _reach_a_part(node, kind, masks):
+        return _moved(node, [masks.get(output, _NOTHING) for output in range(_outputs(node))])
     mask = masks.get(0)
     if mask is not None and kind in _ELEMENTWISE:
         return [_reduced(mask, edge) for edge in edges]

@@ -101,7 +101,6 @@ No loss reads branch 'buy'. Give its tower branch 'buy'.
             *mistaken_shares(graph, optimizers),
             *unstepped(graph, optimizers),
         ]
-        report.unseen += stacked_copies_not_seen(graph)
     return report
 
 
@@ -130,7 +129,7 @@ def _alone(task: int, leaf: Leaf) -> bool:
 
 def _unseen(graph: LossGraph) -> list[str]:
     """Return descriptions of all that hides parameters or forks."""
-    found = list(graph.reach.unseen)
+    found = [*graph.reach.unseen, *stacked_copies_not_seen(graph)]
     if graph.compiled and len({crossing.fork for _, crossing in graph.crossings}) < len(graph.forks):
         found.append("a fork may be inside a compiled graph. Ask the same model before torch.compile.")
     sharded = [p for p in graph.model.parameters() if hasattr(p, "placements")]  # DTensors, slow to import

@@ -67,8 +67,6 @@ def misread_branches(graph: LossGraph) -> Iterator[str]:
     for node, crossing in graph.crossings:
         name = graph.name_of_fork(crossing.fork)
         places = _tasks_of_fork(graph, crossing.fork)
-        if crossing.stacked and node not in graph.reach.rows:
-            continue  # of which stacked_copies_not_seen tells
         if places is None:
             yield (
                 f"{name[0].upper()}{name[1:]} has {len(crossing.fork.tasks)} tasks ({', '.join(crossing.fork.tasks)}), "
