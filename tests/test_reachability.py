@@ -142,6 +142,14 @@ def test_a_fork_leads_every_piece_to_itself_alone():
     assert [ids(leaves) for leaves in found] == [{id(a)}, {id(b)}]
 
 
+def test_stacked_copies_of_a_fork_lead_each_task_to_what_it_reads_of_its_row():
+    a, b = torch.ones(4, 2, requires_grad=True), torch.ones(4, 3, requires_grad=True)
+    rows = Fork(2).stacked(torch.cat([a, b], 1))
+    losses = [rows[0, :, :2].sum(), rows[1].sum()]
+    assert [ids(leaves) for leaves in leaves_reached(losses)] == [{id(a)}, {id(a), id(b)}]
+    assert ids(shared_leaves(losses)) == {id(a)}
+
+
 def test_a_tuple_of_sparse_and_dense_leaves_and_an_absent_task():
     table = nn.Embedding(9, 4, sparse=True)
     x = torch.randn(3, 4, requires_grad=True)
