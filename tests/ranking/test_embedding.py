@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from equipoise.ranking.embedding import FeatureEmbedding, IdRanges
+from equipoise.ranking.embedding import FeatureEmbedding, IdRanges, Table
 from equipoise.ranking.sharded_embedding import ShardableEmbedding
 from equipoise.schema import Categorical, Numeric, Schema, Task
 
@@ -145,3 +145,47 @@ def test_a_schema_without_features_and_a_width_under_one_are_refused() -> None:
         FeatureEmbedding(Schema([], [], MIXED.tasks), 3)
     with pytest.raises(ValueError, match="dimension must be at least 1, found 0"):
         FeatureEmbedding(MIXED, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dim", [4, 16])
+def test_a_table_gives_output_and_gradient_of_an_embedding_to_the_bit(threads: int, dim: int) -> None:
+    before = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    table, plain = Table(3000, dim), nn.Embedding(3000, dim)
+    plain.load_state_dict(table.state_dict())
+    ids = (torch.rand(2048, 9, generator=generator) ** 3 * 3000).long()  # some rows often
+    gradient = torch.randn(2048, 9, dim, generator=generator)
+    torch.set_num_threads(threads)
+    try:
+        outputs = [part(ids) for part in (table, plain)]
+        for output in outputs:
+            output.backward(gradient)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*outputs)
+    assert table.weight.grad is not None
+    assert plain.weight.grad is not None
+    assert torch.equal(table.weight.grad, plain.weight.grad)
+
+
+def test_a_table_adds_up_the_gradient_of_all_rows_in_one_operation() -> None:
+    table = Table(9, 4)
+    ids = torch.tensor([[3, 5]])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        table(ids).sum().backward()
+    found = {event.key for event in profiler.key_averages()}
+    assert "aten::index_add_" in found or "aten::index_add" in found
+    assert "aten::embedding_dense_backward" not in found
+
+
+def test_a_table_with_sparse_gradients_and_one_in_eval_mode_are_embeddings() -> None:
+    ids = torch.tensor([[3, 5], [3, 0]])
+    table = Table(9, 4, sparse=True)
+    table(ids).sum().backward()
+    assert table.weight.grad is not None
+    assert table.weight.grad.is_sparse
+    exported = torch.export.export(Table(9, 4).eval(), (ids,))
+    assert [node.target for node in exported.graph.nodes if node.op == "call_function"] == [
+        torch.ops.aten.embedding.default
+    ]
