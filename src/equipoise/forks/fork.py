@@ -259,9 +259,8 @@ class Fork(TaskState):
 
         Example:
             >>> fork = Fork(["click", "like"])
-            >>> towers = torch.zeros(2, 3, 1)
             >>> z = fork.stacked(torch.ones(4, 3, requires_grad=True))
-            >>> torch.bmm(z, towers).shape
+            >>> torch.bmm(z, torch.zeros(2, 3, 1)).shape
             torch.Size([2, 4, 1])
         """
         met = self._meet(shared, stacked=True)
@@ -346,9 +345,7 @@ class Fork(TaskState):
 
     def _measures(self) -> bool:
         """Return whether this step measures, and count it."""
-        if self.known_gram is None or self.backwards is None:
-            return True
-        if torch.compiler.is_compiling() or in_captured_graph():
+        if self.known_gram is None or self.backwards is None or torch.compiler.is_compiling() or in_captured_graph():
             return True
         if self._backwards is None:
             # From the device, because a DistributedDataParallel sends what only one rank has loaded to all others.
