@@ -136,6 +136,16 @@ def test_markdown_holds_answer_cautions_and_tables(two):
     assert evidence_section(two).strip().replace("\n###", "\n##") in words
 
 
+def test_a_section_leaves_out_methods_of_few_settings_and_says_so(suite):
+    few = ("equal", "multibalance", "static")
+    folder = suite(one=Comparison(methods=few), two=Comparison(methods=few), three=Comparison(methods=(*few, "pub")))
+    section, whole = evidence_section(folder), write_evidence_markdown(folder).read_text(encoding="utf-8")
+    assert "| PUB |" in whole
+    assert "| PUB |" not in section
+    assert "Left out here: 1 method with results in fewer than half of the settings." in section
+    assert "Left out" not in whole
+
+
 def test_a_suite_that_has_just_begun_is_a_page_too(suite):
     folder = suite(
         first=Comparison(methods=FEW, left_out=tuple((name, at) for name in FEW for at in range(5))), second=None

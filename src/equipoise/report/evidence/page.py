@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS
-from equipoise.report.cells import PERCENT, number, percent
+from equipoise.report.cells import PERCENT, Table, number, percent
 from equipoise.report.diverged import DIVERGED_COUNTS
 from equipoise.report.evidence import charts, tables
 from equipoise.report.evidence.answer import answer, tasks_of_setting
@@ -63,10 +64,20 @@ def write_evidence_markdown(folder: Path) -> Path:
 def evidence_section(folder: Path) -> str:
     """Return the answer and the tables over all settings as Markdown, for a section of a page of the documentation.
 
+    The tables have the methods with results in at least half of the settings; ``evidence.md`` has all.
+
     Raises:
         FolderError: the folder holds no ``suite.json``, or a file in it is damaged.
     """
-    lines = _section(_content(read_suite(folder)))
+    suite = read_suite(folder)
+    overall = over_all_settings(suite)
+    shown = [
+        method for method in overall.methods if method.is_reference or 2 * len(method.gains) >= len(suite.settings)
+    ]
+    content = _content(suite) | _method_tables(suite, replace(overall, methods=shown))
+    lines = _section(content)
+    if others := len(overall.methods) - len(shown):
+        lines += ["", f"Left out here: {counted(others, 'method')} with results in fewer than half of the settings."]
     return "\n".join([f"#{line}" if line.startswith("##") else line for line in lines] + [""])
 
 
@@ -113,11 +124,9 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
         "answer": answer(suite, overall),
         "tiles": _tiles(suite, overall),
         "cautions": suite_cautions(suite, overall),
-        "overall": tables.overall_table(overall),
-        "gains": tables.gains_by_setting(suite, overall),
+        **_method_tables(suite, overall),
         "static": tables.static_table(suite, overall.focus),
         "settings": [_of_setting(setting, overall) for setting in suite.settings],
-        "sensitivity": tables.sensitivity_table(suite, overall),
         "about_trials": (
             "How far the median trial of a method is above its best one, in validation NE; below, how many of its "
             "trials beat the best trial of equal weights. A small spread needs little tuning."
@@ -139,6 +148,15 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
             "tuning_gains": charts.tuning_gain_chart(suite),
         }
     return content
+
+
+def _method_tables(suite: Suite, overall: Overall) -> dict[str, Table | None]:
+    """Return the tables with a row per method of ``overall``."""
+    return {
+        "overall": tables.overall_table(overall),
+        "gains": tables.gains_by_setting(suite, overall),
+        "sensitivity": tables.sensitivity_table(suite, overall),
+    }
 
 
 def _of_setting(setting: Setting, overall: Overall) -> dict[str, Any]:
