@@ -8,7 +8,7 @@ The script writes the section again from the results of `floors.py`, `step_parts
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,6 +85,28 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table_ms(parts: Sequence[Mapping[str, Any]], kind: str = "measured_ms") -> float:
+    """Return the time of the gradient of the embedding table."""
+    return sum(part[kind] for part in parts if part["part"] == "gradient of the table")
+
+
+def rows_of_table(parts: Mapping[str, Any]) -> list[str]:
+    """Return what it saved to add up the gradient of the embedding table in one operation.
+
+    Predicted is all of that part above its least time.
+    """
+    lines = []
+    for step in parts["steps"]:
+        former = step["former_parts"]
+        whole = sum(part["measured_ms"] for part in former)
+        most = (table_ms(former) - table_ms(former, "floor_ms")) / whole
+        lines.append(
+            f"| gradient of the table in one operation | {step['step']}, one thread | {whole:.1f} "
+            f"| {-most:+.1%} at most | {step['ratio'] - 1:+.1%} ({step['low'] - 1:+.1%} to {step['high'] - 1:+.1%}) |"
+        )
+    return lines
+
+
 def above_the_least(step: Mapping[str, Any]) -> str:
     """Return which three parts of a step are most above their least time, and by which share of all that is above."""
     excess = {part["part"]: part["measured_ms"] - part["floor_ms"] for part in step["parts"]}
@@ -117,7 +139,8 @@ def section(floors: Mapping[str, Any], parts: Mapping[str, Any], waiting: Mappin
         *(f"- {step['step']}: {above_the_least(step)}" for step in parts["steps"]), "",
         "What balancing adds, as a share of the plain sum's time; predicted is the least:", "",
         *table_of_balancing(floors), "", "### What changes saved", "", "As a share of the time before:", "",
-        *table_of_changes(floors), "", "### Waiting for data", "", *table_of_waiting(waiting),
+        *table_of_changes(floors), *rows_of_table(parts), "",
+        "### Waiting for data", "", *table_of_waiting(waiting),
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -4,8 +4,11 @@
 
 Every operation of PyTorch is timed on its own, in processor time on one thread, so that other work of the machine
 hardly matters; in between come steps without these clocks, for the time of a whole step. What is left of it is Python,
-the starting of operations, and what belongs to no part. The least times are those of `counting.py` at the rates that
-this machine has now.
+the starting of operations, and what belongs to no part; it is below 0 where the clocks slow the operations down. The
+least times are those of `counting.py` at the rates that this machine has now.
+
+The same steps are measured with a plain ``nn.Embedding``, whose gradient PyTorch adds up row by row, and whole steps of
+both in pairs: the ratio is the median over the pairs, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch.optim.optimizer import (
@@ -32,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import floors_page
 import speed
 from counting import Rates, Term
-from equipoise.measuring import cpu_name
+from equipoise.measuring import cpu_name, median_interval
 from equipoise.methods import parse_method
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
@@ -46,8 +51,8 @@ REST: Final = "everything else"
 PART_OF_OPERATION: Final = {
     **dict.fromkeys(("addmm", "mm", "bmm", "baddbmm"), "products of the layers"),
     **dict.fromkeys(("relu", "threshold_backward"), "ReLU and its mask"),
-    **dict.fromkeys(("embedding", "cat"), "embedding rows read"),
-    "embedding_dense_backward": "gradient of the table",
+    **dict.fromkeys(("embedding", "index_select", "cat"), "embedding rows read"),
+    **dict.fromkeys(("embedding_dense_backward", "index_add", "new_zeros"), "gradient of the table"),
 }
 PART_OF_TERM: Final = {
     **dict.fromkeys(
@@ -135,6 +140,22 @@ def training_step(workload: Workload) -> Callable[[Batch], object]:
     return Learner(workload.dataset.schema, parse_method("equal"), settings).step
 
 
+def ratio(
+    step: Callable[[Batch], object], former: Callable[[Batch], object], batches: Sequence[Batch], pairs: int
+) -> dict[str, float]:
+    """Return the time of a step over that of its former form, from pairs on the same batch."""
+    ratios = []
+    for batch in islice(cycle(batches), pairs):
+        times = []
+        for each in (step, former):
+            started = time.thread_time()
+            each(batch)
+            times.append(time.thread_time() - started)
+        ratios.append(times[0] / times[1])
+    low, high = median_interval(ratios)
+    return {"ratio": statistics.median(ratios), "low": low, "high": high}
+
+
 def measure(steps: int) -> list[dict[str, Any]]:
     """Measure a step of speed.py and one of a training of side_by_side.py, both with the plain sum."""
     torch.set_num_threads(1)
@@ -142,17 +163,20 @@ def measure(steps: int) -> list[dict[str, Any]]:
     of_speed = speed_terms(speed_shape(TASKS), "plain sum")
     of_training = trained_terms(trained_shape(WORKLOAD), "plain sum")
     rates = measured_rates([*of_speed, *of_training], 1)
-    shuffled = WORKLOAD.dataset.train.batches(WORKLOAD.batch, generator=torch.Generator().manual_seed(0))
-    workloads = {
-        f"step of speed.py, {TASKS} tasks": (
-            speed.plain(TASKS, size, "cpu"), speed.batches(TASKS, size, "cpu"), of_speed
-        ),
-        "step of a training of side_by_side.py, 4 tasks": (training_step(WORKLOAD), list(shuffled), of_training),
-    }  # fmt: skip
-    return [
-        {"step": name, "parts": beside_least(parts_of(step, batches, steps), terms, rates)}
-        for name, (step, batches, terms) in workloads.items()
-    ]
+    shuffled = list(WORKLOAD.dataset.train.batches(WORKLOAD.batch, generator=torch.Generator().manual_seed(0)))
+    of_plain = partial(speed.plain, TASKS, size, "cpu")
+    found = []
+    for name, build, batches, terms in (
+        (f"step of speed.py, {TASKS} tasks", of_plain, speed.batches(TASKS, size, "cpu"), of_speed),
+        ("step of a training of side_by_side.py, 4 tasks", partial(training_step, WORKLOAD), shuffled, of_training),
+    ):
+        step = build()
+        with patch("equipoise.ranking.embedding.Table", torch.nn.Embedding):
+            former = build()
+        parts, former_parts = (beside_least(parts_of(each, batches, steps), terms, rates) for each in (step, former))
+        pairs = ratio(step, former, batches, 2 * steps)
+        found.append({"step": name, "parts": parts, "former_parts": former_parts, **pairs})
+    return found
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
@@ -166,6 +190,9 @@ def tables(result: Mapping[str, Any]) -> list[str]:
             f"| whole step | {whole:.2f} | {floor:.2f} |",
             "",
             f"Above the least: {floors_page.above_the_least(step)}.",
+            "",
+            f"Over the step with `nn.Embedding`: ×{step['ratio']:.3f} ({step['low']:.3f} to {step['high']:.3f}); there",
+            f"the gradient of the table takes {floors_page.table_ms(step['former_parts']):.2f} ms.",
             "",
         ]
     return lines

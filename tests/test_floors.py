@@ -224,9 +224,38 @@ def test_the_parts_most_above_their_least_time_are_named(page: ModuleType, step_
     step = {
         "step": "a step",
         "parts": [dict(zip(("part", "measured_ms", "floor_ms"), part, strict=True)) for part in parts],
-    }
+        "former_parts": [], "ratio": 1.0, "low": 1.0, "high": 1.0,
+    }  # fmt: skip
     assert page.above_the_least(step) == "products (50%), lookup (33%), table (17%)"
     assert "| whole step | 11.00 | 5.00 |" in step_parts.tables({"steps": [step]})
+
+
+def test_the_saving_at_the_table_is_that_of_whole_steps(page: ModuleType, step_parts: ModuleType) -> None:
+    def parts(table_ms: float) -> list[dict]:
+        found = [("gradient of the table", table_ms, 1.0), ("products", 10.0, 9.0)]
+        return [dict(zip(("part", "measured_ms", "floor_ms"), part, strict=True)) for part in found]
+
+    step = {"step": "a step", "parts": parts(2.0), "former_parts": parts(6.0), "ratio": 0.75, "low": 0.7, "high": 0.8}
+    (line,) = page.rows_of_table({"steps": [step]})
+    assert line.endswith("| a step, one thread | 16.0 | -31.2% at most | -25.0% (-30.0% to -20.0%) |")
+    assert "Over the step with `nn.Embedding`: ×0.750 (0.700 to 0.800); there" in step_parts.tables({"steps": [step]})
+
+
+def test_a_step_is_compared_with_its_former_form_on_the_same_batch(
+    step_parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(step_parts.time, "thread_time", lambda: now)
+
+    def taking(seconds: float):
+        def step(factor: float) -> None:
+            nonlocal now
+            now += seconds * factor
+
+        return step
+
+    found = step_parts.ratio(taking(3.0), taking(4.0), [1.0, 2.0], 8)
+    assert found == {"ratio": 0.75, "low": 0.75, "high": 0.75}
 
 
 def test_the_section_is_written_between_its_marks(page: ModuleType) -> None:
