@@ -245,7 +245,7 @@ def test_every_variant_beside_uncertainty_weighting_is_trained_and_shown(
     module = script("uncertainty")
     monkeypatch.setattr(module, "SETTINGS", {"opposed": module.SETTINGS["opposed"]})
     run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--rows", "4000", "--seeds", "1")
-    rows = module.Records(tmp_path / "found.jsonl").rows
+    rows = script("records").Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.variants())
     assert len(module.tables(rows)["uncertainty weighting"]) == 2 + len(rows)
 
@@ -255,10 +255,10 @@ def test_every_method_is_trained_with_every_model_at_every_pair_of_rate_and_deca
 ) -> None:
     module = script("backbones")
     monkeypatch.setattr(module, "SETTINGS", {model: module.SETTINGS[model] for model in ("mmoe", "ple")})
-    monkeypatch.setattr(module.Setting, "load", lambda *_: funnel)
+    monkeypatch.setattr(module.SettingWithRates, "load", lambda *_: funnel)
     monkeypatch.setattr(module, "gain", lambda rows, reference, _task: script("records").gain(rows, reference, "click"))
     run(module, monkeypatch, "--out", str(tmp_path / "found.jsonl"), "--seeds", "1")
-    rows = module.Records(tmp_path / "found.jsonl").rows
+    rows = script("records").Records(tmp_path / "found.jsonl").rows
     assert len(rows) == 2 * len(module.RATES) * len(module.variants())
     for variant in module.variants():
         assert len({row["test_ne"]["click"] for row in rows if row["variant"] == variant}) == 2 * len(module.RATES)

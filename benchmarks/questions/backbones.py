@@ -8,34 +8,31 @@ A line of the file holds one training; trainings that the file holds are not mad
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from functools import partial
 
 from records import (
     Record,
-    Records,
-    Setting,
+    SettingWithRates,
     Tables,
-    arguments,
     by_variant,
     gain,
     gain_in_words,
     markdown,
     mean_ne,
     show,
-    tested,
+    train_at_rates,
 )
 from uncertainty import variants as parts
 
 from equipoise.methods import METHODS, Method
 
 SEEDS = 10
+RATES = ((0.0341, 0.507), (0.0562, 1.67))
+TRAINING = {"epochs": 1, "batch_size": 2048}
 SETTINGS = {
-    model: Setting(title, "complete-journey", {"rows": 300_000}, {"epochs": 1, "batch_size": 2048, "model": model})
+    model: SettingWithRates(title, "complete-journey", {"rows": 300_000}, TRAINING | {"model": model}, RATES)
     for model, title in {"shared-bottom": "shared bottom", "mmoe": "MMoE", "ple": "PLE"}.items()
 }
-RATES = ((0.0341, 0.507), (0.0562, 1.67))
 
 
 def variants() -> dict[str, str | Method]:
@@ -56,28 +53,20 @@ def variants() -> dict[str, str | Method]:
 def tables(rows: Sequence[Record]) -> Tables:
     """Return the table of the result."""
     lines = []
-    for (name, setting), (lr, _) in itertools.product(SETTINGS.items(), RATES):
-        of = by_variant([row for row in rows if row["lr"] == lr], name, variants())
-        for variant, found in of.items():
-            gains = [
-                "" if variant == "equal weights" else gain_in_words(gain(found, of["equal weights"], task))
-                for task in ("", "coupon")
-            ]
-            lines.append([f"{setting.title}, rate {lr:g}", variant, f"{mean_ne(found):.4f}", *gains])
+    for name, setting in SETTINGS.items():
+        for lr, _ in setting.rates:
+            of = by_variant([row for row in rows if row["lr"] == lr], name, variants())
+            for variant, found in of.items():
+                gains = [
+                    "" if variant == "equal weights" else gain_in_words(gain(found, of["equal weights"], task))
+                    for task in ("", "coupon")
+                ]
+                lines.append([f"{setting.title}, rate {lr:g}", variant, f"{mean_ne(found):.4f}", *gains])
     return {"models": markdown(["model", "method", "NE", "gain over equal weights", "gain on `coupon`"], lines)}
 
 
 def main() -> None:
-    chosen = arguments(__doc__, rows=None, seeds=SEEDS)
-    records = Records(chosen.out)
-    for name, setting in SETTINGS.items():
-        dataset = setting.load(chosen.rows)
-        for (lr, decay), seed in itertools.product(RATES, range(chosen.seeds)):
-            for variant, method in variants().items():
-                key = {"setting": name, "variant": variant, "lr": lr, "seed": seed}
-                training = setting.training | {"lr": lr, "table_decay": decay}
-                records.get(key, partial(tested, dataset, method, seed, **training))
-    show(tables(records.rows))
+    show(tables(train_at_rates(__doc__, SETTINGS, variants(), seeds=SEEDS)))
 
 
 if __name__ == "__main__":

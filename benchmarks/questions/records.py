@@ -82,6 +82,29 @@ def train_variants(
     return records.rows
 
 
+@dataclass(frozen=True)
+class SettingWithRates(Setting):
+    """A setting with pairs of rate and decay, at each of which all variants are trained."""
+
+    rates: tuple[tuple[float, float], ...]
+
+
+def train_at_rates(
+    about: str | None, settings: Mapping[str, SettingWithRates], variants: Mapping[str, str | Method], *, seeds: int
+) -> list[Record]:
+    """Train each variant as the command line says, at each pair of rate and decay of each setting with each seed."""
+    chosen = arguments(about, rows=None, seeds=seeds)
+    records = Records(chosen.out)
+    for name, setting in settings.items():
+        dataset = setting.load(chosen.rows)
+        for (lr, decay), seed in itertools.product(setting.rates, range(chosen.seeds)):
+            for variant, method in variants.items():
+                key = {"setting": name, "variant": variant, "lr": lr, "seed": seed}
+                training = setting.training | {"lr": lr, "table_decay": decay}
+                records.get(key, partial(tested, dataset, method, seed, **training))
+    return records.rows
+
+
 def by_variant(rows: Sequence[Record], setting: str, variants: Iterable[str]) -> dict[str, list[Record]]:
     """Return the records of a setting by variant, of those that have any."""
     found = {

@@ -9,25 +9,22 @@ weights by that mean. A line of the file holds one training; trainings that the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from records import (
     Record,
-    Records,
-    Setting,
+    SettingWithRates,
     Tables,
-    arguments,
     by_variant,
     gain,
     gain_in_words,
     markdown,
     mean_ne,
     show,
-    tested,
+    train_at_rates,
 )
 from torch import Tensor
 from torchjd.scalarization import UW
@@ -36,13 +33,6 @@ from equipoise.loss_weighting import LossWeighting
 from equipoise.methods import METHODS, Method
 
 SEEDS = 10
-
-
-@dataclass(frozen=True)
-class SettingWithRates(Setting):
-    """A setting with pairs of rate and decay, at each of which all variants are trained."""
-
-    rates: tuple[tuple[float, float], ...]
 
 
 SETTINGS = {
@@ -120,16 +110,7 @@ def tables(rows: Sequence[Record]) -> Tables:
 
 
 def main() -> None:
-    chosen = arguments(__doc__, rows=None, seeds=SEEDS)
-    records = Records(chosen.out)
-    for name, setting in SETTINGS.items():
-        dataset = setting.load(chosen.rows)
-        for seed, (lr, decay) in itertools.product(range(chosen.seeds), setting.rates):
-            for variant, method in variants().items():
-                key = {"setting": name, "variant": variant, "lr": lr, "seed": seed}
-                training = setting.training | {"lr": lr, "table_decay": decay}
-                records.get(key, partial(tested, dataset, method, seed, **training))
-    show(tables(records.rows))
+    show(tables(train_at_rates(__doc__, SETTINGS, variants(), seeds=SEEDS)))
 
 
 if __name__ == "__main__":
