@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -204,8 +204,8 @@ def saved(rows: Sequence[dict[str, Any]], shape: Shape, rates: Rates) -> list[di
             "predicted": expected / old["measured_ms"], "measured": 1 - new["measured_ms"] / old["measured_ms"],
         }  # fmt: skip
 
-    def adam(kind: str, *, row_wise: bool = False) -> float:
-        return least(counting.torch_adam(shape, kind, row_wise_table=row_wise), rates)  # type: ignore[arg-type]
+    def adam(kind: Literal["foreach", "fused"], *, row_wise: bool = False) -> float:
+        return least(counting.torch_adam(shape, kind, row_wise_table=row_wise), rates)
 
     forks = [change("a fork measures in one step out of 4", f"step, {tasks} tasks", *FORKS) for tasks in TASKS]
     last = [change("PUB solves from the last layer", f"step, {tasks} tasks", *PUBS) for tasks in TASKS_OF_PUB]
