@@ -89,7 +89,7 @@ def _with_users(suite: Suite, focus: MethodOverall) -> list[str]:
     if goes:
         said.append(f"With users drawn anew as well as seeds, the interval includes zero in {first_listed(goes)}.")
     if without:
-        said.append(f"In {first_listed(without)} intervals cover seeds alone: the runs hold no groups of users.")
+        said.append(f"Intervals cover seeds alone, because the runs hold no groups of users, in {first_listed(without)}.")
     return said
 
 
@@ -99,9 +99,10 @@ def _which_tasks(focus: MethodOverall) -> list[str]:
         return []
     if not focus.tasks_better and not focus.tasks_worse:
         return [f"Of {tested} over all settings none is clearly better or worse, once p is adjusted for their number."]
-    gained = f"gains on {_named(focus.tasks_better)}" if focus.tasks_better else "gains clearly on none"
-    lost = f"loses on {_named(focus.tasks_worse)}" if focus.tasks_worse else "loses clearly on none"
-    return [f"Task by task it {gained}, and {lost}, of {tested} over all settings."]
+    of = f"Of {tested} over all settings"
+    gained = f"{focus.label} clearly gains on {_named(focus.tasks_better)}" if focus.tasks_better else "none clearly gains"
+    lost = f"It clearly loses on {_named(focus.tasks_worse)}" if focus.tasks_worse else "None clearly loses"
+    return [f"{of} {gained}.", f"{lost}."]
 
 
 def _named(changes: Sequence[TaskChange]) -> str:
@@ -140,18 +141,18 @@ def tasks_of_setting(setting: Setting, focus: MethodOverall | None) -> str:
     if not gained and not lost:
         return f"With {focus.label} no single task is clearly better or worse than with equal weights."
     said = [
-        f"{verb} on {listed([f'{change.task} ({_size(change)})' for change in changes])}"
+        f"{verb} on {listed([f'{change.task} ({_size(change)})' for change in changes])}."
         for verb, changes in (("gains", gained), ("loses", lost))
         if changes
     ]
-    return f"{focus.label} {' and '.join(said)}."
+    return f"{focus.label} {' It '.join(said)}"
 
 
 def _at_what_cost(suite: Suite, focus: MethodOverall) -> list[str]:
     """Say how fast it trains; a setting whose interval does not allow it is counted as not clear."""
     entries = [entry for setting in suite.settings if (entry := setting.analysis.method(focus.name)) and entry.speed]
     if not entries:
-        return ["Its speed has not been measured."]
+        return []  # the cautions name the settings without speeds
     said = []
     for verdict in ("slower", "faster"):
         ratios = [entry.speed.ratio for entry in entries if entry.speed and entry.speed_verdict == verdict]
@@ -178,8 +179,8 @@ def _how_much_tuning(suite: Suite, overall: Overall, focus: MethodOverall) -> li
     found = [f"{joint[name]} {number(spreads[name], 1)}{PERCENT}" for name in named]
     found[0] += f", the least of {counted(len(joint), 'method')}"
     return [
-        "How far the validation NE of the median trial lies above that of the best one, on average over the tuned "
-        f"settings: {'; '.join(found)}."
+        "The validation NE of the median trial lies above that of the best one, on average over the tuned settings, "
+        f"by: {'; '.join(found)}."
     ]
 
 
@@ -196,17 +197,16 @@ def _is_a_row_better(suite: Suite, overall: Overall, focus: MethodOverall) -> li
         first = (
             f"By average rank {over} {listed(named)} {is_or_are(named)} before {focus.label} ({number(focus.rank, 2)})."
         )
-    said = [first, *(_directly(suite, method, focus) for method in before if not method.is_reference)]
+    directly = [_directly(suite, method, focus) for method in before if not method.is_reference]
     if ranks.critical_difference is None:
-        return said
+        return [first, *directly]
     distance = ranks.critical_difference
     clear = [method.label for method in before if focus.rank - (method.rank or 0.0) > distance]
+    said = [first]
     if before:
-        said.append(
-            f"Beyond the critical difference of {number(distance, 2)} {is_or_are(clear)} {listed(clear)}."
-            if clear
-            else f"None of them by more than the critical difference of {number(distance, 2)}."
-        )
+        which = f"{listed(clear)} {is_or_are(clear)}" if clear else "None of these is"
+        said.append(f"{which} before it by more than the critical difference of {number(distance, 2)}.")
+    said += directly
     if ranks.p is not None:
         verdict = "are not all alike" if ranks.p < 0.05 else "cannot be told apart as a whole"
         said.append(f"The methods' ranks {verdict} (Friedman test, p {equals(ranks.p)}).")
@@ -218,8 +218,8 @@ def _directly(suite: Suite, method: MethodOverall, focus: MethodOverall) -> str:
     found = duels(suite, method.name, lambda entry: entry.method.name == focus.name)
     better, unclear, worse = outcome_of(found)
     return (
-        f"Compared directly, {method.label} is clearly better than {focus.label} in {better} of "
-        f"{counted(len(found), 'setting')}, clearly worse in {worse}, and not told apart in {unclear}."
+        f"Setting by setting, {method.label} is clearly better than {focus.label} in {better} of {len(found)}, clearly "
+        f"worse in {worse}, and not clearly different in {unclear}."
     )
 
 
@@ -236,7 +236,7 @@ def _static_weights(suite: Suite, focus: MethodOverall) -> list[str]:
     return [
         f"Static weights, {searched}, are clearly better than equal weights in {clear} of "
         f"{counted(len(found), 'setting')}. One training with {focus.label} is clearly better than they are in "
-        f"{better}, clearly worse in {worse}, and not told apart from them in {unclear}."
+        f"{better}, clearly worse in {worse}, and not clearly different in {unclear}."
     ]
 
 

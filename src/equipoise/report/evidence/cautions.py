@@ -74,14 +74,11 @@ def _unranked(suite: Suite, overall: Overall) -> list[str]:
     if others:
         found.append(f"Ranks and means over settings leave out {listed(others)}, where other methods were compared.")
     joint = [method for method in overall.methods if method.is_joint and method.rank is None]
-    lacking: dict[tuple[str, ...], list[str]] = {}
-    for method in joint:
-        if absent := tuple(s.title for s in overall.ranked if not _has_result(s, method.name)):
-            lacking.setdefault(absent, []).append(method.label)
-    found += [
-        f"Without a rank, for want of results in {first_listed(absent)}: {first_listed(labels)}."
-        for absent, labels in lacking.items()
-    ]
+    absent = {method.label: sum(not _has_result(s, method.name) for s in overall.ranked) for method in joint}
+    unranked = sorted((label for label, count in absent.items() if count), key=absent.__getitem__)
+    if unranked:
+        over = counted(len(overall.ranked), "ranked setting")
+        found.append(f"Without a rank, because results are missing in some of the {over}: {first_listed(unranked)}.")
     return found
 
 

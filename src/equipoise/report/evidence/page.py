@@ -16,7 +16,7 @@ from equipoise.report.evidence.cautions import suite_cautions
 from equipoise.report.evidence.overall import Overall, over_all_settings
 from equipoise.report.evidence.suite import Setting, Suite, read_suite
 from equipoise.report.markdown import markdown_table, no_tags
-from equipoise.report.phrases import counted
+from equipoise.report.phrases import counted, listed
 from equipoise.report.statistics import DRAWS
 from equipoise.report.web_page import write_page, write_whole
 
@@ -24,7 +24,11 @@ __all__ = ["evidence_section", "write_evidence", "write_evidence_markdown"]
 
 _MARKS = (
     "▲ clearly better, ▼ clearly worse than equal weights (p < 0.05 after Holm's adjustment for the number of methods, "
-    "or of methods and tasks); △ ▽ only before that adjustment. Second lines are 95 % intervals over seeds."
+    "or of methods and tasks); △ ▽ only before that adjustment. Intervals are 95 % over seeds."
+)
+_OVERALL = (
+    "Ranks are by mean NE, 1 is the best. Settings are counted by the 95 % interval over seeds, then again after Holm's "
+    "adjustment for the number of methods. Tasks are counted after Holm's adjustment, out of all that were tested."
 )
 
 
@@ -89,14 +93,18 @@ def _section(content: Mapping[str, Any]) -> list[str]:
     if content["cautions"]:
         lines += ["", "To be kept in mind:", "", *(f"- {no_tags(caution)}" for caution in content["cautions"])]
     if content["overall"].rows:
-        lines += ["", "## Over all settings", "", *markdown_table(content["overall"])]
+        lines += ["", "## Over all settings", "", *markdown_table(content["overall"]), "", _OVERALL]
     if content["gains"].rows:
         lines += ["", "## NE gain over equal weights", "", *markdown_table(content["gains"]), "", _MARKS]
     if content["static"]:
         lines += ["", "## Static weights", "", *markdown_table(content["static"])]
-    told = [(setting["title"], setting["tasks"]) for setting in content["settings"] if setting["tasks"]]
-    if told:
-        lines += ["", "## Which tasks gain", "", *(f"- {no_tags(title)}: {no_tags(tasks)}" for title, tasks in told)]
+    told: dict[str, list[str]] = {}
+    for setting in content["settings"]:
+        told.setdefault(setting["tasks"], []).append(setting["title"])
+    if any(told):
+        alone_first = sorted(told.items(), key=lambda entry: len(entry[1]) > 1)
+        settings = [f"- {no_tags(listed(titles))}: {no_tags(tasks)}" for tasks, titles in alone_first if tasks]
+        lines += ["", "## Which tasks gain", "", *settings]
     if content["sensitivity"]:
         lines += ["", "## How much tuning a method needs", "", content["about_trials"], ""]
         lines += markdown_table(content["sensitivity"])
@@ -128,13 +136,15 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
         "static": tables.static_table(suite, overall.focus),
         "settings": [_of_setting(setting, overall) for setting in suite.settings],
         "about_trials": (
-            "How far the median trial of a method is above its best one, in validation NE; below, how many of its "
-            "trials beat the best trial of equal weights. A small spread needs little tuning."
+            "The first number says how far the median trial of a method lies above its best one, in validation NE: a "
+            "small spread needs little tuning. The second is the share of its trials that are better than the best trial "
+            "of equal weights."
         ),
         "baseline": tables.tuning_gain_table(suite, overall.focus),
         "about_baseline": (
             f"Gain of the best trial of {overall.focus.label if overall.focus else 'no method'} over the best of so "
-            "many trials of equal weights, on average, on validation rows: the fewer, the better everything looks."
+            "many trials of equal weights, drawn at random, on validation rows: the less the baseline is tuned, the "
+            "larger every gain looks."
         ),
         "marks": _MARKS,
         "procedure": _procedure(suite),

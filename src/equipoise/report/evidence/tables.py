@@ -73,7 +73,7 @@ def overall_table(overall: Overall) -> Table:
                     Cell(method.label, _reference_note(method), method.summary),
                     Cell(number(method.rank, 2)),
                     Cell(NONE if method.mean_gain is None or method.is_reference else percent(method.mean_gain, 2)),
-                    Cell(f"{better} / {unclear} / {worse}", f"{firm[0]} / {firm[1]} / {firm[2]} (Holm)")
+                    Cell(f"{better} / {unclear} / {worse}", f"Holm {firm[0]} / {firm[1]} / {firm[2]}")
                     if compared
                     else Cell(NONE),
                     Cell(f"{len(method.tasks_better)} / {len(method.tasks_worse)}", f"of {method.tasks}")
@@ -86,7 +86,16 @@ def overall_table(overall: Overall) -> Table:
                 _kind(method),
             )
         )
-    return Table(columns, rows)
+    return _without_empty_columns(Table(columns, rows))
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Return a table without the columns in which nothing is known of any row."""
+    kept = [place for place in range(len(table.columns)) if any(row.cells[place].text != NONE for row in table.rows)]
+    return Table(
+        [table.columns[place] for place in kept],
+        [replace(row, cells=[row.cells[place] for place in kept]) for row in table.rows],
+    )
 
 
 def _kind(method: MethodOverall) -> Literal["", "reference", "aside"]:
@@ -256,7 +265,7 @@ def _trials_cell(found: Sensitivity | None, method: MethodOverall) -> Cell:
     if found is None:
         return Cell(NONE)
     share = found.better_than_baseline
-    better = "" if share is None or method.is_reference else f"{100 * share:.0f}{PERCENT} beat equal weights"
+    better = "" if share is None or method.is_reference else f"{100 * share:.0f}{PERCENT} better"
     count = f"{len(found.errors)} trials" + (f", {found.diverged} diverged" if found.diverged else "")
     errors = f"best {found.best:.4f}, median {found.median:.4f}, worst {found.worst:.4f}"
     return Cell(percent(found.spread, 1), better, f"{count}: {errors}")
