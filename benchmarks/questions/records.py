@@ -164,8 +164,10 @@ def mean_in_words(values: Sequence[float], digits: int = 2) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose first column is words and whose others are numbers."""
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    """Return the lines of a table: the first column and those of words to the left, numbers to the right."""
+    columns = enumerate(zip(heads, *rows, strict=True))
+    words = [not place or any(cell[:1].isalpha() for cell in cells) for place, (_, *cells) in columns]
+    lines = [f"| {' | '.join(heads)} |", "|" + "".join("---|" if left else "---:|" for left in words)]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 

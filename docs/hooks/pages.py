@@ -30,7 +30,7 @@ ALWAYS: Final = (
     "examples/notebooks/reading-a-monitor.ipynb",
 )  # fmt: skip
 """Files of the repository that the navigation names; others come in where a page links to them."""
-FENCES: Final = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
+FENCES: Final = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
 LINK: Final = re.compile(r"(\]\()(?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 CODE: Final = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 

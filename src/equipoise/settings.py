@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, Self
+from typing import Annotated, Any, Final, Literal, Protocol, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -146,7 +146,8 @@ class TrainingSettings(BaseModel):
     )
     table_decay: Annotated[NotNegative, _TRAIN] = Field(
         0.0,
-        description="Decoupled weight decay of the embedding tables; else as lr.",
+        description="Decoupled weight decay of the embedding tables; in a file also for compare and audit. Commands "
+        "default to the tuned one.",
     )
     optimizer: Annotated[OptimizerName, About()] = Field("adam", description="Optimizer of all parameters.")
     optimizer_options: Annotated[dict[str, OptionValue], About(option="--optimizer-option", metavar="KEY=VALUE")] = (
@@ -319,13 +320,13 @@ class Settings(TrainingSettings):
     )
     tune_finalists: Annotated[Annotated[int, Field(ge=0)], _COMPARE] = Field(
         0,
-        description="So many of a method's best rates are trained with two more tuning seeds, and chosen among by the "
-        "mean over all: what is best with one seed may be so by luck.",
+        description="Number of a method's best rates that are trained with two more tuning seeds; the mean over all "
+        "seeds then decides, because the best of one seed may be so by luck.",
     )
     trials: Annotated[
         dict[str, Annotated[int, Field(ge=1)]],
         About(_COMPARE.commands, False, option="--trials", metavar="METHOD=N"),
-    ] = Field(default_factory=dict, description="Another number of trials for a method than tune_trials.")
+    ] = Field(default_factory=dict, description="Number of trials of one method, instead of tune_trials.")
     grid: Annotated[Annotated[list[Positive], Field(min_length=1)], _COMPARE] = Field(
         [1e-3, 3e-3, 1e-2, 3e-2], description="Learning rates that tuning tries."
     )
@@ -429,15 +430,17 @@ def settings_table() -> str:
 
     Example:
         >>> settings_table().splitlines()[0]
-        '| setting | option | of | default | meaning |'
+        '| setting | meaning | default | option | commands |'
     """
-    lines = ["| setting | option | of | default | meaning |", "|---|---|---|---|---|"]
+    lines = ["| setting | meaning | default | option | commands |", "|---|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
-        shown = "" if default in (None, False, {}) else f"`{json.dumps(default)}`"
+        shown = "" if default is None or default == {} else f"`{json.dumps(default)}`"
         option = about(name).option or f"--{name.replace('_', '-')}"
         meaning = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `{name}` | `{option}` | {', '.join(about(name).commands)} | {shown} | {meaning} |")
+        if get_origin(field.annotation) is Literal:
+            meaning += f" One of {', '.join(f'`{choice}`' for choice in get_args(field.annotation))}."
+        lines.append(f"| `{name}` | {meaning} | {shown} | `{option}` | {', '.join(about(name).commands)} |")
     return "\n".join(lines) + "\n"
 
 
