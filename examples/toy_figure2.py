@@ -60,7 +60,7 @@ def train(method: str, start: tuple[float, float], steps: int = STEPS) -> Tensor
 
 
 def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
-    """Draw one panel per method: its paths over the contours of the mean loss."""
+    """Draw one panel per method: its paths over the contours of the mean loss, on the Pareto set in yellow."""
     import matplotlib as mpl  # only the picture needs it
 
     mpl.use("Agg")
@@ -68,33 +68,21 @@ def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
 
     axis = torch.linspace(-11, 11, 400)
     heights = losses(torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)).mean(-1)
-    figure, panels = plt.subplots(1, len(paths), figsize=(4.4 * len(paths), 6.8), sharey=True)
-    figure.subplots_adjust(left=0.06, right=0.99, top=0.88, bottom=0.28, wspace=0.04)
+    mpl.rcParams.update({"font.size": 15, "axes.titlesize": 18})  # to be read on a phone too
+    figure, panels = plt.subplots(1, len(paths), figsize=(3.2 * len(paths), 3.8), sharey=True, layout="constrained")
     for panel, (method, runs) in zip(panels, paths.items(), strict=True):
         panel.contourf(
             axis, axis, heights, levels=torch.linspace(-15.2, 10, 22), cmap="Blues_r", alpha=0.5, extend="both"
         )
-        panel.plot([-7, 7], [-8.3, -8.3], color="gold", linewidth=9, solid_capstyle="round", label="Pareto set")
+        panel.plot([-7, 7], [-8.3, -8.3], color="gold", linewidth=8, solid_capstyle="round")
         for number, run in enumerate(runs):
-            color = f"C{number + 1}"
-            first, second = losses(run[-1]).tolist()
-            label = f"ends at losses ({first:.1f}, {second:.1f})".replace("-", "−")
-            panel.plot(run[:, 0], run[:, 1], color=color, linewidth=1.8, label=label)
-            panel.plot(*run[0], marker="o", color=color, markersize=7, markeredgecolor="white")
+            panel.plot(run[:, 0], run[:, 1], color=f"C{number + 1}", linewidth=2.5)
+            panel.plot(*run[0], marker="o", color=f"C{number + 1}", markersize=10, markeredgecolor="white")
         for number, run in enumerate(runs):  # on top of all paths
-            panel.plot(*run[-1], marker="*", color=f"C{number + 1}", markersize=15, markeredgecolor="black")
-        panel.set(title=method, xlabel="x₁", xlim=(-11, 11), ylim=(-11, 11), aspect="equal")
-        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=10, frameon=False)
-    panels[0].set_ylabel("x₂")
-    figure.suptitle(
-        f"Two losses, {STEPS} steps with Adam at learning rate {LEARNING_RATE}, from dot to star, over the mean loss.\n"
-        f"In the middle of the Pareto set both losses are {BALANCED[0]}. PUB in its literal form, each step.".replace(
-            "-", "−"
-        ),
-        fontsize=11,
-    )
+            panel.plot(*run[-1], marker="*", color=f"C{number + 1}", markersize=20, markeredgecolor="black")
+        panel.set(title=method, xlim=(-11, 11), ylim=(-11, 11), aspect="equal", xticks=(-10, 0, 10), yticks=(-10, 0, 10))
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=150)
 
 
 def main() -> None:
