@@ -80,7 +80,9 @@ def draw(paths: dict[str, list[Tensor]], file: Path) -> None:
             panel.plot(*run[0], marker="o", color=f"C{number + 1}", markersize=10, markeredgecolor="white")
         for number, run in enumerate(runs):  # on top of all paths
             panel.plot(*run[-1], marker="*", color=f"C{number + 1}", markersize=20, markeredgecolor="black")
-        panel.set(title=method, xlim=(-11, 11), ylim=(-11, 11), aspect="equal", xticks=(-10, 0, 10), yticks=(-10, 0, 10))
+        panel.set(
+            title=method, xlim=(-11, 11), ylim=(-11, 11), aspect="equal", xticks=(-10, 0, 10), yticks=(-10, 0, 10)
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
 

@@ -42,7 +42,9 @@ def test_a_gain_is_named_with_setting_interval_task_and_positives(suite):
 
 def test_the_method_with_the_smallest_spread_of_trials_is_named(suite):
     folder = suite(one=Comparison(methods=FEW), two=Comparison(methods=FEW))
-    found = re.search(r"above that of the best one, on average over the tuned settings, by: (.*?\.\d [^;]*);", told(folder))
+    found = re.search(
+        r"above that of the best one, on average over the tuned settings, by: (.*?\.\d [^;]*);", told(folder)
+    )
     assert found
     assert found[1].endswith("%, the least of 3 methods")
     for name in ("one", "two"):

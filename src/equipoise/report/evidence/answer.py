@@ -89,7 +89,9 @@ def _with_users(suite: Suite, focus: MethodOverall) -> list[str]:
     if goes:
         said.append(f"With users drawn anew as well as seeds, the interval includes zero in {first_listed(goes)}.")
     if without:
-        said.append(f"Intervals cover seeds alone, because the runs hold no groups of users, in {first_listed(without)}.")
+        said.append(
+            f"Intervals cover seeds alone, because the runs hold no groups of users, in {first_listed(without)}."
+        )
     return said
 
 
@@ -100,7 +102,9 @@ def _which_tasks(focus: MethodOverall) -> list[str]:
     if not focus.tasks_better and not focus.tasks_worse:
         return [f"Of {tested} over all settings none is clearly better or worse, once p is adjusted for their number."]
     of = f"Of {tested} over all settings"
-    gained = f"{focus.label} clearly gains on {_named(focus.tasks_better)}" if focus.tasks_better else "none clearly gains"
+    gained = (
+        f"{focus.label} clearly gains on {_named(focus.tasks_better)}" if focus.tasks_better else "none clearly gains"
+    )
     lost = f"It clearly loses on {_named(focus.tasks_worse)}" if focus.tasks_worse else "None clearly loses"
     return [f"{of} {gained}.", f"{lost}."]
 

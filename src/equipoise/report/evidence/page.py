@@ -27,8 +27,8 @@ _MARKS = (
     "or of methods and tasks); △ ▽ only before that adjustment. Intervals are 95 % over seeds."
 )
 _OVERALL = (
-    "Ranks are by mean NE, 1 is the best. Settings are counted by the 95 % interval over seeds, then again after Holm's "
-    "adjustment for the number of methods. Tasks are counted after Holm's adjustment, out of all that were tested."
+    "Ranks are by mean NE, 1 is the best. Settings are counted by the 95 % interval over seeds, then again after "
+    "Holm's adjustment for the number of methods. Tasks are counted after Holm's adjustment, out of all that were tested."
 )
 
 
@@ -137,8 +137,8 @@ def _content(suite: Suite, *, charted: bool = False) -> dict[str, Any]:
         "settings": [_of_setting(setting, overall) for setting in suite.settings],
         "about_trials": (
             "The first number says how far the median trial of a method lies above its best one, in validation NE: a "
-            "small spread needs little tuning. The second is the share of its trials that are better than the best trial "
-            "of equal weights."
+            "small spread needs little tuning. The second is the share of its trials that are better than the best "
+            "trial of equal weights."
         ),
         "baseline": tables.tuning_gain_table(suite, overall.focus),
         "about_baseline": (
