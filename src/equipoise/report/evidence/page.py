@@ -28,7 +28,8 @@ _MARKS = (
 )
 _OVERALL = (
     "Ranks are by mean NE, 1 is the best. Settings are counted by the 95 % interval over seeds, then again "
-    "after Holm's adjustment for the number of methods. Tasks are counted after Holm's adjustment, out of all that were tested."
+    "after Holm's adjustment for the number of methods. Tasks are counted after Holm's adjustment, out of "
+    "all that were tested."
 )
 
 
