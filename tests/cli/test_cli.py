@@ -246,7 +246,7 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
         [sys.executable, "-m", "equipoise", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        assert "mean validation NE" in process.stdout.readline()  # so the workers are at work
+        assert any("mean validation NE" in line for line in process.stdout)  # so the workers are at work
         process.kill()
         process.communicate(timeout=60)  # ends when nobody is left who could write
 

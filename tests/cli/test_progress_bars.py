@@ -26,7 +26,8 @@ def run(ne: float, status: str = "ok") -> Run:
 
 
 def test_a_line_for_each_run_says_how_long_the_rest_will_take() -> None:
-    said = logged(run(0.7), 250.0).rstrip("\n")  # rich 13.0 ends with an empty line
+    title, said = logged(run(0.7), 250.0).rstrip("\n").split("\n")  # rich 13.0 ends with an empty line
+    assert title == "Training"
     assert said == "multibalance, seed 3, rate 0.03, decay 0.3: mean validation NE 0.7000, 12 s; about 4 minutes left"
 
 

@@ -60,7 +60,10 @@ class Display(_Bars, RunListener):
         self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def phase_started(self, title: str, parts: int, done: int = 0, /) -> None:
-        """Show a bar for the phase, in place of the one before."""
+        """Show a bar for the phase, in place of the one before; a line in a log."""
+        console = self._progress.console
+        if not console.is_terminal and done < parts > 1:
+            console.print(title, markup=False, highlight=False, soft_wrap=True)
         if self._phase is not None:
             self._progress.remove_task(self._phase)
         self._title = title

@@ -147,6 +147,9 @@ class _Comparison:
         runs = Counter(tuning) + Counter(dict.fromkeys(chosen, self.settings.seeds))
         time_left = TimeLeft(runs, workers=self.workers)
         self.folder.write_plan(description | _as_planned(chosen, {} if self.settings.tune else doubts))
+        if doubts and not self.settings.tune:
+            said = "; ".join(dict.fromkeys(doubts.values()))
+            self.listener.noted(f"Learning rates may not suit: {said}. --tune chooses one for each method.")
         if self.settings.tune:
             apart = {method.name for method in self.methods} - set(self._with_finalists())
             chosen = choose_rates(self._tune(searches, time_left), apart=apart)
@@ -335,7 +338,7 @@ def train_into(
         settings = settings.suited_to(dataset)
         tuned = starting_rate(settings, method.name)
         if tuned.doubt and "lr" not in settings.model_fields_set:
-            listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. To choose one: --lr.")
+            listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. State one: --lr.")
         tuned_values = {"lr": tuned.rate.lr, "table_decay": tuned.rate.table_decay}
         settings = settings.model_copy(
             update={name: value for name, value in tuned_values.items() if name not in settings.model_fields_set}

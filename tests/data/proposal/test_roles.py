@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from equipoise.data.encoding.places import Place
+from equipoise.data.encoding.times import times_of
 from equipoise.data.proposal.roles import Proposal, propose
 
 ROWS = 2000
@@ -95,16 +98,67 @@ def test_a_watch_time_is_left_out_with_the_task_that_it_could_be() -> None:
         ("ts", 1_700_000_000 + np.arange(ROWS), {"column": "ts", "unit": "s"}),
         ("time_ms", 1_700_000_000_000 + np.arange(ROWS), {"column": "time_ms", "unit": "ms"}),
         ("date", 20260101 + np.arange(ROWS) % 28, {"column": "date", "format": "%Y%m%d"}),
-        ("day", [f"2026-01-{1 + row % 28:02}" for row in range(ROWS)], {"column": "day", "format": "%Y-%m-%d"}),
     ],
 )
-def test_times_are_found_in_every_form(name: str, values: Any, expected: dict[str, str]) -> None:
+def test_times_are_found_in_every_form_of_numbers(name: str, values: Any, expected: dict[str, str]) -> None:
     found = proposed(**{name: values})
     assert found.time is not None
     assert found.time.value == expected
     assert found.split.value["by"] == "time"
     hours = [feature for feature in found.features if feature.startswith("hour")]
     assert bool(hours) == ("unit" in expected)  # days have no hour
+
+
+MOMENTS = [datetime(2026, 1, 1 + row % 28, row % 24, row % 60, row % 50, tzinfo=UTC) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("clock", ["", " %H:%M", " %H:%M:%S"])
+@pytest.mark.parametrize("day", ["%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y"])
+def test_times_are_found_in_every_form_of_text_and_can_be_read(day: str, clock: str) -> None:
+    texts = [moment.strftime(day + clock) for moment in MOMENTS]
+    found = proposed(seen=texts)
+    assert found.time is not None
+    form = None if day == "%Y-%m-%d" else day + clock
+    assert found.time.value == ({"column": "seen", "format": form} if form else "seen")
+    assert [name for name in found.features if name.endswith("_of_seen")] == (
+        ["hour_of_seen", "weekday_of_seen"] if clock else ["weekday_of_seen"]
+    )
+    cut = {"": 86_400, " %H:%M": 60, " %H:%M:%S": 1}[clock]
+    read = times_of(pl.Series(texts), "s", form, Place("time", "seen"))
+    assert read.to_list() == [int(moment.timestamp()) // cut * cut for moment in MOMENTS]
+
+
+@pytest.mark.parametrize("ending", ["T%H:%M:%SZ", "T%H:%M:%S.250+00:00"])
+def test_times_of_iso_8601_need_no_format(ending: str) -> None:
+    found = proposed(seen=[moment.strftime(f"%Y-%m-%d{ending}") for moment in MOMENTS])
+    assert found.time is not None
+    assert found.time.value == "seen"
+
+
+def test_it_is_said_whether_the_day_or_the_month_is_read_first() -> None:
+    for form, said in (("%m/%d/%Y %I:%M %p", "the month is read"), ("%d/%m/%Y", "the day is read")):
+        found = proposed(seen=[moment.strftime(form) for moment in MOMENTS])
+        assert found.time is not None
+        assert found.time.value["format"] == form
+        assert said in found.time.remark
+
+
+@pytest.mark.parametrize(("yes", "no"), [("yes", "no"), ("Y", "N"), ("t", "f")])
+def test_labels_of_yes_and_no_are_tasks(yes: str, no: str) -> None:
+    answer = pl.when(pl.col("click") == 1).then(pl.lit(yes)).otherwise(pl.lit(no))
+    frame = logs().with_columns(answer.alias("click"), pl.Series("is member", [yes, no] * (ROWS // 2)))
+    found = propose(frame, frame.height)
+    assert found.tasks["click"].value == f"click = '{yes}'"
+    assert found.tasks["purchase"].value == {"label": "purchase", "after": "click"}
+    assert found.features["is member"].value == "category"
+
+
+def test_a_doubtful_label_of_yes_and_no_comes_after_one_of_0_and_1() -> None:
+    frame = logs().drop("click", "purchase")
+    frame = frame.with_columns(flag=pl.int_range(ROWS) % 2, member=pl.Series(["yes", "no"] * (ROWS // 2)))
+    assert list(propose(frame, ROWS).tasks) == ["flag"]
+    alone = propose(frame.drop("flag"), ROWS).tasks["member"]
+    assert (alone.value, alone.remark) == ("member = 'yes'", "the last column of yes and no: is it a label?")
 
 
 def test_the_finest_of_several_times_is_chosen_and_the_others_are_no_features() -> None:

@@ -95,6 +95,38 @@ def test_labels_of_minus_one_are_tasks_and_no_features(tmp_path: Path, negative:
     assert {0.0, 1.0} == set(dataset.train.labels[~dataset.train.labels.isnan()].tolist())
 
 
+def test_a_log_of_words_times_and_gaps_is_read_as_proposed(tmp_path: Path) -> None:
+    days = [f"2026-01-{1 + row % 28:02} 10:{row % 60:02}:00" for row in range(2000)]
+    frame = logs().with_columns(
+        pl.Series("seen", days),
+        pl.when(pl.int_range(2000) % 9 == 0)
+        .then(pl.lit("n/a"))
+        .otherwise(pl.col("price").cast(pl.String))
+        .alias("price"),
+        pl.when(pl.col("click") == 1).then(pl.lit("yes")).otherwise(pl.lit("no")).alias("is click"),
+    )
+    file = tmp_path / "logs.csv"
+    frame.drop("click").write_csv(file)
+    proposed = yaml.safe_load(propose_settings([str(file)]))["data"]
+    assert proposed["null_values"] == ["", "NA", "NULL", "n/a"]
+    assert proposed["features"]["price"] == {"kind": "number", "scale": "log1p"}
+    assert proposed["tasks"] == {
+        "purchase": {"label": "purchase", "after": "is click"},
+        "is click": "\"is click\" = 'yes'",
+    }
+    dataset = from_files(proposed)
+    clicks = sum(int((split.labels[:, 1] == 1).sum()) for split in (dataset.train, dataset.validation, dataset.test))
+    assert clicks == int(frame["click"].sum())
+
+
+def test_texts_beside_the_numbers_of_parquet_are_no_missing_values(tmp_path: Path) -> None:
+    file = tmp_path / "logs.parquet"
+    logs().with_columns(pl.Series("size", ["1.5", "2.5", "x", "3.5"] * 500)).write_parquet(file)
+    proposed = yaml.safe_load(propose_settings([str(file)]))["data"]
+    assert "null_values" not in proposed
+    assert proposed["features"]["size"] == "category"
+
+
 def test_columns_with_odd_names_are_quoted(tmp_path: Path) -> None:
     file = tmp_path / "logs.parquet"
     names = {"yes": "yes", "a: b": "a: b", "101": "101"}

@@ -19,16 +19,25 @@ _SEPARATORS: Final = ("|", ";", ",", " ")
 _UNITS: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _FIRST, _LAST = datetime(2000, 1, 1, tzinfo=UTC).timestamp(), datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 _TIME_NAME: Final = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|day|dt|at)($|_)", re.IGNORECASE)
-_FORMATS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y")
+_ISO: Final = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
+_DAYS: Final = ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+_CLOCKS: Final = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
+_YES: Final = {"yes": "no", "y": "n", "true": "false", "t": "f"}
 _FEW_ROWS: Final = 1_000  # enough to tell the form of text
 
 
 @dataclass(frozen=True)
 class TimeForm:
-    """The form in which a column writes points in time: whole numbers since 1970 in a unit, or a format."""
+    """The form in which a column writes points in time: whole numbers since 1970 in a unit, or text.
+
+    Attributes:
+        format: of text that is not ISO 8601.
+        whole_days: whether they tell the day alone.
+    """
 
     unit: str = ""
     format: str = ""
+    whole_days: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Column:
         skewed: whether numbers from 0 up span such a range that a logarithm suits them.
         time: the form of points in time, if the column has such.
         tokens: the parts of lists or separated text, if the column has such.
+        yes: the text that stands for 1 in a binary column of text, such as "yes" beside "no".
     """
 
     name: str
@@ -73,6 +83,7 @@ class Column:
     skewed: bool = False
     time: TimeForm | None = None
     tokens: Tokens | None = None
+    yes: str = ""
 
 
 def words_of(name: str, /) -> str:
@@ -110,7 +121,7 @@ def _column(values: pl.Series) -> Column:
     if values.dtype == pl.Boolean:
         return Column(values.name, "binary", missing, distinct, rows, 0.0, 1.0)
     if values.dtype.is_temporal():
-        return Column(values.name, "time", missing, distinct, rows, time=TimeForm())
+        return Column(values.name, "time", missing, distinct, rows, time=TimeForm(whole_days=values.dtype == pl.Date))
     if values.dtype.is_numeric():
         return _number(there, missing, distinct, rows)
     return _text(there.cast(pl.String), missing, distinct, rows)
@@ -139,15 +150,17 @@ def _time_of_numbers(there: pl.Series, low: float, high: float) -> TimeForm | No
             return TimeForm(unit=unit)
     if low >= 20_000_101 and high <= 21_000_101:
         days = there.cast(pl.String).str.to_date("%Y%m%d", strict=False)
-        return TimeForm(format="%Y%m%d") if days.null_count() == 0 else None
+        return TimeForm(format="%Y%m%d", whole_days=True) if days.null_count() == 0 else None
     return None
 
 
 def _text(there: pl.Series, missing: float, distinct: int, rows: int) -> Column:
+    if distinct == 2 and (yes := _yes_of(there.unique().to_list())):
+        return Column(there.name, "binary", missing, distinct, rows, 0.0, 1.0, yes=yes)
     few = there.head(_FEW_ROWS)
-    for form in _FORMATS:
-        if few.str.to_datetime(form, strict=False).null_count() == 0:
-            return Column(there.name, "time", missing, distinct, rows, time=TimeForm(format=form))
+    time = _time_of_text(few)
+    if time is not None:
+        return Column(there.name, "time", missing, distinct, rows, time=time)
     for separator in _SEPARATORS:
         if few.str.contains(separator, literal=True).any():
             tokens = _tokens_of(there.str.split(separator), separator)
@@ -157,6 +170,23 @@ def _text(there: pl.Series, missing: float, distinct: int, rows: int) -> Column:
             if tokens.numbers and tokens.same_count and tokens.most > 1:
                 return Column(there.name, "list", missing, len(tokens.distinct), rows, tokens=tokens)
     return Column(there.name, "text", missing, distinct, rows)
+
+
+def _yes_of(values: list[str]) -> str:
+    """Return the one of two texts that says yes, if the other says no; empty otherwise."""
+    words = {value.strip().lower(): value for value in values}
+    return next((words[yes] for yes, no in _YES.items() if words.keys() == {yes, no}), "")
+
+
+def _time_of_text(few: pl.Series) -> TimeForm | None:
+    """Return the form of text that holds points in time: ISO 8601, or the first format that reads all of it."""
+    if few.str.contains(_ISO).all():
+        return TimeForm(whole_days=not few.str.contains(":", literal=True).any())
+    for day in _DAYS:
+        for clock in _CLOCKS:
+            if few.str.to_datetime(day + clock, strict=False).null_count() == 0:
+                return TimeForm(format=day + clock, whole_days=not clock)
+    return None
 
 
 def _tokens_of(lists: pl.Series, separator: str) -> Tokens:

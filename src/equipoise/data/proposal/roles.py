@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from equipoise.data.proposal.columns import Column, look_at, words_of
+from equipoise.data.tables.labels import sql_name
 
 __all__ = ["Proposal", "Remarked", "propose"]
 
@@ -34,6 +35,10 @@ _SPLITS: Final = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing"},
+}
+_DAY_OR_MONTH_FIRST: Final = {
+    "%m/%d": "the month is read before the day",
+    "%d/%m": "the day is read before the month",
 }
 _FEW_VALUES: Final = 10  # whole numbers of so few values are read as categories
 _ALMOST: Final = 0.95
@@ -84,15 +89,16 @@ def propose(sample: pl.DataFrame, rows: int, /) -> Proposal:
     found = Proposal()
     columns = {column.name: column for column in look_at(sample)}
     _leave_out_empty(found, columns)
-    _choose_time(found, columns)
+    time_parts = _choose_time(found, columns)
     labels = _labels(columns)
     _choose_tasks(found, sample, labels)
     for column in labels:
         del columns[column.name]
-    _choose_outcomes(found, sample, columns)
+    _choose_outcomes(found, sample, columns, labels)
     _choose_user(found, columns)
     _choose_split(found, sample, columns)
     _choose_features(found, columns)
+    found.features |= time_parts
     _choose_recipe(found, columns, rows)
     return found
 
@@ -103,26 +109,33 @@ def _leave_out_empty(found: Proposal, columns: dict[str, Column]) -> None:
         del columns[column.name]
 
 
-def _choose_time(found: Proposal, columns: dict[str, Column]) -> None:
+def _choose_time(found: Proposal, columns: dict[str, Column]) -> dict[str, Remarked]:
+    """Choose the finest time, and return the features that are made of it."""
     times = [column for column in columns.values() if column.nature == "time"]
     if not times:
-        return
+        return {}
     chosen = max(times, key=lambda column: (column.distinct, column.time is not None and not column.time.format))
     form = chosen.time
     assert form is not None
     stated = {key: value for key, value in (("unit", form.unit), ("format", form.format)) if value}
-    remark = "" if len(times) == 1 else f"the finest of {', '.join(column.name for column in times)}"
-    found.time = Remarked({"column": chosen.name, **stated} if stated else chosen.name, remark)
+    remarks = [] if len(times) == 1 else [f"the finest of {', '.join(column.name for column in times)}"]
+    remarks += [said for part, said in _DAY_OR_MONTH_FIRST.items() if form.format.startswith(part)]
+    found.time = Remarked({"column": chosen.name, **stated} if stated else chosen.name, "; ".join(remarks))
     for column in times:
         if column is not chosen:
             found.left_out[column.name] = f"a time, as {chosen.name} is"
         del columns[column.name]
+    parts = ("weekday",) if form.whole_days else ("hour", "weekday")
+    return {
+        f"{part}_of_{chosen.name}": Remarked({"kind": "time", "column": chosen.name, "part": part}) for part in parts
+    }
 
 
 def _labels(columns: dict[str, Column]) -> list[Column]:
     binary = [column for column in columns.values() if column.nature == "binary"]
     signed = [column for column in columns.values() if _is_signed(column)]
-    return [column for column in [*binary, *signed] if _LABEL.search(words_of(column.name))] or binary[-1:]
+    named = [column for column in [*binary, *signed] if _LABEL.search(words_of(column.name))]
+    return named or [column for column in binary if not column.yes][-1:] or binary[-1:]
 
 
 def _is_signed(column: Column) -> bool:
@@ -132,18 +145,26 @@ def _is_signed(column: Column) -> bool:
 
 def _signed_label(column: Column) -> tuple[str, str]:
     """Return the SQL expression that turns -1 and 1, or -1, 0 and 1, into a label, and what it takes -1 for."""
-    quoted = '"' + column.name.replace('"', '""') + '"'
     if column.distinct == 2:
-        return f"{quoted} = 1", "-1 is taken for a negative label"
-    return f"NULLIF({quoted}, -1)", "-1 is taken for a missing label"
+        return f"{sql_name(column.name)} = 1", "-1 is taken for a negative label"
+    return f"NULLIF({sql_name(column.name)}, -1)", "-1 is taken for a missing label"
+
+
+def _positive_rows(sample: pl.DataFrame, column: Column) -> pl.Series:
+    """Return which rows of a label are positive; a missing label is not."""
+    values = sample[column.name]
+    return (values == column.yes if column.yes else values.cast(pl.Float64) == 1).fill_null(value=False)
 
 
 def _choose_tasks(found: Proposal, sample: pl.DataFrame, labels: Sequence[Column]) -> None:
-    positive = {column.name: sample[column.name].cast(pl.Float64).fill_null(0.0) == 1 for column in labels}
+    positive = {column.name: _positive_rows(sample, column) for column in labels}
     counts = {name: int(rows.sum()) for name, rows in positive.items()}
     named = any(_LABEL.search(words_of(column.name)) for column in labels)
     for column in labels:
-        name, remarks = column.name, [] if named else ["the last column of 0 and 1: is it a label?"]
+        name, remarks = (
+            column.name,
+            [] if named else [f"the last column of {'yes and no' if column.yes else '0 and 1'}: is it a label?"],
+        )
         within = {
             other: int((positive[name] & positive[other]).sum()) / max(1, counts[name])
             for other in counts
@@ -154,6 +175,8 @@ def _choose_tasks(found: Proposal, sample: pl.DataFrame, labels: Sequence[Column
         if _is_signed(column):
             value, remark = _signed_label(column)
             remarks.append(remark)
+        elif column.yes:
+            value = f"{sql_name(name)} = '{column.yes}'"
         if parents:
             parent = min(parents, key=lambda other: counts[other])
             value = {"label": value, "after": parent}
@@ -168,13 +191,15 @@ def _choose_tasks(found: Proposal, sample: pl.DataFrame, labels: Sequence[Column
         found.tasks[name] = Remarked(value, "; ".join(remarks))
 
 
-def _choose_outcomes(found: Proposal, sample: pl.DataFrame, columns: dict[str, Column]) -> None:
+def _choose_outcomes(
+    found: Proposal, sample: pl.DataFrame, columns: dict[str, Column], labels: Sequence[Column]
+) -> None:
     """Find numbers that are known only afterwards: positive only where a task is 1, or with a telling name."""
+    positive = {column.name: _positive_rows(sample, column) for column in labels}
     for column in [column for column in columns.values() if column.nature in {"whole", "real"}]:
         numbers = sample[column.name].cast(pl.Float64).fill_nan(None).fill_null(0.0) != 0
         parents = []
-        for name in found.tasks:
-            one = sample[name].cast(pl.Float64).fill_null(0.0) == 1
+        for name, one in positive.items():
             if one.any() and not one.all() and not (numbers & ~one).any() and (numbers & one).sum() * 2 > one.sum():
                 parents.append((int(one.sum()), name))
         if parents:
@@ -230,11 +255,6 @@ def _choose_features(found: Proposal, columns: dict[str, Column]) -> None:
             found.left_out[column.name] = "another value in each row, as of a number that counts rows"
         else:
             found.features[column.name] = entry
-    if found.time is not None:
-        stated = found.time.value
-        column, form = (stated["column"], stated.get("format", "")) if isinstance(stated, dict) else (stated, "")
-        for part in ("weekday",) if form and "%H" not in form else ("hour", "weekday"):
-            found.features[f"{part}_of_{column}"] = Remarked({"kind": "time", "column": column, "part": part})
 
 
 def _feature(column: Column, others: Iterable[Column]) -> Remarked | None:

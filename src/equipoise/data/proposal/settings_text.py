@@ -20,6 +20,9 @@ __all__ = ["propose_settings"]
 _SAMPLE_ROWS: Final = 200_000
 _SEPARATORS: Final = ("\t", ";", "|")  # tried where a comma leaves one column
 _WIDTH: Final = 60  # where remarks begin
+_REMARKS: Final = {"null_values": "read as missing; those after NULL were found among numbers"}
+_NULL_VALUES: Final = ("", "NA", "NULL")
+_FEW_TEXTS: Final = 3  # among numbers, which may stand for a missing value
 
 
 def propose_settings(files: Sequence[str], /) -> str:
@@ -46,7 +49,7 @@ def _lines(found: Proposal, stated: dict[str, Any], sample: pl.DataFrame, rows: 
         yield "# Some columns are named like values: if the file lacks a header, add one."
     yield "data:"
     for key, value in stated.items():
-        yield f"  {key}: {_inline(value)}"
+        yield _line(f"  {key}: ", Remarked(value, _REMARKS.get(key, "")))
     for key, entry in (("time", found.time), ("user", found.user)):
         if entry is not None:
             yield _line(f"  {key}: ", entry)
@@ -93,8 +96,19 @@ def _as_glob(files: Sequence[str]) -> list[str]:
     return list(files)
 
 
+def _texts_among_numbers(sample: pl.DataFrame) -> list[str]:
+    """Return the few texts, such as "n/a", that keep columns from being numbers."""
+    found = set[str]()
+    for values in sample.select(pl.col(pl.String)):
+        there = values.drop_nulls()
+        others = there.filter(there.cast(pl.Float64, strict=False).is_null())
+        if 0 < others.n_unique() <= _FEW_TEXTS and len(others) * 2 < len(there):
+            found |= set(others)
+    return sorted(found)
+
+
 def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
-    """Return the first rows of the files and the number of all; add a separator that is no comma to ``stated``."""
+    """Return the first rows of the files and the number of all; state a separator and null values of theirs."""
     files = [stated["files"]] if isinstance(stated["files"], str) else stated["files"]
     source = open_files(files)
     if len(source.types) == 1:
@@ -104,6 +118,11 @@ def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
             stated["separator"] = found
             source = open_files(files, separator=found)
     table = source.table()
+    if texts := _texts_among_numbers(table.frame.head(_SAMPLE_ROWS).collect()):
+        null_values = [*_NULL_VALUES, *texts]
+        without = open_files(files, separator=stated.get("separator", ""), null_values=null_values)
+        if without.types != source.types:  # Parquet has its types already
+            stated["null_values"], table = null_values, without.table()
     if not table.rows:
         raise DataError(f"{', '.join(files)}: expected rows to look at, found the names of the columns alone.")
     return table.frame.head(_SAMPLE_ROWS).collect(), table.rows

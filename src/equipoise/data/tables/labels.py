@@ -17,7 +17,7 @@ from equipoise.data.tables.config import TableConfig, TaskConfig
 from equipoise.data.tables.files import Table
 from equipoise.errors import DataError
 
-__all__ = ["LabelBlock", "Labels", "expression_of"]
+__all__ = ["LabelBlock", "Labels", "expression_of", "sql_name"]
 
 _NAME: Final = re.compile(r"\w+")
 _FLOAT32: Final = float(np.finfo(np.float32).max)
@@ -46,6 +46,20 @@ def expression_of(label: str, columns: Sequence[str], place: str, /) -> pl.Expr:
     if not found.meta.root_names():
         raise DataError(f"{place}: expected an SQL expression of columns, found {label!r}, which names none.")
     return found
+
+
+def sql_name(column: str, /) -> str:
+    """Return a column's name as SQL expressions write it, in quotes where they are needed.
+
+    Example:
+        >>> sql_name("clicked"), sql_name("like"), sql_name("is clicked")
+        ('clicked', '"like"', '"is clicked"')
+    """
+    try:
+        is_plain = bool(_NAME.fullmatch(column)) and pl.sql_expr(f"{column} > 0").meta.root_names() == [column]
+    except pl.exceptions.PolarsError:  # a word of SQL
+        is_plain = False
+    return column if is_plain else '"' + column.replace('"', '""') + '"'
 
 
 @dataclass
@@ -178,13 +192,7 @@ class Labels:
     def _in_sql(self, name: str) -> str:
         """Return a task's label as a part of a longer expression: a column is quoted where SQL needs it."""
         label = self.config.tasks[name].label
-        if label not in self.expressions[name].meta.root_names():
-            return f"({label})"
-        try:
-            is_plain = bool(_NAME.fullmatch(label)) and pl.sql_expr(f"{label} > 0").meta.root_names() == [label]
-        except pl.exceptions.PolarsError:  # a word of SQL
-            is_plain = False
-        return label if is_plain else '"' + label.replace('"', '""') + '"'
+        return sql_name(label) if label in self.expressions[name].meta.root_names() else f"({label})"
 
     def _fault(self, task: str, kind: str) -> _Fault:
         return self.faults.setdefault((task, kind), _Fault())
