@@ -131,6 +131,9 @@ def test_settings_may_be_named_after_their_table(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be read: No such file"):
         Settings.of(tmp_path / "none.yaml")
+    (tmp_path / "ranker.yaml").write_text("seeds: 3")
+    with pytest.raises(SettingError, match=r"did you mean 'ranker.yaml'\?$"):
+        Settings.of(tmp_path / "ranker.yml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("epochs: [1")
     with pytest.raises(SettingError, match=r"Expected YAML in .*found a mistake"):

@@ -1,11 +1,14 @@
-"""Errors for bad input, a warning about misplaced forks, and the command that installs an extra.
+"""Errors for bad input, a warning about misplaced forks, and what messages advise: a name, or an extra to install.
 
 The command line turns these errors into one message and exit code 2.
 """
 
 from __future__ import annotations
 
-__all__ = ["DataError", "MisplacedForkWarning", "SettingError", "how_to_install"]
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["DataError", "MisplacedForkWarning", "SettingError", "did_you_mean", "how_to_install"]
 
 
 class SettingError(ValueError):
@@ -24,6 +27,17 @@ class DataError(ValueError):
 
 class MisplacedForkWarning(UserWarning):
     """A fork, or the ``shared`` of PUB or AdaTask, does not cover what the tasks share; see :func:`equipoise.check`."""
+
+
+def did_you_mean(name: str, known: Iterable[str], /) -> str:
+    """Return ``; did you mean 'x'?`` for a known name close to this one, else nothing.
+
+    Example:
+        >>> did_you_mean("vist", ["visit", "spend"])
+        "; did you mean 'visit'?"
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def how_to_install(extra: str, /) -> str:

@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from equipoise.errors import SettingError
+from equipoise.errors import SettingError, did_you_mean
 from equipoise.scalars import Value, parse_value
 
 __all__ = ["Registry", "registered", "restore"]
@@ -110,7 +110,8 @@ class Registry(Generic[Entry]):
             if _IMPORT_PATH.fullmatch(name):
                 return self._adapted(name, self._follow(name, f"{self.kind} {name!r}"))
             article = "an" if self.kind[0] in "aeiou" else "a"
-            raise self.error(f"Expected {article} {self.kind} out of {', '.join(self)}; found {name!r}.")
+            guess = did_you_mean(name, self) or "."
+            raise self.error(f"Expected {article} {self.kind} out of {', '.join(self)}; found {name!r}{guess}")
         ((place, origin),) = origins
         found = place[name]
         if place is self._own:

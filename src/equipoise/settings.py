@@ -11,13 +11,12 @@ import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from equipoise.errors import SettingError
+from equipoise.errors import SettingError, did_you_mean
 from equipoise.scalars import Value, parse_value, spell_value
 
 __all__ = [
@@ -486,9 +485,9 @@ def _explain(error: ValidationError, settings: type[TrainingSettings]) -> str:
     for entry in error.errors():
         where = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
-            near = get_close_matches(where, list(settings.model_fields), n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            lines.append(f"  {where}: there is no such setting; there are {', '.join(settings.model_fields)}{guess}")
+            names = settings.model_fields
+            guess = did_you_mean(where, names)
+            lines.append(f"  {where}: there is no such setting; there are {', '.join(names)}{guess}")
         else:
             said = entry["msg"].removeprefix("Value error, ")
             lines.append(f"  {where}: {said[0].lower()}{said[1:]}; found {reprlib.repr(entry['input'])}")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from equipoise.errors import SettingError
+from equipoise.errors import SettingError, did_you_mean
 
 __all__ = ["read_settings"]
 
@@ -31,7 +31,9 @@ def read_settings(path: Path, /) -> Mapping[str, Any]:
     try:
         found = yaml.load(path.read_text(), _Loader)
     except OSError as error:
-        raise SettingError(f"Expected a YAML file at {path}; it cannot be read: {error.strerror}.") from error
+        others = [other.name for other in path.parent.glob("*.y*ml")] if isinstance(error, FileNotFoundError) else []
+        guess = did_you_mean(path.name, others) or "."
+        raise SettingError(f"Expected a YAML file at {path}; it cannot be read: {error.strerror}{guess}") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mistake = " ".join(str(error).split())
         raise SettingError(f"Expected YAML in {path}; found a mistake: {mistake}.") from error

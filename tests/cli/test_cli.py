@@ -102,7 +102,7 @@ def test_methods_are_listed_in_sixty_columns() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["compare", *FUNNEL, "--methods", "equal,pcgard"], "Expected a method out of .* found 'pcgard'"),
+        (["compare", *FUNNEL, "--methods", "equal,pcgard"], "found 'pcgard'; did you mean 'pcgrad'"),
         (["compare", *FUNNEL, "--methods", "multibalance:beta=-1"], "beta must be finite|at least 0"),
         (["compare", *FUNNEL, "--model", "dlrm"], "Expected a model out of shared-bottom, mmoe, ple.* found 'dlrm'"),
         (["compare", "--data", "movielens"], "Expected a data set out of .* found 'movielens'"),

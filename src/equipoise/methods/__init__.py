@@ -59,7 +59,7 @@ def parse_method(text: str, /) -> Method:
         {'beta': 0.1, 'direction': 'gram'}
         >>> parse_method("pcgard")
         Traceback (most recent call last):
-        equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgard'.
+        equipoise.methods.method.MethodError: Expected a method out of ...; found 'pcgard'; did you mean 'pcgrad'?
     """
     name, options = METHODS.parse(text)
     return METHODS[name].with_options(**options)

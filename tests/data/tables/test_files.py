@@ -113,7 +113,7 @@ def test_a_file_system_that_is_unknown_or_not_installed_is_named() -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["logs/b.csv"], r"Expected files at logs/b.csv; there is no such file in logs; did you mean 'a.csv'\?\."),
+        (["logs/b.csv"], r"Expected files at logs/b.csv; there is no such file in logs; did you mean 'a.csv'\?$"),
         (["logs/*.parquet"], "Expected files at logs/\\*.parquet; no file matches in logs"),
         (["nowhere/*.csv"], "the folder nowhere is not there"),
         (["empty"], "empty holds no table: expected files that end in .parquet"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from equipoise.errors import DataError
+from equipoise.errors import DataError, did_you_mean
 
 __all__ = ["Place", "check_columns"]
 
@@ -59,8 +58,7 @@ def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
         DataError: a wanted column is not there; the message names the nearest one.
     """
     if missing := [column for column in dict.fromkeys(wanted) if column not in found]:
-        near = get_close_matches(missing[0], found, n=1)
-        guess = f"; did you mean {near[0]!r}" if near else ""
         names = f"{', '.join(map(repr, missing))}" if len(missing) > 1 else repr(missing[0])
         kind = "columns" if len(missing) > 1 else "column"
-        raise DataError(f"Expected the {kind} {names}, found only {', '.join(found) or 'none'}{guess}.")
+        guess = did_you_mean(missing[0], found) or "."
+        raise DataError(f"Expected the {kind} {names}, found only {', '.join(found) or 'none'}{guess}")

@@ -9,8 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from equipoise.data.tables.faults import did_you_mean
-from equipoise.errors import DataError
+from equipoise.errors import DataError, did_you_mean
 
 __all__ = ["Part", "check_columns", "common_type"]
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from equipoise.errors import DataError
+from equipoise.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from equipoise.data.tables.config import SplitConfig, TableConfig, TaskConfig
 
-__all__ = ["as_message", "check_names_differ", "cross_faults", "did_you_mean", "faults_of"]
+__all__ = ["as_message", "check_names_differ", "cross_faults", "faults_of"]
 
 Fault = tuple[str, str]
 """A place, such as ``features.zip.kind``, and what is wrong there."""
@@ -24,17 +23,6 @@ def as_message(faults: Iterable[Fault]) -> str:
     """Return one message with a line for each fault."""
     opening = "The description of the tables (`data` in a settings file) cannot be used."
     return "\n".join([opening, *(f"  {place}: {fault}" for place, fault in faults)])
-
-
-def did_you_mean(name: str, known: Iterable[str], /) -> str:
-    """Return ``; did you mean 'x'?`` for a known name close to this one, else nothing.
-
-    Example:
-        >>> did_you_mean("vist", ["visit", "spend"])
-        "; did you mean 'visit'?"
-    """
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_names_differ(where: str, names: Iterable[str]) -> None:

@@ -52,8 +52,8 @@ def sql_name(column: str, /) -> str:
     """Return a column's name as SQL expressions write it, in quotes where they are needed.
 
     Example:
-        >>> sql_name("clicked"), sql_name("like"), sql_name("is clicked")
-        ('clicked', '"like"', '"is clicked"')
+        >>> sql_name("clicked"), sql_name("order"), sql_name("is clicked")
+        XX'"is clicked"')
     """
     try:
         is_plain = bool(_NAME.fullmatch(column)) and pl.sql_expr(f"{column} > 0").meta.root_names() == [column]

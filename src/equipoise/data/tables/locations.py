@@ -14,8 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from equipoise.data.cache import cache_folder, replace_file
 from equipoise.data.tables.config import FileFormat
-from equipoise.data.tables.faults import did_you_mean
-from equipoise.errors import DataError
+from equipoise.errors import DataError, did_you_mean
 
 __all__ = ["Location", "find_files"]
 
@@ -123,7 +122,7 @@ def _nothing_there(fs: Any, root: str, pattern: str, matches: list[str]) -> str:
         return f"Expected files at {pattern}; the folder {_shown(str(folder))} is not there."
     names = [PurePosixPath(other).name for other in fs.ls(str(folder), detail=False)]
     what = "no file matches" if _MAGIC & set(root) else "there is no such file"
-    return f"Expected files at {pattern}; {what} in {_shown(str(folder))}{did_you_mean(path.name, names)}."
+    return f"Expected files at {pattern}; {what} in {_shown(str(folder))}{did_you_mean(path.name, names) or '.'}"
 
 
 def _format_of(path: str) -> FileFormat | None:
@@ -139,6 +138,8 @@ def _partition(path: str) -> tuple[tuple[str, str | None], ...]:
 def _shown(path: str) -> str:
     """Return a path as seen from the working directory, if it lies in it."""
     full = Path(path)
+    if full == Path.cwd():
+        return "the current folder"
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else path
 
 
