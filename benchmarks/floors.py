@@ -96,7 +96,7 @@ def measured_rates(terms: Iterable[Term], threads: int) -> Rates:
 
 def speed_shape(tasks: int) -> Shape:
     """Return the shape of a step of speed.py."""
-    size = speed.SIZES["cpu"]
+    size = speed.WORKLOADS["cpu"]
     ids = speed.batches(1, size, "cpu", count=1)[0].categorical
     touched = sum(len(column.unique()) for column in ids.unbind(1))
     return Shape(
@@ -165,7 +165,7 @@ def measure_steps(rounds: int, rates: Rates) -> list[dict[str, Any]]:
         shape = speed_shape(tasks)
         names = [*FORKS, *(PUBS if tasks in TASKS_OF_PUB else ())]
         found: list[dict[str, Any]] = speed.measure(
-            tasks, speed.SIZES["cpu"], "cpu", rounds, names, clock="wall", seconds_at_most=math.inf
+            "cpu", tasks, "cpu", rounds, names, clock="wall", seconds_at_most=math.inf
         )
         plain = found[0]["median_ms"]
         for each in found:

@@ -52,13 +52,31 @@ Step = Callable[[Batch], None]
 
 @dataclass(frozen=True)
 class Size:
-    """The part of the workload that the device decides."""
+    """The part of a workload that is not the same in all.
+
+    Attributes:
+        half: compute in bfloat16 under autocast.
+        replayed: capture a whole step in a CUDA graph, and time its replay.
+    """
 
     batch: int
     dimension: int
+    bottom: tuple[int, ...] = (512, 256, 128)
+    half: bool = False
+    replayed: bool = False
+
+    def __str__(self) -> str:
+        how = f"{', bfloat16' if self.half else ''}{', replayed from a CUDA graph' if self.replayed else ''}"
+        return f"batch {self.batch}, dimension {self.dimension}, bottom {'-'.join(map(str, self.bottom))}{how}"
 
 
-SIZES = {"cpu": Size(4096, 16), "cuda": Size(65_536, 64)}
+WORKLOADS = {
+    "cpu": Size(4096, 16),
+    "cuda": Size(65_536, 64),
+    "large": Size(65_536, 64, (8192, 8192, 2048, 256), half=True),  # 1e8 dense parameters
+    "small": Size(4096, 16),  # the host takes longer to launch than the device to compute
+    "graph": Size(65_536, 64, replayed=True),
+}
 
 
 class Features(torch.nn.Module):
@@ -102,9 +120,7 @@ def schema(tasks: int) -> Schema:
 def model(tasks: int, size: Size, device: str, fork: ForkFactory | None) -> SharedBottom | BatchedTowers:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        built = SharedBottom(
-            schema(tasks), fork=fork, embedding_dim=size.dimension, bottom=(512, 256, 128), tower=(64,)
-        )
+        built = SharedBottom(schema(tasks), fork=fork, embedding_dim=size.dimension, bottom=size.bottom, tower=(64,))
     return (BatchedTowers(built) if tasks >= BATCHED else built).to(device)
 
 
@@ -115,7 +131,9 @@ def plain(tasks: int, size: Size, device: str, fork: ForkFactory | None = None, 
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        sum(task_losses(net(batch.categorical, batch.numeric), batch.labels, net.schema.tasks)).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=size.half):
+            losses = task_losses(net(batch.categorical, batch.numeric), batch.labels, net.schema.tasks)
+        sum(losses).backward()
         optimizer.step()
         if monitor is not None:
             monitor.read()
@@ -170,6 +188,20 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
     return {name: build() for name, build in known.items() if name in ("plain sum", *names)}
 
 
+def replayed(step: Step, batch: Batch) -> Step:
+    """Return the replay of the step, captured on this batch."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UP):
+            step(batch)
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(batch)
+    return lambda _: graph.replay()
+
+
 def batches(tasks: int, size: Size, device: str, count: int = 4) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -187,10 +219,13 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def measure(
-    tasks: int, size: Size, device: str, rounds: int, names: list[str], *, clock: str, seconds_at_most: float
-) -> list[dict[str, object]]:
+    workload: str, tasks: int, device: str, rounds: int, names: list[str], *, clock: str, seconds_at_most: float
+) -> list[dict[str, Any]]:
+    size = WORKLOADS[workload]
     steps = contenders(tasks, size, device, names)
     data = batches(tasks, size, device)
+    if size.replayed:
+        steps = {name: replayed(step, data[0]) for name, step in steps.items()}
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + seconds_at_most
@@ -206,13 +241,14 @@ def measure(
                 torch.cuda.synchronize()
             if turn >= WARM_UP:
                 seconds[name].append(CLOCKS[clock]() - started)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name in steps:
         ratios = [own / other for own, other in zip(seconds[name], seconds["plain sum"], strict=True)]
         low, high = median_interval(ratios)
         rows.append(
             {
-                "tasks": tasks, "contender": name, "ratio": statistics.median(ratios), "low": low, "high": high,
+                "workload": workload, "tasks": tasks, "contender": name,
+                "ratio": statistics.median(ratios), "low": low, "high": high,
                 "pairs": len(ratios), "mean_ratio": sum(seconds[name]) / sum(seconds["plain sum"]),
                 "median_ms": 1e3 * statistics.median(seconds[name]),
             }
@@ -224,9 +260,26 @@ FORKS = ["plain sum again", "MultiBalance", "MultiBalance, one step in 4", "Mult
 OTHERS = ["PUB", "PUB, last layer", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 
+def plan(chosen: argparse.Namespace) -> list[tuple[str, int, int, list[str]]]:
+    """Return what is measured: workload, tasks, rounds, contenders."""
+    device = chosen.device
+    if chosen.contenders:
+        return [(device, tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
+    counts = (2, 8, 32, BATCHED) if device == "cpu" else (2, 8, 32)
+    found = [(device, tasks, chosen.fork_pairs, FORKS) for tasks in counts]
+    found += [(device, tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
+    if device == "cuda":
+        found += [
+            (workload, tasks, chosen.fork_pairs, FORKS[:2])
+            for workload in ("large", "small", "graph")
+            for tasks in (2, 8)
+        ]
+    return [part for part in found if part[2]]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--device", choices=sorted(SIZES), default="cpu")
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument(
         "--fork-pairs", type=int, default=120, help="rounds of plain sums and forks, M = 2, 8, 32; 128 on a CPU"
@@ -250,21 +303,13 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
-    size = SIZES[chosen.device]
-    rows: list[dict[str, object]] = []
-    counts = (2, 8, 32, BATCHED) if chosen.device == "cpu" else (2, 8, 32)
-    plan = [(tasks, chosen.fork_pairs, FORKS) for tasks in counts]
-    plan += [(tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
-    if chosen.contenders:
-        plan = [(tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
-    for tasks, rounds, names in plan:
-        if not rounds:
-            continue
-        limit = chosen.seconds / len(plan)
-        for row in measure(tasks, size, chosen.device, rounds, names, clock=chosen.clock, seconds_at_most=limit):
+    rows: list[dict[str, Any]] = []
+    for workload, tasks, rounds, names in (the_plan := plan(chosen)):
+        limit = chosen.seconds / len(the_plan)
+        for row in measure(workload, tasks, chosen.device, rounds, names, clock=chosen.clock, seconds_at_most=limit):
             rows.append(row)
             print(
-                f"M={row['tasks']:<3} {row['contender']:<28} x{row['ratio']:.4f} "
+                f"{workload:<5} M={row['tasks']:<3} {row['contender']:<28} x{row['ratio']:.4f} "
                 f"[{row['low']:.4f}, {row['high']:.4f}]  x{row['mean_ratio']:.3f}  "
                 f"{row['median_ms']:8.2f} ms  {row['pairs']} pairs",
                 flush=True,
@@ -272,8 +317,9 @@ def main() -> None:
     if chosen.out is not None:
         result = {
             "command": shlex.join(["python", *sys.argv]),
-            "workload": f"{FIELDS} fields x {IDS} ids x {size.dimension}, {NUMERIC} numeric, bottom 512-256-128, "
-            f"towers 64-1 (batched from {BATCHED} tasks on), batch {size.batch}, SGD",
+            "workload": f"{FIELDS} fields x {IDS} ids, {NUMERIC} numeric, "
+            f"towers 64-1 (batched from {BATCHED} tasks on), SGD",
+            "workloads": {row["workload"]: str(WORKLOADS[row["workload"]]) for row in rows},
             "machine": torch.cuda.get_device_name() if chosen.device == "cuda" else cpu_name(),
             "threads": chosen.threads,
             "clock": chosen.clock,
@@ -294,18 +340,22 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['clock']} clock",
         "",
         f"{result['workload']}; {', '.join(map(' '.join, result['versions'].items()))}.",
+        *(f"`{name}`: {described}." for name, described in result["workloads"].items()),
         "Median over interleaved pairs with its 95 % interval, and the ratio of the sums of all steps;",
         f"written by `{result['command']}`.",
         "",
-        "| tasks | contender | ratio | interval | of the sums | pairs |",
-        "|---:|---|---:|---|---:|---:|",
+        "| workload | tasks | contender | ratio | interval | of the sums | pairs | plain step, ms |",
+        "|---|---:|---|---:|---|---:|---:|---:|",
     ]
+    of_plain = {
+        (row["workload"], row["tasks"]): row["median_ms"] for row in result["rows"] if row["contender"] == "plain sum"
+    }
     for row in result["rows"]:
         if row["contender"] != "plain sum":
             interval = f"{row['low']:.4f} to {row['high']:.4f}"
             lines.append(
-                f"| {row['tasks']} | {row['contender']} | ×{row['ratio']:.4f} | {interval} | ×{row['mean_ratio']:.3f} "
-                f"| {row['pairs']} |"
+                f"| {row['workload']} | {row['tasks']} | {row['contender']} | ×{row['ratio']:.4f} | {interval} "
+                f"| ×{row['mean_ratio']:.3f} | {row['pairs']} | {of_plain[row['workload'], row['tasks']]:.2f} |"
             )
     return "\n".join(lines) + "\n"
 

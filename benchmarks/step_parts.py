@@ -159,7 +159,7 @@ def ratio(
 def measure(steps: int) -> list[dict[str, Any]]:
     """Measure a step of speed.py and one of a training of side_by_side.py, both with the plain sum."""
     torch.set_num_threads(1)
-    size = speed.SIZES["cpu"]
+    size = speed.WORKLOADS["cpu"]
     of_speed = speed_terms(speed_shape(TASKS), "plain sum")
     of_training = trained_terms(trained_shape(WORKLOAD), "plain sum")
     rates = measured_rates([*of_speed, *of_training], 1)

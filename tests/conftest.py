@@ -1,7 +1,10 @@
-"""Fixtures that several rooms' tests use."""
+"""Fixtures that several rooms' tests use, and what has to be said before Triton is imported."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # tests/forks/test_kernels.py runs kernels on the CPU
 
 import pytest
 

@@ -52,7 +52,9 @@ def captured(made: Training, device: torch.device) -> Training:
 
 
 def eager(made: Training, device: torch.device) -> Training:
-    for batch in batches(device, WARM_UP + REPLAYS):
+    for step, batch in enumerate(batches(device, WARM_UP + REPLAYS)):
+        if step == WARM_UP and made.model.fork is not None:
+            made.model.fork.gram_every = 1  # as in a captured graph, where every step measures
         made.step(batch)
     return made
 

@@ -317,7 +317,10 @@ class Fork(TaskState):
             assert self.known_weights is not None
             self.last_weights.copy_(self.known_weights)
             return self.known_weights.clone(), self.last_present.clone()
-        gram = self._over_ranks(gram)
+        return self.solve_step(self._over_ranks(gram))
+
+    def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Find and remember the weights and the tasks present of the Gram matrix of the global batch."""
         diagonal = gram.diagonal()
         if not torch.compiler.is_compiling() and gram.is_cpu:
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
@@ -334,14 +337,18 @@ class Fork(TaskState):
         else:
             # A task absent in the previous step may be present now: use its last weight.
             weights = torch.where(present, weights, 1.0 if self.known_weights is None else self.known_weights)
-        if self.known_weights is not None:
-            self.known_weights.copy_(weights)
-        if self.known_gram is not None:
-            self.known_gram.copy_(gram)
         self.last_gram.copy_(gram)
         self.last_weights.copy_(weights)
         self.last_present.copy_(present)
+        self.remember_step()
         return weights, present
+
+    def remember_step(self) -> None:
+        """Keep the last step's weights and matrix for steps to come, with the options that reuse them."""
+        if self.known_weights is not None:
+            self.known_weights.copy_(self.last_weights)
+        if self.known_gram is not None:
+            self.known_gram.copy_(self.last_gram)
 
     def _measures(self) -> bool:
         """Return whether this step measures, and count it."""

@@ -93,7 +93,9 @@ class GradCraft(Preferring):
         systems = torch.where(identity, 1 + RIDGE, torch.where(both, cosines, 0.0))
         wanted = torch.where(conflicts, self.epsilon - cosines, 0.0)
         factors = torch.linalg.cholesky_ex(systems).L
-        added = torch.cholesky_solve(wanted.unsqueeze(2), factors).squeeze(2)
+        # Not cholesky_solve, which in batches cannot be captured in a CUDA graph.
+        halfway = torch.linalg.solve_triangular(factors, wanted.unsqueeze(2), upper=False)
+        added: Tensor = torch.linalg.solve_triangular(factors.mT, halfway, upper=True).squeeze(2)
         return ((lengths + lengths @ added) * inverse).to(gram.dtype)
 
     def extra_repr(self) -> str:

@@ -1,8 +1,9 @@
 """The two passes over the tasks' gradients that a fork makes: their Gram matrix, and their weighted sum.
 
-Both are bound by memory traffic, not by arithmetic. On a CPU the shapes at hand (few rows, very long) are far from what
-one matrix product does well, and fresh memory is dear, so the gradients go through one small workspace block by block.
-The numbers below were chosen by measuring gradients of 4096 × 128 on two cores.
+Both are bound by memory traffic, not by arithmetic. On NVIDIA's devices each is a kernel
+(:mod:`equipoise.forks.kernels`), and this is the plain form. On a CPU the shapes at hand (few rows, very long) are far
+from what one matrix product does well, and fresh memory is dear, so the gradients go through one small workspace block
+by block. The numbers below were chosen by measuring gradients of 4096 × 128 on two cores.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from equipoise.forks.kernel_choice import kernels_for
 
 __all__ = ["gram_matrix", "rows_of", "squared_lengths", "weighted_sum"]
 
@@ -35,6 +38,10 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
+    kernels = kernels_for(gradients)
+    if kernels is not None:
+        found: Tensor = kernels.gram_matrix(list(gradients), divisor)
+        return found
     rows = rows_of(gradients) if isinstance(gradients, Tensor) else None
     vectors = [gradient.reshape(-1) for gradient in gradients] if rows is None else rows.unbind()
     count, first = len(vectors), vectors[0]
@@ -66,13 +73,17 @@ def weighted_sum(gradients: Sequence[Tensor] | Tensor, weights: Tensor, /) -> Te
 
     Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
     """
+    recorded = torch.is_grad_enabled()
+    kernels = None if recorded else kernels_for(gradients)
+    if kernels is not None:
+        found: Tensor = kernels.weighted_sum(list(gradients), weights)
+        return found
     if isinstance(gradients, Tensor):
         if gradients.dtype == _wide(gradients.dtype):  # one pass, where the loop below makes one for each task
             return torch.mv(rows_of(gradients).T, weights.to(gradients.dtype)).view(gradients.shape[1:])
         gradients = gradients.unbind()
     first = gradients[0]
     wide = _wide(first.dtype)
-    recorded = torch.is_grad_enabled()
     if first.is_cpu and not recorded and not torch.compiler.is_compiling():
         return _weighted_on_cpu(gradients, weights.to(wide)).to(first.dtype)
     split = weights.unbind(0)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
+from equipoise.forks.kernel_choice import kernels_for
 from equipoise.forks.preferring import Preferring
 from equipoise.solvers import project_simplex
 
@@ -173,6 +174,21 @@ class MultiBalance(Preferring):
         NaN before a task's first step, and for ever with ``magnitude="none"``, which keeps no averages.
         """
         return self.averages[0] / self.averages[1]
+
+    def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Do as :meth:`Fork.solve_step`; with the default options by one kernel, where there is one."""
+        usual = self.magnitude == "averaged" and self.direction in {"cosine", "none"} and self.clip is None
+        kernels = kernels_for(gram) if usual and type(self).weigh is MultiBalance.weigh else None
+        if kernels is None:
+            return super().solve_step(gram)
+        found: tuple[Tensor, Tensor] = kernels.balance_step(
+            gram, self.averages, self.balance, (self.last_gram, self.last_weights, self.last_present),
+            preferences=None if self.task_weights is None else self.preferences, known=self.known_weights,
+            gamma=self.gamma, rho=self.rho, beta=self.beta, even=self._even, mean=self.reduction == "mean",
+            cosine=self.direction == "cosine",
+        )  # fmt: skip
+        self.remember_step()
+        return found
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""

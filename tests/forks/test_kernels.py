@@ -1,0 +1,142 @@
+"""Each kernel computes what its plain form does.
+
+Triton's interpreter runs them on the CPU, one program after another; ``tests/conftest.py`` asks for it.
+``tests/accelerator`` tries them on a device.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise import Fork, MultiBalance
+from equipoise.forks import gram as plain
+from equipoise.forks import multibalance
+
+kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", exc_type=ImportError)
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let forks take the kernels on the CPU."""
+    for module in (plain, multibalance):
+        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # it computes in NumPy
+
+
+def vectors(count: int, length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(count * length)
+    return [torch.randn(length, generator=generator).to(dtype) * 3.0 ** (task % 5) for task in range(count)]
+
+
+def gram_in_float64(gradients: list[Tensor]) -> Tensor:
+    rows = torch.stack(gradients).double()
+    return rows @ rows.T
+
+
+def assert_gram(found: Tensor, gradients: list[Tensor]) -> None:
+    expected = gram_in_float64(gradients)
+    lengths = expected.diagonal().sqrt()
+    torch.testing.assert_close(found.double() / lengths / lengths[:, None], expected / lengths / lengths[:, None],
+                               rtol=0, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (2, 5000), (3, 2048), (5, 1000), (8, 1025), (9, 700), (17, 300)])
+def test_the_gram_matrix(count, length, dtype):
+    if dtype == torch.bfloat16 and count > 8:
+        pytest.skip("the interpreter multiplies bfloat16 as the integers of its bits; tests/accelerator tries it")
+    gradients = vectors(count, length, dtype)
+    assert_gram(kernels.gram_matrix(gradients, None), gradients)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_the_gram_matrix_of_scaled_gradients_whose_squares_overflow(count):
+    gradients = vectors(count, 100)
+    scale = torch.tensor(2.0**100)
+    found = kernels.gram_matrix([gradient * scale for gradient in gradients], scale)
+    assert found.isfinite().all()
+    assert_gram(found, gradients)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_a_gradient_that_is_not_finite_spoils_its_own_products_alone(count):
+    gradients = vectors(count, 100)
+    gradients[1][7] = torch.inf
+    found = kernels.gram_matrix(gradients, None)
+    others = [task for task in range(count) if task != 1]
+    assert not found[1].isfinite().any()
+    assert found[others][:, others].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (2, 1024), (5, 2500), (32, 100)])
+def test_the_weighted_sum(count, length, dtype):
+    gradients = vectors(count, length, dtype)
+    weights = torch.linspace(0.5, 2.0, count)
+    expected = (torch.stack(gradients).double() * weights.double().unsqueeze(1)).sum(0)
+    found = kernels.weighted_sum(gradients, weights)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_empty_gradients(count):
+    empty = [torch.empty(0, 3)] * count
+    assert kernels.gram_matrix(empty, None).equal(torch.zeros(count, count))
+    assert kernels.weighted_sum(empty, torch.ones(count)).shape == (0, 3)
+
+
+OPTIONS = {
+    "default": {},
+    "no direction": {"direction": "none"},
+    "mean": {"reduction": "mean"},
+    "preferences": {"task_weights": [3.0, 1.0, 2.0], "gamma": 0.3, "rho": 1.0, "beta": 2.0},
+    "overlap": {"overlap": True},
+    "every other step": {"gram_every": 2},
+}
+
+
+def trained(options: dict[str, object], *, stacked: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return what flows on in each step, and the state after them; tasks are absent, one even at first, or overflow."""
+    fork = MultiBalance(3, **options)
+    generator = torch.Generator().manual_seed(0)
+    sent = []
+    for step in range(12):
+        z = torch.randn(5, 7, generator=generator).requires_grad_()
+        copies = fork.stacked(z).unbind() if stacked else fork(z)
+        here = [task for task in range(3) if (step, task) not in {(0, 2), (1, 2), (4, 0), (4, 1), (4, 2), (6, 1)}]
+        losses = [(copies[task] * torch.randn(5, 7, generator=generator)).sum() * 4.0**task for task in here]
+        if step == 8:
+            losses[1] = losses[1] * torch.inf
+        torch.stack([*losses, z.sum() * 0]).sum().backward()
+        sent.append(z.grad)
+    state = fork.state_dict() | {"gram": fork.last_gram, "weights": fork.last_weights, "present": fork.last_present}
+    return sent, {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_multibalance_trains_as_with_the_plain_form(options, stacked, request):
+    expected = trained(options, stacked=stacked)
+    request.getfixturevalue("with_kernels")
+    found = trained(options, stacked=stacked)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_a_fork_with_its_own_weigh_is_asked_for_the_weights():
+    class Own(MultiBalance):
+        def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
+            return torch.full_like(gram[0], 7.0)
+
+    for fork in (Own(2), MultiBalance(2, magnitude="equal"), MultiBalance(2, direction="raw"), Fork(2)):
+        z = torch.ones(3, requires_grad=True)
+        first, second = fork(z)
+        (first.sum() + 3 * second.sum()).backward()
+        plainly = torch.stack([torch.ones(3), torch.full((3,), 3.0)]).T @ fork.last_weights
+        torch.testing.assert_close(z.grad, plainly)
+        assert (fork.last_weights == 7.0).all() == isinstance(fork, Own)
