@@ -76,7 +76,7 @@ def tests(device: str, out: Path, further: list[str]) -> dict[str, Any]:
     report = out / "tests.xml"
     report.unlink(missing_ok=True)
     # Without the repository's settings and the tests' common fixtures, which need more than torch and pytest.
-    alone = ["-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", TESTS, "-p", "no:cacheprovider"]
+    alone = ["-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", TESTS, "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
     command = [sys.executable, "-m", "pytest", "-q", *alone, f"--junitxml={report}", TESTS, *further]
     code, seconds = run(command, SECONDS_OF_TESTS, EQUIPOISE_ACCELERATOR=device)
     cases = [outcome(case) for case in ET.parse(report).iter("testcase")] if report.exists() else []
@@ -122,7 +122,7 @@ def markdown(result: dict[str, Any]) -> str:
     measured = [case for case in cases if "measured" in case]
     if measured:
         lines += ["", "| test | measured |", "|---|---|"]
-        lines += [f"| {case['test']} | {', '.join(map(': '.join, case['measured'].items()))} |" for case in measured]
+        lines += [f"| {case['test']} | {measurements(case)} |" for case in measured]
     failed = [case for case in cases if case["outcome"] == "failed"]
     if failed:
         lines += ["", "Failed:", "", *(f"- {case['test']}: {case['message']}" for case in failed)]
@@ -133,6 +133,11 @@ def markdown(result: dict[str, Any]) -> str:
             "Speed: see `speed.md`." if code == 0 else f"The speed benchmark failed{stopped(result['speed'])}.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def measurements(case: dict[str, Any]) -> str:
+    """Return what a test measured as a cell of a table."""
+    return ", ".join(map(": ".join, case["measured"].items())).replace("|", "\\|")
 
 
 def stopped(part: dict[str, Any]) -> str:
