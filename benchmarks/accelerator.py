@@ -76,7 +76,18 @@ def tests(device: str, out: Path, further: list[str]) -> dict[str, Any]:
     report = out / "tests.xml"
     report.unlink(missing_ok=True)
     # Without the repository's settings and the tests' common fixtures, which need more than torch and pytest.
-    alone = ["-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", TESTS, "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
+    alone = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        "--confcutdir",
+        TESTS,
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "junit_family=xunit1",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", *alone, f"--junitxml={report}", TESTS, *further]
     code, seconds = run(command, SECONDS_OF_TESTS, EQUIPOISE_ACCELERATOR=device)
     cases = [outcome(case) for case in ET.parse(report).iter("testcase")] if report.exists() else []
