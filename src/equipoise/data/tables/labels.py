@@ -53,7 +53,7 @@ def sql_name(column: str, /) -> str:
 
     Example:
         >>> sql_name("clicked"), sql_name("order"), sql_name("is clicked")
-        XX'"is clicked"')
+        ('clicked', '"order"', '"is clicked"')
     """
     try:
         is_plain = bool(_NAME.fullmatch(column)) and pl.sql_expr(f"{column} > 0").meta.root_names() == [column]
