@@ -12,6 +12,8 @@ TOGETHER: Final = (
     (re.compile(r"(?<=\d) (?=%)"), NO_BREAK),
     (re.compile(r"(?<=[▲▼△▽]) (?=[+−\d])"), NO_BREAK),
     (re.compile(r"(?<=&lt;) (?=\d)"), NO_BREAK),
+    (re.compile(r"(?<=\bp) (?=(=|&lt;) ?\d)"), NO_BREAK),
+    (re.compile(r"(?<=\d) / (?=\d)"), f"{NO_BREAK}/{NO_BREAK}"),
     (re.compile(r"(?<=\d) of (?=\d)"), f"{NO_BREAK}of{NO_BREAK}"),
     (re.compile(r" ± "), f"{NO_BREAK}±{NO_BREAK}"),
     (re.compile(r"(?<=×) (?=\d)"), NO_BREAK),
