@@ -54,8 +54,10 @@ def _of_speed(result: Result) -> Iterator[tuple[str, Ratio]]:
     """Yield the cost of each method's step over that of the plain sum; torchjd's own methods are not ours."""
     clock = ", by processor time" if result.get("clock") == "processor" else ""
     for row in result["rows"]:
+        workload = "" if row.get("workload", "cpu") == "cpu" else f", {row['workload']}"
         if not row["contender"].startswith(("plain sum", "torchjd")):
-            yield f"{row['contender']}, {row['tasks']} tasks: step over that of the plain sum{clock}", _ratio(row)
+            name = f"{row['contender']}, {row['tasks']} tasks{workload}"
+            yield f"{name}: step over that of the plain sum{clock}", _ratio(row)
 
 
 def _of_fork(result: Result) -> Iterator[tuple[str, Ratio]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
+from equipoise import __version__
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import Groups, LabelCount, NaturalRate, PlannedTask
 from equipoise.data import Dataset
@@ -63,7 +63,7 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
         "fingerprint": dataset.fingerprint(),
         "options": settings.model_dump(mode="json"),
         "versions": {
-            "equipoise": version("equipoise"), "torch": torch.__version__,
+            "equipoise": __version__, "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__},

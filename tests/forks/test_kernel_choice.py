@@ -1,0 +1,58 @@
+"""Kernels are taken where a device can build them, shown as far as a CPU can; ``tests/accelerator`` has the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from equipoise.forks import kernel_choice
+from equipoise.forks.kernel_choice import kernels_for
+
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def made_up_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Let the process believe that it has a device; the fixture's values can be changed."""
+    device = SimpleNamespace(capability=(9, 0), name="Made-up")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device.name)
+    kernel_choice._kernels_on.cache_clear()
+    yield device
+    kernel_choice._kernels_on.cache_clear()
+
+
+def test_a_cpu_has_none():
+    assert kernels_for([torch.ones(2)]) is None
+    assert kernels_for(torch.ones(2, 3)) is None
+
+
+def test_an_old_device_has_none(made_up_device):
+    made_up_device.capability = (7, 5)
+    assert kernel_choice._kernels_on(DEVICE) is None
+
+
+@pytest.mark.usefixtures("made_up_device")
+def test_a_build_of_pytorch_for_other_devices_has_none(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert kernel_choice._kernels_on(DEVICE) is None
+
+
+@pytest.mark.usefixtures("made_up_device")
+def test_kernels_that_cannot_be_built_are_left_with_one_warning_that_says_why(monkeypatch):
+    kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", exc_type=ImportError)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "weighted_sum", fails)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
+    with pytest.warns(
+        UserWarning, match=r"on Made-up: Triton cannot build.*Failed to find C compiler.*apt install gcc"
+    ):
+        assert kernel_choice._kernels_on(DEVICE) is None
+    assert kernel_choice._kernels_on(DEVICE) is None  # no second warning, which would be an error here
