@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from equipoise.comparison.audit import Audit, Probe
-from equipoise.comparison.results import PlannedMethod, PlannedRuns, Results
+from equipoise.comparison.results import LabelCount, PlannedMethod, PlannedRuns, Results
 from equipoise.report.audit_findings import STATIC, conclude
 from equipoise.report.audit_page import write_audit
 from equipoise.training import Run
@@ -30,7 +30,12 @@ def run(method: str, seed: int, gains: Mapping[str, float]) -> Run:
 
 
 def audited(
-    *, share: float = 0.5, cosine: float = 0.2, seeds: int = 5, **gains: Mapping[str, float]
+    *,
+    share: float = 0.5,
+    cosine: float = 0.2,
+    seeds: int = 5,
+    positives: Mapping[str, int] | None = None,
+    **gains: Mapping[str, float],
 ) -> tuple[Audit, Results]:
     """Return an audit in which ``buy`` has so large a share of the lengths, and the ways these gains."""
     named = {name.replace("_", "-"): found for name, found in gains.items()}
@@ -44,10 +49,11 @@ def audited(
         )
         for step in range(0, 40, 10)
     ]  # fmt: skip
+    counts = {task: LabelCount(labelled=5000, positives=count) for task, count in (positives or {}).items()}
     plan = PlannedRuns(
         dataset="made <i>up</i>", model="mmoe", tasks=list(TASKS),
         methods=[PlannedMethod(name=name, label=name) for name in methods], seeds=list(range(seeds)),
-        epochs=1, batch_size=256, schedule="linear",
+        epochs=1, batch_size=256, schedule="linear", label_counts={"validation": counts},
     )  # fmt: skip
     confirmed = [json.loads(found.to_json()) for found in static]
     audit = Audit(probes=probes, weights={"click": 1.0, "buy": 1.0}, confirmed=confirmed)
@@ -91,6 +97,17 @@ def test_a_short_gradient_is_drowned_out_only_if_the_task_is_better_off_otherwis
     assert any(reason.startswith("buy is drowned out") for reason in gaining.reasons)
     long = conclude(*audited(share=0.5, multibalance={"buy": 3.0}))
     assert not any(task.drowned_out for task in long.tasks)
+
+
+def test_a_task_with_few_validation_rows_of_a_class_decides_nothing_and_is_named() -> None:
+    gains = {"multibalance": {"buy": 9.0}, "single_task": {"buy": 9.0}}
+    found = conclude(*audited(share=0.1, positives={"click": 900, "buy": 18}, **gains))
+    assert found.advice == "leave"
+    assert found.reasons[0].startswith(
+        "Fewer than 100 validation rows of one class, too few for a judgement: buy (18)."
+    )
+    assert not any(task.drowned_out or task.suffers for task in found.tasks)
+    assert conclude(*audited(share=0.1, positives={"click": 900, "buy": 100}, **gains)).advice == "balance"
 
 
 def test_opposed_gradients_are_named_once() -> None:

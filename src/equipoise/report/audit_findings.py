@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from equipoise.comparison.audit import Audit, Probe
 from equipoise.comparison.results import EQUAL_WEIGHTS, SINGLE_TASK, Results
-from equipoise.report.analysis import MIN_PAIRS, Analysis, Gain, analyse
+from equipoise.report.analysis import FEW_POSITIVES, MIN_PAIRS, Analysis, Gain, analyse
 from equipoise.report.cells import PERCENT, number, percent, signed
 from equipoise.report.phrases import listed
 from equipoise.report.statistics import PairedComparison, relative_gain
@@ -30,7 +30,10 @@ Advice = Literal["leave", "balance", "split", "unclear"]
 
 @dataclass(frozen=True)
 class Way:
-    """One way of training against equal weights: the gain in validation NE in per cent, paired by seed."""
+    """One way of training against equal weights: the gain in validation NE in per cent, paired by seed.
+
+    Tasks with few validation rows of one class are in no mean and not in ``by_task``.
+    """
 
     name: str
     label: str
@@ -101,7 +104,12 @@ def conclude(audit: Audit, results: Results, /) -> Conclusion:
     joint = sorted((way for way in ways if way.name != SINGLE_TASK), key=lambda way: -(way.gain.mean or -math.inf))
     alone = next((way for way in ways if way.name == SINGLE_TASK), None)
     advice, headline = _advice(joint, alone)
-    reasons = [*_task_reasons(tasks), *_room_reasons(joint, alone, advice), *_adam_reasons(update, tasks)]
+    reasons = [
+        *_few_rows(analysis),
+        *_task_reasons(tasks),
+        *_room_reasons(joint, alone, advice),
+        *_adam_reasons(update, tasks),
+    ]
     if audit.rate_tuned:
         reasons.append(
             "Equal weights chose the learning rate; the other ways took it over, and may gain more at their own."
@@ -120,7 +128,7 @@ def _ways(audit: Audit, results: Results, analysis: Analysis) -> tuple[Way, ...]
             name,
             labels[name],
             _gain(of_way, equal, analysis.means_over),
-            {task: _gain(of_way, equal, [task]) for task in analysis.tasks},
+            {task: _gain(of_way, equal, [task]) for task in analysis.tasks if task not in analysis.few},
         )
         for name, of_way in runs.items()
     )
@@ -193,6 +201,17 @@ def _advice(joint: Sequence[Way], alone: Way | None) -> tuple[Advice, str]:
 
 def _with_interval(gain: PairedComparison) -> str:
     return f"{number(gain.mean, 2)}{PERCENT} (95{PERCENT} interval {signed(gain.low, 2)} to {signed(gain.high, 2)})"
+
+
+def _few_rows(analysis: Analysis) -> list[str]:
+    """Name the tasks on which the validation rows allow no judgement."""
+    if not analysis.few:
+        return []
+    named = [f"{task} ({count})" for task, count in analysis.few.items()]
+    return [
+        f"Fewer than {FEW_POSITIVES} validation rows of one class, too few for a judgement: {listed(named)}. More data "
+        "may change the advice."
+    ]
 
 
 def _task_reasons(tasks: Sequence[TaskFinding]) -> list[str]:
