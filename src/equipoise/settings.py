@@ -224,7 +224,7 @@ class TrainingSettings(BaseModel):
     checkpoint_every: Annotated[
         Annotated[int, Field(ge=1)] | None, About(commands=("train",), decides_numbers=False)
     ] = Field(None, description="Steps between checkpoints, besides those of the learning curve.")
-    device: Annotated[str, About(commands=("train",), decides_numbers=False)] = Field(
+    device: Annotated[str, About(commands=("train", "compare"), decides_numbers=False)] = Field(
         "cpu", description="Where to train: cpu, cuda, ..."
     )
 
@@ -367,10 +367,16 @@ class Settings(TrainingSettings):
         return self.model_copy(update=changes)
 
     def of_comparison(self) -> dict[str, Any]:
-        """Return the settings that all runs share and that change the results, by name, as JSON holds them."""
+        """Return the settings that all runs share and that change the results, by name, as JSON holds them.
+
+        The device is one of them: it rounds in its own way, which is nothing beside a seed, but runs of a comparison
+        are to differ in nothing but the method.
+        """
         found = self.model_dump(mode="json")
         return {
-            name: found[name] for name in found if about(name).decides_numbers and "compare" in about(name).commands
+            name: found[name]
+            for name in found
+            if (about(name).decides_numbers or name == "device") and "compare" in about(name).commands
         }
 
 

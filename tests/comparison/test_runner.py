@@ -10,7 +10,7 @@ import torch
 
 from equipoise import data
 from equipoise.comparison import runner as runner_module
-from equipoise.comparison.jobs import Job, RunListener
+from equipoise.comparison.jobs import Job, RunListener, cores, workers_on
 from equipoise.comparison.result_folder import FolderError, ResultFolder
 from equipoise.comparison.results import Throughput
 from equipoise.comparison.runner import run_comparison, starting_rate, train_into
@@ -99,6 +99,27 @@ def test_the_results_do_not_depend_on_the_number_of_processes(tmp_path: Path, mo
         run_comparison(plan(), tmp_path / "two", jobs=2)
     assert results(tmp_path / "one" / "runs.jsonl") == results(tmp_path / "two" / "runs.jsonl")
     assert torch.get_num_threads() == threads
+
+
+def test_runs_train_and_are_measured_on_the_device_of_the_settings(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def usable(name: str) -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("equipoise.training.loop.usable_device", usable)
+    monkeypatch.setattr("equipoise.training.learner.usable_device", usable)
+    run_comparison(plan(device="cpu:0"), tmp_path, jobs=1)
+    checks, trainings, measurements = len(METHODS_SHORT), 2 * len(METHODS_SHORT), 1 + len(METHODS_SHORT)
+    assert asked == ["cpu:0"] * (checks + trainings + measurements)
+    with pytest.raises(FolderError, match="device: cpu:0 there, cpu here"):
+        run_comparison(plan(), tmp_path, jobs=1)
+
+
+def test_an_accelerator_trains_one_run_at_a_time_unless_the_user_says_so() -> None:
+    assert workers_on("cuda:1") == workers_on("mps") == 1
+    assert workers_on("cpu") == cores()
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def compare(
     *,
     rows: Rows = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of worker processes; one per core by default.")
+        int | None,
+        typer.Option(min=1, help="Worker processes; by default one per core, one on an accelerator."),
     ] = None,
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for results; finished runs in it are kept.")] = Path(

@@ -31,7 +31,8 @@ def evidence(
     ] = False,
     speed: Annotated[bool, typer.Option(help="Measure speed and memory, on a machine that does nothing else.")] = True,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of worker processes; one per core by default.")
+        int | None,
+        typer.Option(min=1, help="Worker processes; by default one per core, one on an accelerator."),
     ] = None,
 ) -> None:
     """Compare methods on several data sets and models, each tuned alike, then write a page about all of them.

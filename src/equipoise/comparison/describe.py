@@ -66,7 +66,10 @@ def describe(settings: Settings, dataset: Dataset, methods: Sequence[Method]) ->
             "equipoise": __version__, "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {
+            "cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
+            "accelerator": _accelerator(torch.device(settings.device)),
+        },
     }  # fmt: skip
 
 
@@ -138,6 +141,13 @@ def label_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int | None]]
         }
         for name, split in splits.items()
     }
+
+
+def _accelerator(device: torch.device) -> str:
+    """Return the name of an accelerator, "" for a CPU."""
+    if device.type == "cpu":
+        return ""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _natural_rate(schema: Schema) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def compare(
         methods: names, import paths or objects; by default single-task, equal, multibalance and pub.
         model: a name, an import path, or a class or function that builds a module; ``docs/own-model.md`` says more.
         out: a folder; runs that it already holds are kept.
-        jobs: how many worker processes train; one per core if None, none at all if 1.
+        jobs: how many worker processes train; if None one per core, and one on an accelerator. None at all if 1.
         listener: is told the progress.
         settings: any setting of ``equipoise compare``, such as ``seeds``, ``epochs`` or ``tune``.
 

@@ -29,7 +29,7 @@ from equipoise.registry import registered, restore
 from equipoise.settings import Settings
 from equipoise.training import NonFiniteError, Run, SettingError, train
 
-__all__ = ["Job", "OnSteps", "RunListener", "cores", "method_at", "run_jobs"]
+__all__ = ["Job", "OnSteps", "RunListener", "cores", "method_at", "run_jobs", "workers_on"]
 
 _POLL_SECONDS = 0.1
 _REPORT_EVERY = 10  # steps between two messages of a worker
@@ -82,6 +82,16 @@ OnSteps = Callable[[Job, int, int], None]
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_on(device: str, /) -> int:
+    """Return how many runs train at a time unless the user says so: one per core, and one on an accelerator.
+
+    Example:
+        >>> workers_on("cuda")
+        1
+    """
+    return cores() if torch.device(device).type == "cpu" else 1
 
 
 def run_jobs(

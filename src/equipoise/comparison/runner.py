@@ -18,7 +18,7 @@ from torch import nn
 
 from equipoise import data
 from equipoise.comparison.describe import check_same_comparison, check_tunable, describe
-from equipoise.comparison.jobs import Job, RunListener, cores, method_at, run_jobs
+from equipoise.comparison.jobs import Job, RunListener, method_at, run_jobs, workers_on
 from equipoise.comparison.result_folder import ResultFolder, without_details, write_json
 from equipoise.comparison.results import EQUAL_WEIGHTS, STATIC_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
@@ -79,8 +79,8 @@ def run_comparison(
     Args:
         dataset: taken in place of the one that the settings name.
         from_python: names of settings whose values a caller gave as Python objects, for the report.
-        jobs: how many worker processes train, as many as there are cores if None; the results do not depend
-            on it.
+        jobs: how many worker processes train; if None as many as there are cores, and one on an accelerator. The
+            results do not depend on it.
         listener: is told the progress.
         speed: measure the throughput and memory of each method.
         details: keep learning curves, slices, calibration curves and the monitor's readings of each run.
@@ -109,7 +109,9 @@ def run_comparison(
             "Method static weighs all tasks equally here, as equal weights do: give weights (static:weights=1-1-3), or "
             "search them with --tune --tune-trials 48."
         )
-    comparison = _Comparison(settings, dataset, methods, ResultFolder(folder), jobs or cores(), listener, details)
+    comparison = _Comparison(
+        settings, dataset, methods, ResultFolder(folder), jobs or workers_on(settings.device), listener, details
+    )
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         comparison.learner(method)
     epochs, batch_size = settings.steps_per
@@ -254,8 +256,9 @@ class _Comparison:
         wanted = {method.name: method for method in (equal, *self.methods)}
         left = [method for name, method in wanted.items() if name not in measured]
         self.listener.phase_started("Measuring throughput", len(wanted), len(wanted) - len(left))
-        batches = list(islice(self.dataset.train.batches(self.settings.steps_per[1]), _THROUGHPUT_BATCHES))
         reference = self.learner(equal, rates.get(EQUAL_WEIGHTS))
+        stream = self.dataset.train.batches(self.settings.steps_per[1])
+        batches = [batch.to(reference.device) for batch in islice(stream, _THROUGHPUT_BATCHES)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MisplacedForkWarning)  # the trainings have said so
             for method in left:

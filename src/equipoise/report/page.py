@@ -371,4 +371,5 @@ def _machine(machine: Mapping[str, Any]) -> str:
     if "cpu" not in machine:
         return "not recorded"
     cores = f", {counted(machine['cores'], 'core')}" if machine.get("cores") else ""
-    return f"{machine['cpu']}{cores}"
+    accelerator = f", {machine['accelerator']}" if machine.get("accelerator") else ""
+    return f"{machine['cpu']}{cores}{accelerator}"

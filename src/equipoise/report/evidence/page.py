@@ -250,4 +250,5 @@ def _procedure(suite: Suite) -> Sequence[tuple[str, str]]:
 def _machine(setting: Setting) -> str:
     machine = setting.results.plan.machine
     cores = f", {counted(machine['cores'], 'core')}" if machine.get("cores") else ""
-    return f"{machine.get('cpu', 'not recorded')}{cores}"
+    accelerator = f", {machine['accelerator']}" if machine.get("accelerator") else ""
+    return f"{machine.get('cpu', 'not recorded')}{cores}{accelerator}"
