@@ -13,10 +13,10 @@ from equipoise.data import Dataset
 from equipoise.methods import METHODS
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import build_model
-from equipoise.schema import Batch
+from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, Learner, SettingError, train
-from equipoise.training.optimizers import embedding_tables
+from equipoise.training.optimizers import embedding_tables, note_on_large_tables
 from equipoise.training.row_wise_adagrad import RowWiseAdagrad
 
 LR, STEPS = 0.02, 12
@@ -79,6 +79,39 @@ RECIPES: dict[str, tuple[dict, Callable[[nn.Module], list[Optimizer]]]] = {
         lambda model: [Adam(apart(model)[0], lr=LR), RowWiseAdagrad(apart(model)[1], 0.1)],
     ),
 }
+
+
+@pytest.mark.parametrize(("batch_size", "is_sparse"), [(8, True), (128, False)])
+def test_row_wise_adagrad_steps_the_rows_of_the_batch_alone_in_a_table_that_is_large_beside_it(batch_size, is_sparse):
+    schema = Schema([Categorical("item", 2048)], [Numeric("number")], [Task("click"), Task("like")])
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for size in (batch_size, None):  # a learner that does not know the size of its batches takes all rows
+        settings = TrainingSettings.of(lr=LR, seed=0, table_optimizer="rowwise-adagrad", batch_size=size)
+        learner = Learner(schema, METHODS["multibalance"], settings)
+        generator.manual_seed(0)
+        for _ in range(3):
+            ids = torch.randint(2048, (batch_size, 1), generator=generator)
+            labels = torch.randint(2, (batch_size, 2), generator=generator).float()
+            learner.step(Batch(ids, torch.ones(batch_size, 1), labels, torch.ones(batch_size)))
+        (table,) = embedding_tables(learner.model().models[0])
+        assert table.grad is not None
+        assert table.grad.is_sparse is (is_sparse and size is not None)
+        found.append(list(learner.model().models[0].parameters()))
+    torch.testing.assert_close(*found)
+
+
+def test_a_note_names_row_wise_adagrad_where_adam_would_step_many_rows_for_each_row_of_a_batch():
+    def note(rows: int, **settings: object) -> str:
+        schema = Schema([Categorical("item", rows), Categorical("last", rows, table="item")], [], [Task("click")])
+        return note_on_large_tables(schema, TrainingSettings.of(**{"batch_size": 1000, **settings}))
+
+    assert "have 600,000 rows, all of which adam steps in every step; a batch looks up at most 2,000." in note(600_000)
+    assert not note(500_000)
+    assert not note(600_000, table_optimizer="rowwise-adagrad")
+    assert not note(600_000, device="cuda")
+    assert not note(600_000, sharding="row-wise")
+    assert not note(600_000, batch_size=None)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -44,6 +44,7 @@ from equipoise.training import (
     train,
 )
 from equipoise.training.checkpoint import last_checkpoint, set_aside_folder
+from equipoise.training.optimizers import note_on_large_tables
 
 if TYPE_CHECKING:
     from equipoise.comparison.rate_search import RateSearch
@@ -114,6 +115,7 @@ def run_comparison(
     )
     for method in methods:  # what is wrong with a model or method shows here, before anything is written
         comparison.learner(method)
+    _note_large_tables(dataset, settings, listener)
     epochs, batch_size = settings.steps_per
     count_steps(dataset, epochs=epochs, batch_size=batch_size)
     if settings.tune:
@@ -269,6 +271,11 @@ class _Comparison:
                 self.listener.part_done()
 
 
+def _note_large_tables(dataset: Dataset, settings: Settings, listener: RunListener) -> None:
+    if note := note_on_large_tables(dataset.schema, settings):
+        listener.noted(note)
+
+
 def _weighs_statically(settings: Settings) -> bool:
     """Return whether static weights are searched in this comparison, or were before it; a grid of rates has none."""
     if settings.tune:
@@ -339,6 +346,7 @@ def train_into(
     with own_folder(folder, world):
         dataset = load_data(settings, listener)
         settings = settings.suited_to(dataset)
+        _note_large_tables(dataset, settings, listener)
         tuned = starting_rate(settings, method.name)
         if tuned.doubt and "lr" not in settings.model_fields_set:
             listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. State one: --lr.")

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler
 
 from equipoise.errors import SettingError
 from equipoise.optim.wrapper import Wrapper
+from equipoise.schema import Schema
 from equipoise.settings import OptimizerName, TrainingSettings
 from equipoise.training.row_wise_adagrad import RowWiseAdagrad
 
@@ -24,6 +26,7 @@ __all__ = [
     "build_schedule",
     "embedding_tables",
     "fused_table_optimizer",
+    "note_on_large_tables",
     "table_rate",
 ]
 
@@ -161,6 +164,24 @@ def embedding_tables(module: nn.Module, /) -> list[nn.Parameter]:
     """Return the weights of the embeddings of a module."""
     kinds = (nn.Embedding, nn.EmbeddingBag)
     return [p for part in module.modules() if isinstance(part, kinds) for p in part.parameters(recurse=False)]
+
+
+def note_on_large_tables(schema: Schema, settings: TrainingSettings, /) -> str:
+    """Return a sentence that names row-wise Adagrad where it makes steps on a CPU several times as fast; else "".
+
+    The limit is that of ``benchmarks/tables.py``, whose steps take a third of the time with 512 rows for each row of a
+    batch.
+    """
+    rows = sum(feature.cardinality for feature in schema.categorical if feature.table in {"", feature.name})
+    looked_up = settings.batch_size * len(schema.categorical_columns) if settings.batch_size is not None else 0
+    dense = settings.table_optimizer == "same" and settings.sharding in {"ddp", "fsdp"}
+    if not dense or torch.device(settings.device).type != "cpu" or rows < 512 * (settings.batch_size or rows):
+        return ""
+    return (
+        f"The embedding tables have {rows:,} rows, all of which {settings.optimizer} steps in every step; a batch "
+        f"looks up at most {looked_up:,}. With --table-optimizer rowwise-adagrad a step takes those alone, see "
+        "docs/recipes.md."
+    )
 
 
 def table_rate(settings: TrainingSettings, /) -> float:
