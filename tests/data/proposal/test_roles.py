@@ -182,6 +182,14 @@ def test_words_with_a_space_are_no_list() -> None:
     assert found.features["segment"].value == "category"
 
 
+def test_numbers_with_a_decimal_comma_are_left_out_with_what_to_do() -> None:
+    prices = ["n/a" if row % 50 == 0 else str(row) if row % 9 == 0 else f"{row},25" for row in range(ROWS)]
+    found = proposed(price=prices, code=[f"{row % 40:03}" for row in range(ROWS)])
+    assert "price" not in found.features
+    assert "write a point" in found.left_out["price"]
+    assert found.features["code"].value == "category"
+
+
 def test_lists_of_fractions_of_one_length_are_vectors() -> None:
     found = proposed(image=[[0.5, float(row), 0.25] for row in range(ROWS)])
     assert found.features["image"].value == {"kind": "vector", "width": 3}

@@ -46,6 +46,19 @@ def test_other_separators_in_a_csv_file_are_noticed(tmp_path: Path, separator: s
     assert "user_id" in found["features"]
 
 
+def test_the_separator_is_noticed_before_commas_in_the_values_are_taken_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "logs.csv"
+    commas = pl.Series("name", ["one, two" if row % 3 else "one" for row in range(2000)])
+    logs().with_columns(commas).write_csv(file, separator=";", quote_style="never")
+    assert yaml.safe_load(propose_settings([str(file)]))["data"]["separator"] == ";"
+
+
+def test_spaces_around_names_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "logs.csv"
+    logs().rename({"click": " click"}).write_csv(file)
+    assert "begin or end with a space" in propose_settings([str(file)])
+
+
 def test_the_paths_that_a_shell_has_made_of_a_glob_become_one_again(tmp_path: Path) -> None:
     files = [tmp_path / f"part-{place}.parquet" for place in range(3)]
     for file in files:

@@ -71,6 +71,7 @@ class Column:
         time: the form of points in time, if the column has such.
         tokens: the parts of lists or separated text, if the column has such.
         yes: the text that stands for 1 in a binary column of text, such as "yes" beside "no".
+        decimal_comma: whether nearly all texts are numbers, most of them with a comma in place of the point.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Column:
     time: TimeForm | None = None
     tokens: Tokens | None = None
     yes: str = ""
+    decimal_comma: bool = False
 
 
 def words_of(name: str, /) -> str:
@@ -161,6 +163,8 @@ def _text(there: pl.Series, missing: float, distinct: int, rows: int) -> Column:
     time = _time_of_text(few)
     if time is not None:
         return Column(there.name, "time", missing, distinct, rows, time=time)
+    if _share(few, r"^-?\d+,\d+$") > 0.5 and _share(few, r"^-?\d+(,\d+)?$") > 0.9:
+        return Column(there.name, "text", missing, distinct, rows, decimal_comma=True)
     for separator in _SEPARATORS:
         if few.str.contains(separator, literal=True).any():
             tokens = _tokens_of(there.str.split(separator), separator)
@@ -170,6 +174,11 @@ def _text(there: pl.Series, missing: float, distinct: int, rows: int) -> Column:
             if tokens.numbers and tokens.same_count and tokens.most > 1:
                 return Column(there.name, "list", missing, len(tokens.distinct), rows, tokens=tokens)
     return Column(there.name, "text", missing, distinct, rows)
+
+
+def _share(texts: pl.Series, pattern: str) -> float:
+    """Return the share of texts that match."""
+    return _float(texts.str.contains(pattern).mean() or 0.0)
 
 
 def _yes_of(values: list[str]) -> str:

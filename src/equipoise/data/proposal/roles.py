@@ -95,6 +95,7 @@ def propose(sample: pl.DataFrame, rows: int, /) -> Proposal:
     for column in labels:
         del columns[column.name]
     _choose_outcomes(found, sample, columns, labels)
+    _leave_out_decimal_commas(found, columns)
     _choose_user(found, columns)
     _choose_split(found, sample, columns)
     _choose_features(found, columns)
@@ -106,6 +107,15 @@ def propose(sample: pl.DataFrame, rows: int, /) -> Proposal:
 def _leave_out_empty(found: Proposal, columns: dict[str, Column]) -> None:
     for column in [column for column in columns.values() if column.nature == "constant"]:
         found.left_out[column.name] = "the same value in all rows" if column.distinct else "no value in any row"
+        del columns[column.name]
+
+
+def _leave_out_decimal_commas(found: Proposal, columns: dict[str, Column]) -> None:
+    for column in [column for column in columns.values() if column.decimal_comma]:
+        found.left_out[column.name] = (
+            "numbers with a decimal comma: write a point in the file; if they are lists: "
+            f"{column.name}: {{kind: categories, separator: ','}}"
+        )
         del columns[column.name]
 
 

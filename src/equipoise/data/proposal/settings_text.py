@@ -13,6 +13,8 @@ import yaml
 
 from equipoise.data.proposal.roles import Proposal, Remarked, propose
 from equipoise.data.tables.files import open_files
+from equipoise.data.tables.locations import find_files
+from equipoise.data.tables.text_files import header_of
 from equipoise.errors import DataError
 
 __all__ = ["propose_settings"]
@@ -45,6 +47,8 @@ def _lines(found: Proposal, stated: dict[str, Any], sample: pl.DataFrame, rows: 
     counted = f"{sample.width} columns" if sample.width > 1 else "one column"
     yield f"# Proposed by `equipoise init` from {looked} and {counted}. Read the remarks, and edit."
     yield "# Then: equipoise data check FILE, equipoise audit FILE, equipoise compare FILE, equipoise train FILE."
+    if any(name != name.strip() for name in sample.columns):
+        yield "# Some names of columns begin or end with a space: remove the spaces around the separators of the file."
     if any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in sample.columns):
         yield "# Some columns are named like values: if the file lacks a header, add one."
     yield "data:"
@@ -96,6 +100,17 @@ def _as_glob(files: Sequence[str]) -> list[str]:
     return list(files)
 
 
+def _separator_of(files: Sequence[str]) -> str:
+    """Return the separator of text files whose first header is a single column by their ending; else nothing."""
+    for location in find_files(files):
+        if location.format != "parquet":
+            by_ending = "\t" if location.format == "tsv" else ","
+            header = header_of(location.path, location.name, separator=by_ending)
+            found = max(_SEPARATORS, key="".join(header).count)
+            return found if len(header) == 1 and found in header[0] else ""
+    return ""
+
+
 def _texts_among_numbers(sample: pl.DataFrame) -> list[str]:
     """Return the few texts, such as "n/a", that keep columns from being numbers."""
     found = set[str]()
@@ -110,17 +125,13 @@ def _texts_among_numbers(sample: pl.DataFrame) -> list[str]:
 def _sample(stated: dict[str, Any]) -> tuple[pl.DataFrame, int]:
     """Return the first rows of the files and the number of all; state a separator and null values of theirs."""
     files = [stated["files"]] if isinstance(stated["files"], str) else stated["files"]
-    source = open_files(files)
-    if len(source.types) == 1:
-        (name,) = source.types
-        found = max(_SEPARATORS, key=name.count)
-        if name.count(found):
-            stated["separator"] = found
-            source = open_files(files, separator=found)
+    if separator := _separator_of(files):
+        stated["separator"] = separator
+    source = open_files(files, separator=separator)
     table = source.table()
     if texts := _texts_among_numbers(table.frame.head(_SAMPLE_ROWS).collect()):
         null_values = [*_NULL_VALUES, *texts]
-        without = open_files(files, separator=stated.get("separator", ""), null_values=null_values)
+        without = open_files(files, separator=separator, null_values=null_values)
         if without.types != source.types:  # Parquet has its types already
             stated["null_values"], table = null_values, without.table()
     if not table.rows:

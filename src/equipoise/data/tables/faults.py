@@ -63,7 +63,10 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]
                     f"expected one of {', '.join(kinds)}; found {kind!r}{did_you_mean(kind, kinds)}",
                 )
             case "model_type" | "model_attributes_type" | "dict_type":
-                yield place, f"expected a mapping{found}"
+                yield (
+                    place,
+                    "expected a mapping; found nothing" if entry["input"] is None else f"expected a mapping{found}",
+                )
             case "string_type":
                 quote = " (in YAML, put it in quotes)" if isinstance(entry["input"], bool | int | float) else ""
                 yield place, f"expected text{quote}{found}"

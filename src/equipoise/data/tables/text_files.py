@@ -20,7 +20,7 @@ from equipoise.data.tables.content import content_hash
 from equipoise.data.tables.faults import check_names_differ
 from equipoise.errors import DataError
 
-__all__ = ["as_parquet"]
+__all__ = ["as_parquet", "header_of"]
 
 _VERSION: Final = 1  # to change whenever the same text gives other columns
 _BLOCK: Final = 1 << 22
@@ -65,6 +65,21 @@ def as_parquet(file: Path, name: str, /, *, separator: str, null_values: Sequenc
         )
         raise
     return path
+
+
+def header_of(file: Path, name: str, /, *, separator: str) -> list[str]:
+    """Return the names in the first line of a text file; none if it is empty.
+
+    Args:
+        name: the file in messages, if it was copied from elsewhere.
+
+    Raises:
+        DataError: the line is not UTF-8, or a quote in it is never closed.
+    """
+    rows = _strict_rows(file, name, separator)
+    _, header = next(rows, (0, list[str]()))
+    rows.close()
+    return header
 
 
 class _Plain(io.RawIOBase):
@@ -114,7 +129,10 @@ def _strict_rows(file: Path, name: str, separator: str) -> Generator[tuple[int, 
             said = "a quote is never closed" if "end of data" in str(error) else str(error)
             raise DataError(f"{name}, line {begin}: the row that begins there cannot be read: {said}.") from None
         except UnicodeDecodeError:
-            raise DataError(f"{name}, line {begin} or soon after: expected text in UTF-8, found other bytes.") from None
+            raise DataError(
+                f"{name}, line {begin} or soon after: expected text in UTF-8, found other bytes. "
+                "Convert the file, for example by `iconv -f WINDOWS-1252 -t UTF-8`."
+            ) from None
 
 
 def _write_texts(file: Path, name: str, target: Path, separator: str, null_values: list[str]) -> None:
@@ -123,9 +141,7 @@ def _write_texts(file: Path, name: str, target: Path, separator: str, null_value
     The fast parser closes a quote at the end of the file, or at the next quote that it meets, without a word: where
     quotes are odd or rows are fewer than lines, the strict one reads the file, too.
     """
-    rows = _strict_rows(file, name, separator)
-    _, header = next(rows, (0, []))
-    rows.close()
+    header = header_of(file, name, separator=separator)
     if not header:
         raise DataError(f"{name} is empty: expected a header with the names of the columns, then rows.")
     check_names_differ(name, header)
