@@ -38,6 +38,8 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
+    if divisor is not None:  # the scaler may be on another accelerator than this part of the model
+        divisor = divisor.to(gradients[0].device, non_blocking=True)
     kernels = kernels_for(gradients)
     if kernels is not None:
         found: Tensor = kernels.gram_matrix(list(gradients), divisor)
