@@ -41,7 +41,7 @@ def _rows(place: str, model: type[BaseModel]) -> Iterator[str]:
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = "" if default in (PydanticUndefined, None, "", {}, ()) else f"`{_as_yaml(default)}`"
-        shown = "required" if field.is_required() else shown
+        shown = "*required*" if field.is_required() else shown
         meaning = (field.description or "").replace("|", "\\|")
         yield f"| `{name}` | {meaning} | {shown} |"
 
