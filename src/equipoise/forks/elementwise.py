@@ -64,9 +64,12 @@ class Elementwise(Fork):
             return [None] * len(pieces)
         wide = torch.promote_types(columns[0].dtype, torch.float32)
         rows = torch.cat([column.to(wide) for column in columns], dim=1)
-        combined = self.combine(torch.where(present.unsqueeze(1), rows, 0.0), present)
-        # What is not present is passed on with the weight 1, so that a GradScaler sees an overflow.
-        combined = combined + torch.mv(rows.T, (~present).to(wide))
+        if not torch.compiler.is_compiling() and rows.is_cpu and bool(present.all()):
+            combined = self.combine(rows, present)
+        else:
+            combined = self.combine(torch.where(present.unsqueeze(1), rows, 0.0), present)
+            # What is not present is passed on with the weight 1, so that a GradScaler sees an overflow.
+            combined = combined + torch.mv(rows.T, (~present).to(wide))
         parts = iter(torch.split(combined, [column.shape[1] for column in columns]))
         return [None if like is None else next(parts).view(like.shape).to(like.dtype) for like in likes]
 
@@ -147,20 +150,30 @@ class GradDrop(Elementwise):
 
     def combine(self, gradients: Tensor, present: Tensor, /) -> Tensor:
         """Sum the gradients of the drawn sign and the leaks of the others; see :meth:`Elementwise.combine`."""
-        purity = 0.5 * (
-            1 + gradients.sum(0) / gradients.abs().sum(0)
-        )  # NaN where all are 0: the output is 0 in any case
         drawn = _uniform(self.draws, gradients.shape[1], self.seed, _rank(self.process_group)).to(gradients.dtype)
-        positive, negative = purity > drawn, purity < drawn
-        total = torch.zeros_like(gradients[0])
+        # The share of the positive sign, ½ (1 + Σ g / Σ |g|); NaN where all are 0, where the output is 0 in any case.
+        of_positive, of_negative = _sums_by_sign(gradients, [1.0] * len(gradients))
+        purity = of_positive / (of_positive - of_negative)
+        if any(self.leak):
+            of_positive, of_negative = _sums_by_sign(gradients, [1 - leak for leak in self.leak])
+        total = (purity > drawn) * of_positive + (purity < drawn) * of_negative
         for gradient, leak in zip(gradients, self.leak, strict=True):
-            kept = torch.where((positive & (gradient > 0)) | (negative & (gradient < 0)), 1.0, leak)
-            total = total + kept * gradient
+            if leak:
+                total.add_(gradient, alpha=leak)
         return total
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
         return f"{super().extra_repr()}, leak={self.leak!r}, seed={self.seed}"
+
+
+def _sums_by_sign(gradients: Tensor, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return, for each element, the weighted sum of the tasks' positive gradients, and that of the negative ones."""
+    positive, negative = torch.zeros_like(gradients[0]), torch.zeros_like(gradients[0])
+    for gradient, factor in zip(gradients, factors, strict=True):
+        positive.add_(gradient.clamp(min=0), alpha=factor)
+        negative.add_(gradient.clamp(max=0), alpha=factor)
+    return positive, negative
 
 
 def _rank(process_group: dist.ProcessGroup | None) -> int:
@@ -173,15 +186,15 @@ def _uniform(step: Tensor, count: int, *keys: int) -> Tensor:
     Unlike a ``torch.Generator`` this needs no state on the host: it works in compiled and captured steps, and draws the
     same on every device.
     """
-    mixed = step
+    mixed = step.clone()
     for key in keys:
         mixed = _hash(mixed ^ _hash(torch.full_like(step, key % (1 << 32))))
-    numbers = _hash(torch.arange(count, device=step.device) + mixed)
-    return (numbers >> 8).to(torch.float32) * 2.0**-24
+    numbers = _hash(torch.arange(count, device=step.device).add_(mixed))
+    return numbers.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
 
 
 def _hash(x: Tensor) -> Tensor:
-    """Hash 32-bit numbers, held in int64, by a bijection (C. Wellons' lowbias32)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+    """Hash 32-bit numbers, held in int64 and overwritten, by a bijection (C. Wellons' lowbias32)."""
+    x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_and_(0xFFFFFFFF)
+    x.bitwise_xor_(x >> 15).mul_(0x846CA68B).bitwise_and_(0xFFFFFFFF)
+    return x.bitwise_xor_(x >> 16)
