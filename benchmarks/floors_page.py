@@ -20,9 +20,19 @@ BEGIN, END = "<!-- written by benchmarks/floors_page.py -->", "<!-- end -->"
 BEFORE, AFTER = "one batch at a time, 1 thread", "gathered ahead, 1 thread"
 
 
+def share(part: float, digits: int = 1) -> str:
+    """Return a part of a whole as per cent."""
+    return f"{100 * part:.{digits}f} %"
+
+
+def signed(part: float) -> str:
+    """Return what is added to a whole, or saved of it, as per cent."""
+    return f"{100 * part:+.1f} %"
+
+
 def table_of_rows(result: Mapping[str, Any]) -> list[str]:
     """Return the measured times over the least ones."""
-    lines = ["| workload | | measured, ms | least, ms | measured over least |", "|---|---|---:|---:|---:|"]
+    lines = ["| workload | contender | measured, ms | least, ms | measured over least |", "|---|---|---:|---:|---:|"]
     return lines + [
         f"| {found['workload']} | {found['contender']} | {found['measured_ms']:.1f} | {found['floor_ms']:.1f} "
         f"| ×{found['ratio']:.2f} |"
@@ -32,7 +42,7 @@ def table_of_rows(result: Mapping[str, Any]) -> list[str]:
 
 def table_of_balancing(result: Mapping[str, Any]) -> list[str]:
     """Return what balancing adds to the plain sum."""
-    lines = ["| workload | | predicted | measured |", "|---|---|---:|---:|"]
+    lines = ["| workload | contender | predicted | measured |", "|---|---|---:|---:|"]
     plain = {found["workload"]: found for found in result["rows"] if found["contender"] == "plain sum"}
     for found in result["rows"]:
         if found["contender"].startswith(("MultiBalance", "PUB")):
@@ -40,7 +50,7 @@ def table_of_balancing(result: Mapping[str, Any]) -> list[str]:
             predicted, measured = (
                 (found[kind] - base[kind]) / base["measured_ms"] for kind in ("floor_ms", "measured_ms")
             )
-            lines.append(f"| {found['workload']} | {found['contender']} | {predicted:+.1%} | {measured:+.1%} |")
+            lines.append(f"| {found['workload']} | {found['contender']} | {signed(predicted)} | {signed(measured)} |")
     return lines
 
 
@@ -48,8 +58,8 @@ def table_of_changes(result: Mapping[str, Any]) -> list[str]:
     """Return what changes saved."""
     lines = ["| change | workload | before, ms | predicted | measured |", "|---|---|---:|---:|---:|"]
     return lines + [
-        f"| {change['change']} | {change['workload']} | {change['before_ms']:.1f} | {-change['predicted']:+.1%} "
-        f"| {-change['measured']:+.1%} |"
+        f"| {change['change']} | {change['workload']} | {change['before_ms']:.1f} | {signed(-change['predicted'])} "
+        f"| {signed(-change['measured'])} |"
         for change in result["saved"]
     ]
 
@@ -100,9 +110,10 @@ def rows_of_table(parts: Mapping[str, Any]) -> list[str]:
         former = step["former_parts"]
         whole = sum(part["measured_ms"] for part in former)
         most = (table_ms(former) - table_ms(former, "floor_ms")) / whole
+        saved, low, high = (signed(step[name] - 1) for name in ("ratio", "low", "high"))
         lines.append(
             f"| gradient of the table in one operation | {step['step']}, one thread | {whole:.1f} "
-            f"| {-most:+.1%} at most | {step['ratio'] - 1:+.1%} ({step['low'] - 1:+.1%} to {step['high'] - 1:+.1%}) |"
+            f"| {signed(-most)} at most | {saved} ({low} to {high}) |"
         )
     return lines
 
@@ -111,7 +122,7 @@ def above_the_least(step: Mapping[str, Any]) -> str:
     """Return which three parts of a step are most above their least time, and by which share of all that is above."""
     excess = {part["part"]: part["measured_ms"] - part["floor_ms"] for part in step["parts"]}
     largest = sorted(excess, key=excess.__getitem__, reverse=True)[:3]
-    return ", ".join(f"{part} ({excess[part] / sum(excess.values()):.0%})" for part in largest)
+    return ", ".join(f"{part} ({share(excess[part] / sum(excess.values()), 0)})" for part in largest)
 
 
 def table_of_waiting(result: Mapping[str, Any]) -> list[str]:
@@ -124,7 +135,7 @@ def table_of_waiting(result: Mapping[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     return lines + [
-        f"| {data} | {batch} | {before[data, batch]['later_share']:.1%} | {row['later_share']:.1%} "
+        f"| {data} | {batch} | {share(before[data, batch]['later_share'])} | {share(row['later_share'])} "
         f"| {before[data, batch]['first_ms']:.1f} ms | {row['first_ms']:.1f} ms |"
         for (data, batch), row in after.items()
     ]
