@@ -144,6 +144,9 @@ def test_a_section_leaves_out_methods_of_few_settings_and_says_so(suite):
     assert "| PUB |" not in section
     assert "Left out here: 1 method with results in fewer than half of the settings." in section
     assert "Left out" not in whole
+    (row,) = [line for line in section.partition("### Where nearly all methods ran")[2].splitlines() if "Three" in line]
+    assert row.startswith("| Three | ")
+    assert "One" not in section.partition("### Where nearly all methods ran")[2]
 
 
 def test_a_suite_that_has_just_begun_is_a_page_too(suite):

@@ -83,6 +83,12 @@ def evidence_section(folder: Path) -> str:
     lines = _section(content)
     if others := len(overall.methods) - len(shown):
         lines += ["", f"Left out here: {counted(others, 'method')} with results in fewer than half of the settings."]
+        lines += [
+            "",
+            "## Where nearly all methods ran",
+            "",
+            *markdown_table(tables.fullest_settings_table(suite, overall)),
+        ]
     return "\n".join([f"#{line}" if line.startswith("##") else line for line in lines] + [""])
 
 

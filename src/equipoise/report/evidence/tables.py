@@ -31,6 +31,7 @@ from equipoise.report.statistics import Interval
 from equipoise.report.tables import ground_colour, main_table, mark, name_cell, row_kind, transfer_table, values_table
 
 __all__ = [
+    "fullest_settings_table",
     "gains_by_setting",
     "overall_table",
     "sensitivity_table",
@@ -133,6 +134,30 @@ def gains_by_setting(suite: Suite, overall: Overall) -> Table:
             entry = setting.analysis.method(method.name)
             cells.append(_gain_cell(entry.ne_gain if entry else None, setting.gains_over_users.get(method.name)))
         rows.append(Row([Cell(method.label, hint=method.summary), *cells], _kind(method)))
+    return Table(columns, rows)
+
+
+def fullest_settings_table(suite: Suite, overall: Overall) -> Table:
+    """Build the table of the settings with results of nearly all methods: which gain and which lose, best first."""
+    counts = {
+        setting.name: sum(setting.name in method.gains for method in overall.methods) for setting in suite.settings
+    }
+    fullest = [setting for setting in suite.settings if counts[setting.name] >= 0.9 * max(counts.values(), default=0)]
+    columns = [
+        Column("Setting", numeric=False),
+        Column("Clearly better than equal weights", "After Holm's adjustment, best first.", numeric=False),
+        Column("Not clear", "How many methods are neither clearly better nor clearly worse."),
+        Column("Clearly worse", "After Holm's adjustment, best first.", numeric=False),
+    ]
+    rows = []
+    for setting in fullest:
+        found = [(method, method.gains[setting.name]) for method in overall.methods if setting.name in method.gains]
+        found.sort(key=lambda pair: pair[1].mean or 0.0, reverse=True)
+        firm = [(f"{method.label} {percent(gain.mean, 2)}", gain) for method, gain in found if gain.firm]
+        better = "; ".join(said for said, gain in firm if gain.better)
+        worse = "; ".join(said for said, gain in firm if gain.worse)
+        unclear = str(len(found) - len(firm))
+        rows.append(Row([Cell(setting.title), Cell(better or "none"), Cell(unclear), Cell(worse or "none")]))
     return Table(columns, rows)
 
 
