@@ -214,8 +214,8 @@ def result_of(before: float, after: float) -> dict:
 def test_the_page_sets_measured_over_least_and_predicted_beside_measured(page: ModuleType) -> None:
     text = page.markdown(result_of(10.0, 8.0))
     assert "| step | plain sum | 10.0 | 4.0 | ×2.50 |" in text
-    assert "| step | MultiBalance | +5.0% | +10.0% |" in text
-    assert "| less | step | 10.0 | -10.0% | -20.0% |" in text
+    assert "| step | MultiBalance | +5.0 % | +10.0 % |" in text
+    assert "| less | step | 10.0 | -10.0 % | -20.0 % |" in text
     assert "| losses | 1 | 2.0 | 1 | 0.50 |" in text
 
 
@@ -226,7 +226,7 @@ def test_the_parts_most_above_their_least_time_are_named(page: ModuleType, step_
         "parts": [dict(zip(("part", "measured_ms", "floor_ms"), part, strict=True)) for part in parts],
         "former_parts": [], "ratio": 1.0, "low": 1.0, "high": 1.0,
     }  # fmt: skip
-    assert page.above_the_least(step) == "products (50%), lookup (33%), table (17%)"
+    assert page.above_the_least(step) == "products (50 %), lookup (33 %), table (17 %)"
     assert "| whole step | 11.00 | 5.00 |" in step_parts.tables({"steps": [step]})
 
 
@@ -237,7 +237,7 @@ def test_the_saving_at_the_table_is_that_of_whole_steps(page: ModuleType, step_p
 
     step = {"step": "a step", "parts": parts(2.0), "former_parts": parts(6.0), "ratio": 0.75, "low": 0.7, "high": 0.8}
     (line,) = page.rows_of_table({"steps": [step]})
-    assert line.endswith("| a step, one thread | 16.0 | -31.2% at most | -25.0% (-30.0% to -20.0%) |")
+    assert line.endswith("| a step, one thread | 16.0 | -31.2 % at most | -25.0 % (-30.0 % to -20.0 %) |")
     assert "Over the step with `nn.Embedding`: ×0.750 (0.700 to 0.800); there" in step_parts.tables({"steps": [step]})
 
 

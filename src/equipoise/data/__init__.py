@@ -112,7 +112,7 @@ def load(name: str | Mapping[str, Any], *, on_stage: StageListener | None = None
         ('click', 'like', 'long_view', 'conversion')
         >>> load("funnels")
         Traceback (most recent call last):
-        equipoise.errors.DataError: Expected a data set out of complete-journey, census-income, ...; found 'funnels'.
+        equipoise.errors.DataError: Expected a data set out of complete-journey, ...; did you mean 'funnel'?
     """
     if not isinstance(name, str):
         from equipoise.data.tables import from_files
