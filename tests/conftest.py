@@ -4,7 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"  # tests/forks/test_kernels.py runs kernels on the CPU
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # tests/forks/test_kernels.py runs kernels on the CPU
 
 import pytest
 

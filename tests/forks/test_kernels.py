@@ -24,7 +24,10 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # it computes in NumPy
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # it computes in NumPy
+    pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a device, tests/accelerator runs them on it"),
+]
 
 
 def vectors(count: int, length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
