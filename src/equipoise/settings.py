@@ -224,9 +224,7 @@ class TrainingSettings(BaseModel):
     checkpoint_every: Annotated[
         Annotated[int, Field(ge=1)] | None, About(commands=("train",), decides_numbers=False)
     ] = Field(None, description="Steps between checkpoints, besides those of the learning curve.")
-    device: Annotated[str, About(commands=("train", "compare"), decides_numbers=False)] = Field(
-        "cpu", description="Where to train: cpu, cuda, ..."
-    )
+    device: Annotated[str, About(decides_numbers=False)] = Field("cpu", description="Where to train: cpu, cuda, ...")
 
     @classmethod
     def of(cls, config: Path | None = None, /, **stated: Any) -> Self:

@@ -23,7 +23,7 @@ def audit(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method; under 3 nothing is advised.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Trainings of the search for static loss weights.")] = 16,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of worker processes; one per core by default.")
+        int | None, typer.Option(min=1, help="Worker processes; by default one per core, one on an accelerator.")
     ] = None,
     config: Config = None,
     out: Annotated[Path, typer.Option(help="Folder for the audit; finished trainings in it are kept.")] = Path(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from equipoise.comparison.audit.probe import probe
 from equipoise.data import Dataset, Split
-from equipoise.schema import Numeric, Schema, Task
+from equipoise.schema import Batch, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 
 ROWS = 600
@@ -65,3 +65,16 @@ def test_the_probe_trains_to_the_end(dataset: Dataset) -> None:
     assert [found[0].step, found[-1].step] == [0, 17]
     assert len(found) == 12
     assert len({reading.lengths["one"] for reading in found}) == len(found)
+
+
+def test_the_sample_and_every_batch_go_to_the_device_of_the_learner(dataset: Dataset, monkeypatch) -> None:
+    moved = []
+
+    def to(batch: Batch, device: torch.device) -> Batch:
+        moved.append((len(batch.labels), device))
+        return batch
+
+    monkeypatch.setattr(Batch, "to", to)
+    probe(dataset, TrainingSettings.of(model=f"{__name__}:Linear", epochs=1))
+    cpu = torch.device("cpu")
+    assert moved == [(ROWS, cpu), *[(dataset.batch_size, cpu)] * (ROWS // dataset.batch_size)]

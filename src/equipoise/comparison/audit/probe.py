@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from equipoise.data import AnySplit, Dataset
+from equipoise.data import Dataset
 from equipoise.methods import METHODS
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import partition_of
@@ -60,10 +60,12 @@ def probe(
     learner = Learner(dataset.schema, METHODS["equal"], settings, total_steps=total)
     model = learner.model().models[0]
     shared = [p for p in partition_of(model, dataset.schema).shared_parameters(model) if p.requires_grad]
-    sample = random_rows(dataset.train, _ROWS)
+    rows = random_rows(dataset.train, _ROWS)
+    sample = next(iter(rows.batches(len(rows)))).to(learner.device)
     points = sorted({round(place * (total - 1) / (_POINTS - 1)) for place in range(_POINTS)})
     found: list[Probe] = []
-    for step, batch in enumerate(_batches(dataset, settings.seed, epochs, batch_size)):
+    for step, of_step in enumerate(_batches(dataset, settings.seed, epochs, batch_size)):
+        batch = of_step.to(learner.device)
         if step not in points:
             learner.step(batch)
             continue
@@ -82,12 +84,11 @@ def _batches(dataset: Dataset, seed: int, epochs: int, batch_size: int) -> Itera
         yield from dataset.train.batches(batch_size, generator=torch.Generator().manual_seed(seed + epoch))
 
 
-def _gradients(model: nn.Module, dataset: Dataset, sample: AnySplit, shared: Sequence[Tensor]) -> list[list[Tensor]]:
+def _gradients(model: nn.Module, dataset: Dataset, sample: Batch, shared: Sequence[Tensor]) -> list[list[Tensor]]:
     """Return the gradient of each task's loss over the sample, with the model in evaluation mode."""
     model.eval()
-    (batch,) = sample.batches(len(sample))
-    outputs = model(batch.categorical, batch.numeric)
-    losses = task_losses(outputs, batch.labels, dataset.schema.tasks, importance=batch.importance)
+    outputs = model(sample.categorical, sample.numeric)
+    losses = task_losses(outputs, sample.labels, dataset.schema.tasks, importance=sample.importance)
     found = []
     for loss in losses:
         parts = torch.autograd.grad(loss, shared, allow_unused=True, retain_graph=True)
