@@ -190,17 +190,24 @@ def test_a_factor_that_is_not_known_is_refused_before_anything_moves():
     assert (optimizer.last_weights == 1).all()
 
 
-def test_several_micro_batches_are_refused():
+def test_of_several_micro_batches_the_first_decides_the_weights_of_all():
+    found = []
+    for micro_batches in ([0, 1, 2], [0]):
+        net = Net(2)
+        optimizer = of_last(net, "sgd", update_every=1)
+        for step in micro_batches:
+            optimizer.backward(net.losses(step))
+        gradients = [p.grad.clone() for p in net.shared()]
+        optimizer.step()
+        found.append((optimizer.last_weights, gradients))
+    (weights, gradients), (expected, _) = found
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    assert (weights != 1).any()
     net = Net(2)
-    optimizer = of_last(net)
-    optimizer.backward(net.losses(0))
-    with pytest.raises(RuntimeError, match=r"found another backward since the last step.*Use solve_on=.all. where"):
-        optimizer.backward(net.losses(1))
-    alone = Net(1)
-    optimizer = of_last(alone)
-    optimizer.backward(alone.losses(0))
-    optimizer.backward(alone.losses(1))
-    optimizer.step()
+    losses = [net.losses(step) for step in range(3)]
+    torch.stack([weights[task] * of[task] for of in losses for task in range(2)]).sum().backward()
+    for own, p in zip(gradients, net.shared(), strict=True):
+        torch.testing.assert_close(own, p.grad)
 
 
 def test_the_solve_is_no_less_exact_under_autocast():

@@ -72,7 +72,8 @@ class PUB(TaskOptimizer):
     step that solves makes one backward pass per task through everything that is shared. With the last shared layer
     alone these passes end there, right below the towers, before the step's pass with the weighted sum: nearly as cheap
     as the steps between. α then knows nothing of conflicts further below. Where the last layer is all that is shared,
-    both are the same. Several calls of ``backward`` for one step are refused there.
+    both are the same. Where several micro-batches add up to a step, the first one decides α, since what is shared sees
+    the weighted sum alone.
 
     The default is ours: on validation data it gains as much as any form does at its own learning rate, for a fraction
     of the cost (``benchmarks/results/defaults-updates-complete-journey.md``).
@@ -284,13 +285,7 @@ class PUB(TaskOptimizer):
         part, averaging = self._part, self._averaging
         if part is None or len(self.tasks) == 1:
             return
-        if any(pending.present):
-            raise RuntimeError(
-                f"PUB(solve_on={part!r}) solves for the weights before a step's one pass through what is shared, found "
-                'another backward since the last step, which that pass has missed. Use solve_on="all" where several '
-                "micro-batches add up to a step."
-            )
-        if not self._due() or not (losses or averaging):
+        if pending.marks or not self._due() or not (losses or averaging):  # marks: the step's first batch has solved
             return
         parameters = part.trained(losses.values(), self.shared, averaging)
         if not parameters:
