@@ -19,12 +19,12 @@ _LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
 def kernels_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
     """Return :mod:`equipoise.forks.kernels` where it takes these tensors, or the rows of this one, else None.
 
-    Args:
-        tensors: of one device and dtype, at least one.
-
     The plain form stays where a graph is compiled or transformed, for subclasses of tensors, in float64, for many
     tasks, and on other devices. It also stays, with one warning, where Triton cannot build a kernel, as it cannot
     without a C compiler.
+
+    Args:
+        tensors: of one device and dtype, at least one.
     """
     whole = [tensors] if isinstance(tensors, Tensor) else tensors
     first = whole[0]
@@ -54,7 +54,7 @@ def _kernels_on(device: torch.device) -> ModuleType | None:
         warnings.warn(
             f"Forks take several times as long as they need on {torch.cuda.get_device_name(device)}: Triton cannot "
             f"build their kernels here ({type(error).__name__}: {error}). Triton needs a C compiler and Python's "
-            "header files (on Debian and Ubuntu: apt install gcc python3-dev). Results are the same without.",
+            "header files (on Debian and Ubuntu: apt install gcc python3-dev). Results differ by rounding alone.",
             stacklevel=2,
         )
         return None

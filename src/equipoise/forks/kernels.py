@@ -43,7 +43,7 @@ class _Cut:
 
 # Measured on an H200: 65,536 × 128 numbers of float32, and 65,536 × 256 of bfloat16, for 2 to 32 tasks.
 _OF_FEW, _IN_FULL_REGISTERS, _TILES = _Cut(1024, 8, 4), _Cut(512, 4, 2), _Cut(64, 2, 8)
-_SUM = _Cut(2048, 8, 0)
+_SUM_BLOCK, _SUM_WARPS = 2048, 8
 
 
 def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
@@ -70,8 +70,8 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     vectors = _in_one_piece(tensors)
     total = torch.empty_like(vectors[0])
     length = total.numel()
-    weighted_sum_kernel[max(triton.cdiv(length, _SUM.block), 1),](
-        vectors, weights, total, length, COUNT=len(vectors), BLOCK=_SUM.block, num_warps=_SUM.warps
+    weighted_sum_kernel[max(triton.cdiv(length, _SUM_BLOCK), 1),](
+        vectors, weights, total, length, COUNT=len(vectors), BLOCK=_SUM_BLOCK, num_warps=_SUM_WARPS
     )
     return total
 

@@ -102,7 +102,7 @@ class Meeting(torch.autograd.Function):
             return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
 
 
-# torch asks for the signature at every call, and takes a fifth of a fork's time on the host to make it.
+# torch asks for the signature at every call, and making it anew is slow.
 Meeting.forward.__signature__ = inspect.signature(Meeting.forward)  # type: ignore[attr-defined]
 
 

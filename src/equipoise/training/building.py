@@ -102,7 +102,7 @@ def _read_large_tables_sparsely(model: nn.Module, batch_size: int) -> None:
     """
     for part in model.modules():
         if isinstance(part, nn.Embedding) and part.num_embeddings >= _LARGE * batch_size:
-            part.sparse = True
+            part.sparse = not part.scale_grad_by_freq  # which PyTorch does not know of sparse gradients
 
 
 def _monitor(model: nn.Module, optimizer: Optimizer, weighting: LossWeighting | None) -> Monitor | None:
