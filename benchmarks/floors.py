@@ -11,7 +11,6 @@ counts predict. About a minute, on two cores with nothing beside.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -34,6 +33,7 @@ from counting import Product, Rates, Shape, Term, seconds
 from equipoise.measuring import cpu_name
 from neighbours.equipoise_itself import CONTENDERS
 from neighbours.workload import Workload
+from result_files import write_result
 
 TASKS: Final = (2, 8, 32)
 TASKS_OF_PUB: Final = (2, 8)
@@ -266,9 +266,7 @@ def main() -> None:
     result = about | measure(chosen.rounds, chosen.repetitions)
     page = floors_page.markdown(result)
     if chosen.out is not None:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(page)
+        write_result(chosen.out, result, page)
     print(page)
 
 

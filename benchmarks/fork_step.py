@@ -11,7 +11,6 @@ medians.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from equipoise import MultiBalance
 from equipoise.measuring import cpu_name, median_interval
 from equipoise.ranking.models.base import Unforked
+from result_files import write_result
 
 SHAPE = (4096, 128)
 TASKS = (2, 8, 32)
@@ -107,9 +107,7 @@ def main() -> None:
     }
     print(markdown(result))
     if chosen.out is not None:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(markdown(result))
+        write_result(chosen.out, result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ second training with equal weights shows the noise.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import shlex
@@ -31,6 +30,7 @@ from equipoise.measuring import cpu_name, median_interval
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner
+from result_files import write_result
 
 TASKS, FIELDS, IDS, NUMBERS, ROWS = 5, 15, 200, 4, 2048
 WARM_UP = 3
@@ -122,8 +122,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(markdown(result))
+    write_result(chosen.out, result, markdown(result))
     print(markdown(result))
 
 

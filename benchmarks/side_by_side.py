@@ -16,7 +16,6 @@ the median is quoted with an interval by order statistics.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -41,6 +40,7 @@ import torch
 
 from equipoise.measuring import cpu_name, median_interval
 from neighbours.workload import Contender, Workload
+from result_files import write_result
 
 PLAIN, BALANCED = "plain sum", "MultiBalance"
 NOT_FUSED, ROW_WISE = "plain sum, Adam not fused", "plain sum, row-wise Adagrad for the table"
@@ -312,9 +312,7 @@ def main() -> None:
         result = about | {"rows": rows_of(measured, workload.rows)} | measured
         page = markdown(result)
         if chosen.out is not None:  # after each round: who ends it early keeps what was measured
-            chosen.out.parent.mkdir(parents=True, exist_ok=True)
-            chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-            chosen.out.with_suffix(".md").write_text(page)
+            write_result(chosen.out, result, page)
     print(page)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -33,6 +32,7 @@ from equipoise.measuring import cpu_name
 from equipoise.schema import Batch
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner
+from result_files import write_result
 
 PARTS = 20
 BATCHES = 50
@@ -106,8 +106,7 @@ def main() -> None:
             "command": " ".join(["python", *sys.argv]), "machine": cpu_name(), "torch": torch.__version__,
             "batch_size": chosen.batch_size, "rows": rows,
         }  # fmt: skip
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(markdown(result))
+        write_result(chosen.out, result, markdown(result))
 
 
 def cells(row: dict[str, Any]) -> list[str]:

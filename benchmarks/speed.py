@@ -13,7 +13,6 @@ Needs torch; torchjd's methods are measured where it is installed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import random
@@ -36,6 +35,7 @@ from equipoise.measuring import cpu_name, median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, SharedBottom
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
+from result_files import write_result
 
 TORCHJD = find_spec("torchjd") is not None
 if TORCHJD:
@@ -329,9 +329,7 @@ def main() -> None:
             },
             "rows": rows,
         }  # fmt: skip
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(markdown(result))
+        write_result(chosen.out, result, markdown(result))
 
 
 def markdown(result: dict[str, Any]) -> str:

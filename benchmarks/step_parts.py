@@ -14,7 +14,6 @@ both in pairs: the ratio is the median over the pairs, with its 95 % interval.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -44,6 +43,7 @@ from equipoise.settings import TrainingSettings
 from equipoise.training.learner import Learner
 from floors import WORKLOAD, least, measured_rates, speed_shape, speed_terms, trained_shape, trained_terms
 from neighbours.workload import Workload
+from result_files import write_result
 
 TASKS: Final = 8
 OPTIMIZER: Final = "optimizer"
@@ -217,9 +217,7 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]), "machine": cpu_name(), "torch": torch.__version__,
         "count": chosen.steps, "steps": measure(chosen.steps),
     }  # fmt: skip
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(markdown(result))
+    write_result(chosen.out, result, markdown(result))
     print(markdown(result))
 
 

@@ -42,6 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from equipoise.data import StreamedBatches, from_prepared, prepare
 from equipoise.measuring import cpu_name, median_interval
+from result_files import write_result
 
 IDS, NUMBERS, BATCH = 26, 13, 4096
 FILE_ROWS = 1 << 20
@@ -290,9 +291,7 @@ def main() -> None:
         "steps": steps, "loaders": rows,
     }  # fmt: skip
     if chosen.out is not None:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(markdown(result))
+        write_result(chosen.out, result, markdown(result))
 
 
 def peak_kilobytes() -> int:

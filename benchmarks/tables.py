@@ -9,7 +9,6 @@ turns; a contender's time is the median of its steps' processor time, so that ot
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import statistics
@@ -24,6 +23,7 @@ from equipoise.measuring import cpu_name, median_interval
 from equipoise.schema import Batch, Categorical, Numeric, Schema, Task
 from equipoise.settings import TrainingSettings
 from equipoise.training import METHODS, Learner
+from result_files import write_result
 
 FIELDS, DIMENSION, ROWS = 16, 16, 2048
 TABLE_ROWS = (16_384, 65_536, 262_144, 1_048_576, 8_388_608)
@@ -108,8 +108,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": [measure(rows, chosen.steps) for rows in TABLE_ROWS],
     }
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(markdown(result))
+    write_result(chosen.out, result, markdown(result))
     print(markdown(result))
 
 

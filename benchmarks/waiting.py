@@ -34,6 +34,7 @@ from equipoise.data.stream.writing import Content, write_prepared
 from equipoise.measuring import cpu_name
 from equipoise.schema import Batch
 from equipoise.training import train
+from result_files import write_result
 
 EPOCHS: Final = {"complete-journey": 1, "kuairand-slice": 4}
 """The data sets, and the epochs of a training."""
@@ -201,9 +202,7 @@ def main() -> None:
         "torch": torch.__version__,
         "rows": [{"data": words, "batch": batch, **medians(each)} for (words, batch), each in found.items()],
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
+    write_result(path, result, markdown(result))
 
 
 if __name__ == "__main__":
