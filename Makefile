@@ -15,8 +15,8 @@
 # make check                          set-up, then format, lint, types and the import contract
 # make docs                           set-up of the documentation's tools, then the site, in site/: open site/index.html
 # make docs-serve                     the same on http://127.0.0.1:8000, built anew when a page changes
-# make release                        build the wheel and the source distribution in dist/, check both, and try the wheel in an
-#                                     environment that holds torch alone; uploads nothing
+# make release                        build the wheels and the source distribution in dist/, check them, and try the wheel of this
+#                                     machine in an environment that holds torch alone; uploads nothing
 # make clean                          remove the environments and what was built
 # PYTHON=python3.13 takes that Python for a new environment. ARGS="..." goes on to the command: pytest's for tests.
 PYTHON ?= python3
@@ -30,6 +30,8 @@ FLOOR_TORCH ?= $(shell sed -n 's/^torch==//p' constraints-floor.txt)
 FLOOR := .venv-floor/$(FLOOR_TORCH)
 BENCH := .venv-bench/bin
 RELEASE := .venv-release/tools
+# An editable install builds the C library of the forks, too: hatch_build.py.
+BUILT_FROM := pyproject.toml hatch_build.py $(wildcard src/equipoise/forks/cpu_passes*.[ch])
 TORCH_ALONE := .venv-release/torch-alone
 # Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile
@@ -55,7 +57,7 @@ define environment
 	  $(1)/bin/pip install -q "torch==$(2)"; fi
 endef
 
-.venv/.installed: constraints.txt pyproject.toml
+.venv/.installed: constraints.txt $(BUILT_FROM)
 	$(call environment,.venv,$(TORCH))
 	@echo "Installing equipoise and its tools into .venv ..."
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
@@ -63,7 +65,7 @@ endef
 
 # An environment of its own, because TorchRec holds torchmetrics at a release of 2023. TorchRec comes without its
 # dependencies: it asks for the CUDA build of fbgemm-gpu under another name.
-.venv-distributed/.installed: constraints.txt pyproject.toml
+.venv-distributed/.installed: constraints.txt $(BUILT_FROM)
 	$(call environment,.venv-distributed,$(TORCH))
 	@echo "Installing equipoise, TorchRec and the integrations into .venv-distributed ..."
 	@sed 's/^torchmetrics==.*/torchmetrics==1.0.3/' constraints.txt > .venv-distributed/constraints.txt
@@ -72,7 +74,7 @@ endef
 	@$(DISTRIBUTED)/pip install -q --no-deps -c .venv-distributed/constraints.txt torchrec
 	@touch $@
 
-$(FLOOR)/.installed: constraints-floor.txt pyproject.toml
+$(FLOOR)/.installed: constraints-floor.txt $(BUILT_FROM)
 	$(call environment,$(FLOOR),$(FLOOR_TORCH))
 	@echo "Installing equipoise and the lowest versions of what it needs into $(FLOOR) ..."
 	@sed 's/^torch==.*/torch==$(FLOOR_TORCH)/' constraints-floor.txt > $(FLOOR)/constraints.txt
@@ -81,7 +83,7 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 
 # An environment of its own, because the other libraries ask for old versions of what equipoise needs: they come without
 # their dependencies. The benchmark goes without one that is not installed.
-.venv-bench/.installed: constraints.txt pyproject.toml benchmarks/neighbours/requirements.txt
+.venv-bench/.installed: constraints.txt $(BUILT_FROM) benchmarks/neighbours/requirements.txt
 	$(call environment,.venv-bench,$(TORCH))
 	@echo "Installing equipoise and the libraries to compare it with into .venv-bench ..."
 	@$(BENCH)/pip install -q -c constraints.txt -e '.[dev]' pandas tqdm transformers h5py==3.16.0 'ray[data]==2.60.0'
@@ -90,7 +92,7 @@ $(FLOOR)/.installed: constraints-floor.txt pyproject.toml
 	@touch $@
 
 # An environment of its own, so that the set-up stays as quick as it is.
-.venv-docs/.installed: constraints.txt pyproject.toml
+.venv-docs/.installed: constraints.txt $(BUILT_FROM)
 	$(call environment,.venv-docs,$(TORCH))
 	@echo "Installing equipoise and the documentation's tools into .venv-docs ..."
 	@.venv-docs/bin/pip install -q -c constraints.txt -e '.[docs]'
@@ -150,10 +152,12 @@ docs-serve: .venv-docs/.installed
 release: $(RELEASE)/.installed
 	@rm -rf dist $(TORCH_ALONE)
 	$(RELEASE)/bin/python -m build --no-isolation --outdir dist
+	@# A second wheel for other machines, without the C library.
+	CC=false $(RELEASE)/bin/python -m build --no-isolation --wheel --outdir dist
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(RELEASE)/bin/python release/check_distributions.py dist
 	$(call environment,$(TORCH_ALONE),$(TORCH))
-	$(TORCH_ALONE)/bin/pip install -q -c constraints.txt dist/*.whl
+	$(TORCH_ALONE)/bin/pip install -q -c constraints.txt $$(ls dist/*.whl | tail -n 1)
 	@# torch remarks that there is no NumPy; that is what is tried here.
 	cd $(TORCH_ALONE) && bin/python -I -W "ignore:Failed to initialize NumPy" $(CURDIR)/release/try_core.py
 

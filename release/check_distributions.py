@@ -1,4 +1,4 @@
-"""Checks what the wheel and the source distribution hold, and says what is left to do before they are published.
+"""Checks what the wheels and the source distribution hold, and says what is left to do before they are published.
 
 `make release` runs it: python release/check_distributions.py dist
 """
@@ -21,12 +21,21 @@ NEEDED = {
     "equipoise/report/templates/report.html.j2",
     "equipoise/comparison/tuned/complete-journey-shared-bottom.json",
 }
+LIBRARY = "equipoise/forks/libcpu_passes.so"
+OLDEST_GLIBC = (2, 17)  # as the name of a wheel with the library promises: manylinux_2_17
+LIBRARY = "equipoise/forks/libcpu_passes.so"  # of a wheel for one kind of machine: hatch_build.py
+OLDEST_GLIBC = (2, 17)  # as the name of such a wheel promises: manylinux_2_17
 
 
 def package_files() -> set[str]:
-    """Return the files of the package as a wheel names them."""
+    """Return the files of the package as a wheel for any machine names them."""
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {f"equipoise/{path.relative_to(PACKAGE).as_posix()}" for path in files}
+    return {f"equipoise/{path.relative_to(PACKAGE).as_posix()}" for path in files} - {LIBRARY}
+
+
+def files_of(wheel: Path) -> set[str]:
+    """Return the files of the package that a wheel of this name holds: for any machine all but the C library."""
+    return package_files() - ({LIBRARY} if wheel.stem.endswith("-any") else set())
 
 
 def committed_files() -> set[str]:
@@ -53,13 +62,24 @@ def faults_of_metadata(text: str) -> Iterator[str]:
         yield f"needs {always} where torch alone is expected"
 
 
+def faults_of_library(code: bytes) -> Iterator[str]:
+    """Yield which versions of glibc the C library needs that are newer than the name of its wheel says."""
+    for major, minor in sorted({(int(major), int(minor)) for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", code)}):
+        if (major, minor) > OLDEST_GLIBC:
+            yield f"holds a library that needs glibc {major}.{minor}"
+
+
 def faults_of_wheel(wheel: Path, expected: set[str]) -> Iterator[str]:
-    """Yield what is wrong with a wheel that should hold the `expected` files of the package."""
+    """Yield what is wrong with a wheel that should hold the `expected` files of the package, and the library's."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         about = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
         yield from faults_of_metadata(archive.read(f"{about}/METADATA").decode())
-    yield from differences({name for name in names if not name.startswith(f"{about}/")}, expected | NEEDED)
+        if LIBRARY in names:
+            yield from faults_of_library(archive.read(LIBRARY))
+    for_one_machine = set() if wheel.stem.endswith("-any") else {LIBRARY}
+    found = {name for name in names if not name.startswith(f"{about}/")}
+    yield from differences(found, expected | NEEDED | for_one_machine)
     if f"{about}/licenses/LICENSE" not in names:
         yield "lacks the text of its licence"
 
@@ -89,23 +109,23 @@ def git(*words: str) -> str:
 
 
 def main() -> None:
-    """Check both files of the folder; exit with their faults, if there are any."""
+    """Check the files of the folder; exit with their faults, if there are any."""
     folder = Path(sys.argv[1])
-    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    wheels, (source,) = sorted(folder.glob("*.whl")), folder.glob("*.tar.gz")
     faults = [
-        *(f"{wheel.name} {fault}" for fault in faults_of_wheel(wheel, package_files())),
+        *(f"{wheel.name} {fault}" for wheel in wheels for fault in faults_of_wheel(wheel, package_files())),
         *(f"{source.name} {fault}" for fault in faults_of_source_distribution(source, committed_files())),
     ]
     if faults:
         sys.exit("\n".join(faults))
     waiting = left_to_do(
-        wheel.name.split("-")[1],
+        source.name.removesuffix(".tar.gz").split("-")[1],
         changelog=(ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         citation=(ROOT / "CITATION.cff").read_text(encoding="utf-8"),
         tags=git("tag", "--points-at", "HEAD").split(),
         changes=git("status", "--porcelain"),
     )
-    print(f"{wheel.name} and {source.name} hold what they should.")
+    print(f"{', '.join(wheel.name for wheel in wheels)} and {source.name} hold what they should.")
     for step in waiting:
         print(f"Before publishing: {step}.")
 

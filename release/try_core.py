@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import equipoise
+from equipoise.forks.kernel_choice import LIBRARY, passes_for
 
 installed = Path(sysconfig.get_path("purelib"))
 assert Path(equipoise.__file__).is_relative_to(installed), f"{equipoise.__file__} is not the installed wheel"
@@ -25,6 +26,8 @@ losses = [tower(branch).square().mean() for tower, branch in zip(towers, fork(bo
 sum(losses).backward()
 assert bottom.weight.grad is not None
 assert bottom.weight.grad.isfinite().all()
+if LIBRARY.exists():
+    assert passes_for([torch.ones(1)]) is not None, "the C library of the forks is there and not taken"
 
 command = Path(sys.executable).with_name("equipoise")
 done = subprocess.run([command, "methods"], capture_output=True, text=True, check=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from release.check_distributions import faults_of_wheel, package_files
+from release.check_distributions import LIBRARY, faults_of_library, faults_of_wheel, package_files
 
 import equipoise
 
@@ -94,17 +96,42 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.findall(r"^version: (.*)$", citation, flags=re.MULTILINE) == [equipoise.__version__]
 
 
+def built_wheel(folder: Path, **variables: str) -> tuple[Path, str]:
+    """Build a wheel into the folder; return it and what the build said."""
+    build = f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=ROOT, env=os.environ | variables, check=True, capture_output=True, text=True
+    )
+    (built,) = folder.iterdir()
+    return built, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.iterdir()
-    return built
+    return built_wheel(tmp_path_factory.mktemp("wheel"))[0]
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     assert not list(faults_of_wheel(wheel, package_files()))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
+def test_a_wheel_built_where_there_is_a_compiler_holds_the_library_for_that_machine(wheel: Path) -> None:
+    assert wheel.name.endswith(f"_{platform.machine()}.whl")
+    assert LIBRARY in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_wheel_built_without_a_compiler_is_for_any_machine_and_says_what_it_lacks(tmp_path: Path) -> None:
+    wheel, said = built_wheel(tmp_path, CC="false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not list(faults_of_wheel(wheel, package_files()))
+    assert "Without the C library" in said
+    assert ("false failed" if sys.platform == "linux" else "on Linux alone") in said
+
+
+def test_a_library_that_needs_a_newer_glibc_than_its_wheel_says_is_found() -> None:
+    assert list(faults_of_library(b"..GLIBC_2.2.5..GLIBC_2.34..")) == ["holds a library that needs glibc 2.34"]
+    assert not list(faults_of_library(b"..GLIBC_2.2.5..GLIBC_2.17.."))
 
 
 WITHOUT_EXTRAS = """

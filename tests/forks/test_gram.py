@@ -3,13 +3,24 @@
 import pytest
 import torch
 
+from equipoise.forks import gram
 from equipoise.forks.gram import gram_matrix, rows_of, squared_lengths, weighted_sum
+from equipoise.forks.kernel_choice import LIBRARY
 from tests.made_up_device import DeviceTensor, on_host, the_device
 
 BOUND = 2e-6  # of the product of two norms: what a CPU with few accumulators makes of 2**18 numbers in float32
 # Around the limits between single dot products, products of rows, and products of groups of rows.
 COUNTS = [1, 2, 4, 5, 8, 40, 70]
 SHAPES = [(0,), (3,), (33, 128), (1700, 40)]  # nothing, shorter than a strip, than a block, and blocks with a remainder
+
+
+@pytest.fixture(params=["in C", "plain"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the passes in C for single precision, as everyone does who has them; then the plain form for all."""
+    if request.param == "plain":
+        monkeypatch.setattr(gram, "passes_for", lambda _: None)
+    elif not LIBRARY.exists():
+        pytest.skip("built without a C compiler")
 
 
 def gradients(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:

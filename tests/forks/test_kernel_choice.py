@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from equipoise import forks
 from equipoise.forks import kernel_choice
-from equipoise.forks.kernel_choice import kernels_for
+from equipoise.forks.kernel_choice import kernels_for, passes_for
 
 DEVICE = torch.device("cuda", 0)
 
@@ -56,3 +59,27 @@ def test_kernels_that_cannot_be_built_are_left_with_one_warning_that_says_why(mo
     ):
         assert kernel_choice._kernels_on(DEVICE) is None
     assert kernel_choice._kernels_on(DEVICE) is None  # no second warning, which would be an error here
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Let the package have its library for the CPU elsewhere."""
+    path = tmp_path / "libcpu_passes.so"
+    monkeypatch.setattr(kernel_choice, "LIBRARY", path)
+    monkeypatch.delitem(sys.modules, "equipoise.forks.cpu_passes", raising=False)
+    monkeypatch.delattr(forks, "cpu_passes", raising=False)
+    kernel_choice._cpu_passes.cache_clear()
+    yield path
+    kernel_choice._cpu_passes.cache_clear()
+
+
+@pytest.mark.usefixtures("library")
+def test_a_package_without_the_library_for_the_cpu_takes_the_plain_form():
+    assert passes_for([torch.ones(2)]) is None
+
+
+def test_a_library_for_another_machine_is_left_with_one_warning_that_says_what_to_do(library):
+    library.write_bytes(b"\x7fELF of elsewhere")
+    with pytest.warns(UserWarning, match=r"libcpu_passes.so cannot be used here.*Install equipoise anew"):
+        assert passes_for([torch.ones(2)]) is None
+    assert passes_for([torch.ones(2)]) is None  # no second warning, which would be an error here

@@ -20,8 +20,8 @@ kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", 
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let forks take the kernels on the CPU."""
-    for module in (plain, multibalance):
-        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(plain, "passes_for", lambda _: kernels)
+    monkeypatch.setattr(multibalance, "kernels_for", lambda _: kernels)
 
 
 pytestmark = [

@@ -112,7 +112,8 @@ def test_functional_gradients_are_those_of_backward(fork, how):
         found = back(torch.ones(()))[0]
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
-    assert all(torch.equal(*pair) for pair in zip(traces(twin), traces(model), strict=True))
+    for pair in zip(traces(twin), traces(model), strict=True):
+        torch.testing.assert_close(*pair)  # transformed tensors go through PyTorch's operations, others through C
 
 
 def test_a_functional_gradient_of_a_gradient_is_that_of_create_graph():

@@ -1,43 +1,88 @@
-"""Decides where a fork computes with its Triton kernels: on NVIDIA's devices, in single or half precision."""
+"""Decides where a fork computes by kernels of its own, and where in PyTorch's operations.
+
+On NVIDIA's devices, in single or half precision, it takes Triton's; on a CPU, in single precision, those in C.
+"""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["kernels_for"]
+__all__ = ["LIBRARY", "kernels_for", "passes_for"]
+
+LIBRARY = Path(__file__).with_name("libcpu_passes.so")  # built with the package: hatch_build.py
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
 
 
+def passes_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
+    """Return the module whose ``gram_matrix`` and ``weighted_sum`` take these tensors; None for the plain form.
+
+    That is :mod:`equipoise.forks.kernels` or :mod:`equipoise.forks.cpu_passes`. The plain form stays where a graph is
+    compiled or transformed, for subclasses of tensors, in other precisions, and on other devices. It also stays where
+    the package was installed without its library for the CPU.
+
+    Args:
+        tensors: of one device and dtype, at least one; or one tensor whose rows are taken.
+    """
+    first = tensors[0]
+    if first.is_cpu and first.dtype == torch.float32 and _plain(tensors):
+        return _cpu_passes()
+    return kernels_for(tensors)
+
+
 def kernels_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
     """Return :mod:`equipoise.forks.kernels` where it takes these tensors, or the rows of this one, else None.
 
-    The plain form stays where a graph is compiled or transformed, for subclasses of tensors, in float64, for many
-    tasks, and on other devices. It also stays, with one warning, where Triton cannot build a kernel, as it cannot
-    without a C compiler.
+    None too for many tasks, and, with one warning, where Triton cannot build a kernel, as it cannot without a C
+    compiler. The other cases are those of :func:`passes_for`.
 
     Args:
         tensors: of one device and dtype, at least one.
     """
-    whole = [tensors] if isinstance(tensors, Tensor) else tensors
-    first = whole[0]
-    if (
-        not first.is_cuda
-        or first.dtype not in _DTYPES
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or any(type(tensor) is not Tensor for tensor in whole)
-    ):
+    first = tensors[0]
+    if not first.is_cuda or first.dtype not in _DTYPES or not _plain(tensors):
         return None
     kernels = _kernels_on(first.device)
     return kernels if kernels is not None and len(tensors) <= kernels.MOST_TASKS else None
+
+
+def _plain(tensors: Sequence[Tensor] | Tensor) -> bool:
+    """Return whether these are tensors of numbers in memory: nothing traced, transformed or wrapped."""
+    functorch = torch._C._functorch
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    # Transforms wrap what they have left behind, too.
+    return all(
+        type(tensor) is Tensor
+        and not functorch.is_functorch_wrapped_tensor(tensor)
+        and not functorch.is_legacy_batchedtensor(tensor)
+        for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors)
+    )
+
+
+@functools.cache
+def _cpu_passes() -> ModuleType | None:
+    if not LIBRARY.exists():
+        return None
+    try:
+        from equipoise.forks import cpu_passes
+    except (OSError, AttributeError) as error:  # built for another machine, or a PyTorch with another OpenMP runtime
+        warnings.warn(
+            f"Forks take several times as long as they need on the CPU: {LIBRARY} cannot be used here "
+            f"({type(error).__name__}: {error}). Install equipoise anew on this machine, or delete that file. "
+            "Results differ by rounding alone.",
+            stacklevel=2,
+        )
+        return None
+    return cpu_passes
 
 
 @functools.cache

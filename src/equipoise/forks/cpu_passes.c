@@ -1,0 +1,166 @@
+/* A fork's two passes over the tasks' gradients on a CPU: their Gram matrix, and their weighted sum, in float32.
+ *
+ * cpu_passes.py calls them, hatch_build.py builds them. Each number is read once per pass, where it lies: in blocks that
+ * stay in the cache while all pairs of rows are multiplied. Parts of the rows are shared out among the threads of
+ * PyTorch's own OpenMP runtime, whose entry is an argument: a second runtime would fight with it for the processors.
+ * Results do not depend on the number of threads: partial sums are added up in the order of the parts. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TILE 4        /* rows by rows whose products are summed at a time, in registers */
+#define BLOCK 1024    /* columns that are multiplied while they are in the cache */
+#define PART 16384    /* columns of a part; so many products are summed in float32, parts in double */
+#define MOST_SUMS 256 /* partial matrices in memory */
+#define GROUP 8       /* rows that are added at a time */
+#ifndef WIDEST
+#define WIDEST 16     /* most numbers that a processor takes at a time; tests try the smaller ones too */
+#endif
+
+typedef void runner(void (*work)(void *), void *given, unsigned threads, unsigned flags); /* GOMP_parallel */
+
+struct pass {
+    const float *const *rows;
+    long count, length;
+    long parts, group, next; /* parts of the rows; how many share a partial matrix; the next one to be taken */
+    double *totals;          /* partial matrices, of which the lower half is filled */
+    const float *weights;
+    float *sum;
+    int out_of_memory;
+};
+
+static long least(long a, long b)
+{
+    return a < b ? a : b;
+}
+
+static long numbers_in_tiles(long count)
+{
+    const long across = (count + TILE - 1) / TILE;
+    return across * (across + 1) / 2 * TILE * TILE;
+}
+
+#define JOINED(name, width) name##_##width
+#define JOINED_LATE(name, width) JOINED(name, width)
+#define OF_WIDTH(name) JOINED_LATE(name, WIDTH)
+
+#define WIDTH 4
+#define TARGET
+#include "cpu_passes_of_width.h"
+#undef WIDTH
+#undef TARGET
+
+#if defined(__x86_64__)
+#define WIDTH 8
+#define TARGET __attribute__((target("avx2,fma")))
+#include "cpu_passes_of_width.h"
+#undef WIDTH
+#undef TARGET
+
+#define WIDTH 16
+#define TARGET __attribute__((target("avx512f")))
+#include "cpu_passes_of_width.h"
+#undef WIDTH
+#undef TARGET
+#endif
+
+typedef void multiplier(const struct pass *, long begin, long end, float *tiles, double *total);
+typedef void adder(const struct pass *, long begin, long end);
+
+/* Returns how many numbers this processor takes at a time. */
+static int width(void)
+{
+#if defined(__x86_64__)
+    if (WIDEST >= 16 && __builtin_cpu_supports("avx512f"))
+        return 16;
+    if (WIDEST >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return 8;
+#endif
+    return 4;
+}
+
+static multiplier *multiply(void)
+{
+#if defined(__x86_64__)
+    return width() == 16 ? multiply_16 : width() == 8 ? multiply_8 : multiply_4;
+#else
+    return multiply_4;
+#endif
+}
+
+static adder *add(void)
+{
+#if defined(__x86_64__)
+    return width() == 16 ? add_16 : width() == 8 ? add_8 : add_4;
+#else
+    return add_4;
+#endif
+}
+
+/* One thread's share: takes group after group of parts until none is left. */
+static void work(void *given)
+{
+    struct pass *pass = given;
+    float *tiles = NULL;
+    if (pass->totals) {
+        tiles = malloc(numbers_in_tiles(pass->count) * width() * sizeof *tiles);
+        if (!tiles) {
+            __atomic_store_n(&pass->out_of_memory, 1, __ATOMIC_RELAXED);
+            return;
+        }
+    }
+    for (;;) {
+        const long group = __atomic_fetch_add(&pass->next, 1, __ATOMIC_RELAXED);
+        const long first = group * pass->group, last = least(first + pass->group, pass->parts);
+        if (first >= pass->parts)
+            break;
+        for (long part = first; part < last; part++) {
+            const long begin = part * PART, end = least(begin + PART, pass->length);
+            if (pass->totals)
+                multiply()(pass, begin, end, tiles, pass->totals + group * pass->count * pass->count);
+            else
+                add()(pass, begin, end);
+        }
+    }
+    free(tiles);
+}
+
+static void share_out(struct pass *pass, int threads, runner *run)
+{
+    threads = least(threads, (pass->parts + pass->group - 1) / pass->group);
+    if (threads > 1)
+        run(work, pass, threads, 0);
+    else
+        work(pass);
+}
+
+/* Writes the inner products of the rows to found, shape [count, count]; returns other than 0 where memory is short. */
+int equipoise_gram_matrix(const float *const *rows, long count, long length, int threads, runner *run, float *found)
+{
+    const long parts = (length + PART - 1) / PART, group = (parts + MOST_SUMS - 1) / MOST_SUMS;
+    const long sums = group ? (parts + group - 1) / group : 0;
+    double *totals = calloc(sums * count * count + 1, sizeof *totals);
+    if (!totals)
+        return 1;
+    struct pass pass = {
+        .rows = rows, .count = count, .length = length, .parts = parts, .group = group ? group : 1, .totals = totals};
+    share_out(&pass, threads, run);
+    for (long row = 0; row < count; row++)
+        for (long column = 0; column <= row; column++) {
+            double total = 0;
+            for (long sum = 0; sum < sums; sum++)
+                total += totals[(sum * count + row) * count + column];
+            found[row * count + column] = found[column * count + row] = total;
+        }
+    free(totals);
+    return pass.out_of_memory;
+}
+
+/* Writes the sum of the rows, each times its weight, to sum, shape [length]. */
+void equipoise_weighted_sum(const float *const *rows, const float *weights, long count, long length, int threads,
+                            runner *run, float *sum)
+{
+    struct pass pass = {.rows = rows, .count = count, .length = length, .parts = (length + PART - 1) / PART,
+                        .group = 1, .weights = weights, .sum = sum};
+    share_out(&pass, threads, run);
+}
