@@ -31,7 +31,7 @@ FLOOR := .venv-floor/$(FLOOR_TORCH)
 BENCH := .venv-bench/bin
 RELEASE := .venv-release/tools
 # An editable install builds the C library of the forks, too: hatch_build.py.
-BUILT_FROM := pyproject.toml hatch_build.py $(wildcard src/equipoise/forks/cpu_passes*.[ch])
+BUILT_FROM := pyproject.toml hatch_build.py $(wildcard src/equipoise/forks/cpu_kernels*.[ch])
 TORCH_ALONE := .venv-release/torch-alone
 # Two files at a time, each with one thread: most tests wait for one core or for processes of their own.
 PYTEST := -m pytest -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""Builds the C library of the forks' passes into the package, for a wheel or an editable install.
+"""Builds the C library of the forks' kernels for a CPU into the package, for a wheel or an editable install.
 
 Where there is no C compiler, or not on Linux, the package goes without: forks then take PyTorch's operations.
 ``CC=false`` builds a wheel without it, for any machine.
@@ -16,8 +16,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-SOURCE = Path("src/equipoise/forks/cpu_passes.c")
-LIBRARY = SOURCE.with_name("libcpu_passes.so")
+SOURCE = Path("src/equipoise/forks/cpu_kernels.c")
+LIBRARY = SOURCE.with_name("libcpu_kernels.so")
 OPTIONS = ["-O3", "-std=gnu11", "-fPIC", "-shared"]
 
 

@@ -21,9 +21,9 @@ NEEDED = {
     "equipoise/report/templates/report.html.j2",
     "equipoise/comparison/tuned/complete-journey-shared-bottom.json",
 }
-LIBRARY = "equipoise/forks/libcpu_passes.so"
+LIBRARY = "equipoise/forks/libcpu_kernels.so"
 OLDEST_GLIBC = (2, 17)  # as the name of a wheel with the library promises: manylinux_2_17
-LIBRARY = "equipoise/forks/libcpu_passes.so"  # of a wheel for one kind of machine: hatch_build.py
+LIBRARY = "equipoise/forks/libcpu_kernels.so"  # of a wheel for one kind of machine: hatch_build.py
 OLDEST_GLIBC = (2, 17)  # as the name of such a wheel promises: manylinux_2_17
 
 

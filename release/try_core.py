@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import equipoise
-from equipoise.forks.kernel_choice import LIBRARY, passes_for
+from equipoise.forks.kernel_choice import LIBRARY, kernels_for
 
 installed = Path(sysconfig.get_path("purelib"))
 assert Path(equipoise.__file__).is_relative_to(installed), f"{equipoise.__file__} is not the installed wheel"
@@ -27,7 +27,7 @@ sum(losses).backward()
 assert bottom.weight.grad is not None
 assert bottom.weight.grad.isfinite().all()
 if LIBRARY.exists():
-    assert passes_for([torch.ones(1)]) is not None, "the C library of the forks is there and not taken"
+    assert kernels_for([torch.ones(1)]) is not None, "the C library of the forks is there and not taken"
 
 command = Path(sys.executable).with_name("equipoise")
 done = subprocess.run([command, "methods"], capture_output=True, text=True, check=False)

@@ -16,9 +16,9 @@ SHAPES = [(0,), (3,), (33, 128), (1700, 40)]  # nothing, shorter than a strip, t
 
 @pytest.fixture(params=["in C", "plain"], autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the passes in C for single precision, as everyone does who has them; then the plain form for all."""
+    """Take the kernels in C for single precision, as everyone does who has them; then the plain form for all."""
     if request.param == "plain":
-        monkeypatch.setattr(gram, "passes_for", lambda _: None)
+        monkeypatch.setattr(gram, "kernels_for", lambda _: None)
     elif not LIBRARY.exists():
         pytest.skip("built without a C compiler")
 

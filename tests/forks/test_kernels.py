@@ -6,6 +6,10 @@ Triton's interpreter runs them on the CPU, one program after another; ``tests/co
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,15 +17,27 @@ from torch import Tensor
 from equipoise import Fork, MultiBalance
 from equipoise.forks import gram as plain
 from equipoise.forks import multibalance
+from equipoise.forks.kernel_choice import LIBRARY
 
 kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", exc_type=ImportError)
 
 
 @pytest.fixture
-def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let forks take the kernels on the CPU."""
-    monkeypatch.setattr(plain, "passes_for", lambda _: kernels)
-    monkeypatch.setattr(multibalance, "kernels_for", lambda _: kernels)
+def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType | None], None]:
+    """Return what lets forks on the CPU take these kernels, or None of them."""
+
+    def taken(module: ModuleType | None) -> None:
+        for user in (plain, multibalance):
+            monkeypatch.setattr(user, "kernels_for", lambda _: module)
+
+    return taken
+
+
+@pytest.fixture(params=["kernels", "cpu_kernels"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "cpu_kernels" and not LIBRARY.exists():
+        pytest.skip("built without a C compiler")
+    return importlib.import_module(f"equipoise.forks.{request.param}")
 
 
 pytestmark = [
@@ -125,15 +141,17 @@ def trained(options: dict[str, object], *, stacked: bool = False) -> tuple[list[
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_multibalance_trains_as_with_the_plain_form(options, stacked, request):
+def test_multibalance_trains_as_with_the_plain_form(options, stacked, module, take):
+    take(None)
     expected = trained(options, stacked=stacked)
-    request.getfixturevalue("with_kernels")
+    take(module)
     found = trained(options, stacked=stacked)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.usefixtures("with_kernels")
-def test_a_fork_with_its_own_weigh_is_asked_for_the_weights():
+def test_a_fork_with_its_own_weigh_is_asked_for_the_weights(module, take):
+    take(module)
+
     class Own(MultiBalance):
         def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
             return torch.full_like(gram[0], 7.0)

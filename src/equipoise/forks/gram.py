@@ -1,10 +1,10 @@
 """The two passes over the tasks' gradients that a fork makes: their Gram matrix, and their weighted sum.
 
-Both are bound by memory traffic, not by arithmetic. Where :mod:`equipoise.forks.kernel_choice` knows a kernel for a
-pass, in Triton (:mod:`equipoise.forks.kernels`) or in C (:mod:`equipoise.forks.cpu_passes`), that is taken. This is the
-plain form, for everything else. On a CPU the shapes at hand (few rows, very long) are far from what one matrix product
-does well, and fresh memory is dear, so the gradients go through one small workspace block by block. The numbers below
-were chosen by measuring gradients of 4096 × 128 on two cores.
+Both are bound by memory traffic, not by arithmetic. Where :mod:`equipoise.forks.kernel_choice` knows kernels, in Triton
+(:mod:`equipoise.forks.kernels`) or in C (:mod:`equipoise.forks.cpu_kernels`), these are taken. This is the plain form,
+for everything else. On a CPU the shapes at hand (few rows, very long) are far from what one matrix product does well,
+and fresh memory is dear, so the gradients go through one small workspace block by block. The numbers below were chosen
+by measuring gradients of 4096 × 128 on two cores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from equipoise.forks.kernel_choice import passes_for
+from equipoise.forks.kernel_choice import kernels_for
 
 __all__ = ["gram_matrix", "rows_of", "squared_lengths", "weighted_sum"]
 
@@ -41,9 +41,9 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
     """
     if divisor is not None:  # the scaler may be on another accelerator than this part of the model
         divisor = divisor.to(gradients[0].device, non_blocking=True)
-    passes = passes_for(gradients)
-    if passes is not None:
-        found: Tensor = passes.gram_matrix(list(gradients), divisor)
+    kernels = kernels_for(gradients)
+    if kernels is not None:
+        found: Tensor = kernels.gram_matrix(list(gradients), divisor)
         return found
     rows = rows_of(gradients) if isinstance(gradients, Tensor) else None
     vectors = [gradient.reshape(-1) for gradient in gradients] if rows is None else rows.unbind()
@@ -77,9 +77,9 @@ def weighted_sum(gradients: Sequence[Tensor] | Tensor, weights: Tensor, /) -> Te
     Differentiable with respect to the gradients where gradients are recorded (``create_graph=True``).
     """
     recorded = torch.is_grad_enabled()
-    passes = None if recorded else passes_for(gradients)
-    if passes is not None:
-        found: Tensor = passes.weighted_sum(list(gradients), weights)
+    kernels = None if recorded else kernels_for(gradients)
+    if kernels is not None:
+        found: Tensor = kernels.weighted_sum(list(gradients), weights)
         return found
     if isinstance(gradients, Tensor):
         if gradients.dtype == _wide(gradients.dtype):  # one pass, where the loop below makes one for each task

@@ -14,40 +14,28 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["LIBRARY", "kernels_for", "passes_for"]
+__all__ = ["LIBRARY", "kernels_for"]
 
-LIBRARY = Path(__file__).with_name("libcpu_passes.so")  # built with the package: hatch_build.py
+LIBRARY = Path(__file__).with_name("libcpu_kernels.so")  # built with the package: hatch_build.py
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
 
 
-def passes_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
-    """Return the module whose ``gram_matrix`` and ``weighted_sum`` take these tensors; None for the plain form.
-
-    That is :mod:`equipoise.forks.kernels` or :mod:`equipoise.forks.cpu_passes`. The plain form stays where a graph is
-    compiled or transformed, for subclasses of tensors, in other precisions, and on other devices. It also stays where
-    the package was installed without its library for the CPU.
-
-    Args:
-        tensors: of one device and dtype, at least one; or one tensor whose rows are taken.
-    """
-    first = tensors[0]
-    if first.is_cpu and first.dtype == torch.float32 and _plain(tensors):
-        return _cpu_passes()
-    return kernels_for(tensors)
-
-
 def kernels_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
-    """Return :mod:`equipoise.forks.kernels` where it takes these tensors, or the rows of this one, else None.
+    """Return the module of kernels that takes these tensors, or the rows of this one; None for the plain form.
 
-    None too for many tasks, and, with one warning, where Triton cannot build a kernel, as it cannot without a C
-    compiler. The other cases are those of :func:`passes_for`.
+    That is :mod:`equipoise.forks.kernels` or :mod:`equipoise.forks.cpu_kernels`. The plain form stays where a graph is
+    compiled or transformed, for subclasses of tensors, in other precisions, and on other devices; on an accelerator
+    also for many tasks, and, with one warning, where Triton cannot build a kernel, as it cannot without a C compiler;
+    on a CPU also where the package was installed without its library.
 
     Args:
         tensors: of one device and dtype, at least one.
     """
     first = tensors[0]
+    if first.is_cpu:
+        return _cpu_kernels() if first.dtype == torch.float32 and _plain(tensors) else None
     if not first.is_cuda or first.dtype not in _DTYPES or not _plain(tensors):
         return None
     kernels = _kernels_on(first.device)
@@ -69,11 +57,11 @@ def _plain(tensors: Sequence[Tensor] | Tensor) -> bool:
 
 
 @functools.cache
-def _cpu_passes() -> ModuleType | None:
+def _cpu_kernels() -> ModuleType | None:
     if not LIBRARY.exists():
         return None
     try:
-        from equipoise.forks import cpu_passes
+        from equipoise.forks import cpu_kernels
     except (OSError, AttributeError) as error:  # built for another machine, or a PyTorch with another OpenMP runtime
         warnings.warn(
             f"Forks take several times as long as they need on the CPU: {LIBRARY} cannot be used here "
@@ -82,7 +70,7 @@ def _cpu_passes() -> ModuleType | None:
             stacklevel=2,
         )
         return None
-    return cpu_passes
+    return cpu_kernels
 
 
 @functools.cache

@@ -1,10 +1,12 @@
-/* A fork's two passes over the tasks' gradients on a CPU: their Gram matrix, and their weighted sum, in float32.
+/* A fork's step on a CPU, in float32: the Gram matrix of the tasks' gradients, MultiBalance's weights, the weighted sum.
  *
- * cpu_passes.py calls them, hatch_build.py builds them. Each number is read once per pass, where it lies: in blocks that
- * stay in the cache while all pairs of rows are multiplied. Parts of the rows are shared out among the threads of
- * PyTorch's own OpenMP runtime, whose entry is an argument: a second runtime would fight with it for the processors.
- * Results do not depend on the number of threads: partial sums are added up in the order of the parts. */
+ * cpu_kernels.py calls them, hatch_build.py builds them. Each pass over the gradients reads a number once, where it lies:
+ * in blocks that stay in the cache while all pairs of rows are multiplied. Parts of the rows are shared out among the
+ * threads of PyTorch's own OpenMP runtime, whose entry is an argument: a second runtime would fight with it for the
+ * processors. Results do not depend on the number of threads: partial sums are added up in the order of the parts. */
 
+#include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,20 +48,20 @@ static long numbers_in_tiles(long count)
 
 #define WIDTH 4
 #define TARGET
-#include "cpu_passes_of_width.h"
+#include "cpu_kernels_of_width.h"
 #undef WIDTH
 #undef TARGET
 
 #if defined(__x86_64__)
 #define WIDTH 8
 #define TARGET __attribute__((target("avx2,fma")))
-#include "cpu_passes_of_width.h"
+#include "cpu_kernels_of_width.h"
 #undef WIDTH
 #undef TARGET
 
 #define WIDTH 16
 #define TARGET __attribute__((target("avx512f")))
-#include "cpu_passes_of_width.h"
+#include "cpu_kernels_of_width.h"
 #undef WIDTH
 #undef TARGET
 #endif
@@ -163,4 +165,70 @@ void equipoise_weighted_sum(const float *const *rows, const float *weights, long
     struct pass pass = {.rows = rows, .count = count, .length = length, .parts = (length + PART - 1) / PART,
                         .group = 1, .weights = weights, .sum = sum};
     share_out(&pass, threads, run);
+}
+
+/* Projects values, shape [count], onto the simplex of this total: see equipoise.solvers.simplex. */
+static void project(float *values, long count, float total)
+{
+    float largest = -INFINITY, threshold = -INFINITY;
+    for (long i = 0; i < count; i++)
+        largest = fmaxf(largest, values[i]);
+    for (long i = 0; i < count; i++)
+        values[i] = fmaxf(values[i] - largest, -1 - total);
+    for (long i = 0; i < count; i++) {
+        float sum = -total, above = 0;
+        for (long j = 0; j < count; j++) {
+            sum += values[j] >= values[i] ? values[j] : 0;
+            above += values[j] >= values[i];
+        }
+        threshold = fmaxf(threshold, sum / above);
+    }
+    for (long i = 0; i < count; i++)
+        values[i] = fmaxf(values[i] - threshold, 0);
+}
+
+/* Does a step of MultiBalance; arguments as of balance_step in cpu_kernels.py, and room for 3 * count numbers. */
+void equipoise_balance_step(long count, const float *gram, float *averages, float *balance, const float *preferences,
+                            const float *known, float *last_gram, float *last_weights, bool *last_present,
+                            float *weights, bool *present, float *room, float gamma, float pull, float beta,
+                            float unit, bool cosine)
+{
+    float *corrections = averages + count, *ratios = room, *pulled = room + count, *moved = room + 2 * count;
+    float lengths = 0, seen = 0, left = 1;
+    long here = 0;
+    for (long task = 0; task < count; task++) {
+        const float square = gram[task * (count + 1)], length = sqrtf(square);
+        present[task] = last_present[task] = square > 0 && square < INFINITY;
+        if (present[task]) {
+            averages[task] += gamma * (length - averages[task]);
+            corrections[task] += gamma * (1 - corrections[task]);
+            pulled[task] = (balance[task] + pull) / length;
+        } else
+            left -= balance[task];
+        ratios[task] = corrections[task] > 0 ? averages[task] / corrections[task] : 0;
+        lengths += ratios[task];
+        seen += corrections[task] > 0;
+    }
+    for (long row = 0; row < count; row++)
+        for (long column = 0; column < count; column++)
+            last_gram[row * count + column] = present[row] && present[column] ? gram[row * count + column] : 0;
+    if (cosine) {
+        for (long task = 0; task < count; task++) {
+            float slope = 0;
+            if (!present[task])
+                continue;
+            for (long other = 0; other < count; other++)
+                slope += present[other] ? gram[task * count + other] * pulled[other] : 0;
+            moved[here++] = balance[task] - beta * slope / sqrtf(gram[task * (count + 1)]);
+        }
+        project(moved, here, left);
+        for (long task = 0, place = 0; task < count; task++)
+            if (present[task])
+                balance[task] = moved[place++];
+    }
+    for (long task = 0; task < count; task++) {
+        const float preference = preferences ? preferences[task] : 1, otherwise = known ? known[task] : 1;
+        const float ratio = lengths / seen / ratios[task] * preference;
+        weights[task] = last_weights[task] = present[task] ? balance[task] / unit * ratio : otherwise;
+    }
 }

@@ -1,6 +1,6 @@
-"""The passes in C compute the same for every width of vectors and any number of threads.
+"""The kernels in C compute the same for every width of vectors and any number of threads.
 
-``test_gram.py`` holds them against float64.
+``test_gram.py`` holds them against float64, and ``test_kernels.py`` the step of MultiBalance against its plain form.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise.forks.kernel_choice import LIBRARY, passes_for
+from equipoise.forks.kernel_choice import LIBRARY, kernels_for
 
-SOURCE = LIBRARY.with_name("cpu_passes.c")
+SOURCE = LIBRARY.with_name("cpu_kernels.c")
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="built without a C compiler")
 
@@ -26,7 +26,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Build the library for processors that take so many numbers at a time, without a warning."""
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("no C compiler")
-    built = tmp_path_factory.mktemp("passes") / f"{request.param}.so"
+    built = tmp_path_factory.mktemp("kernels") / f"{request.param}.so"
     options = ["-O2", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-DWIDEST={request.param}"]
     subprocess.run([compiler, *options, "-o", str(built), str(SOURCE)], check=True)
     return built
@@ -51,46 +51,44 @@ SIZES = [(1, 1), (2, 15), (3, 1024), (4, 1025), (5, 16_384), (8, 16_401), (9, 50
 
 @pytest.mark.parametrize(("count", "length"), SIZES)
 def test_every_width_computes_what_float64_does(count, length, library, monkeypatch):
-    from equipoise.forks import cpu_passes
+    from equipoise.forks import cpu_kernels
 
-    gram, total = cpu_passes.functions_of(library)
-    monkeypatch.setattr(cpu_passes, "_gram_matrix", gram)
-    monkeypatch.setattr(cpu_passes, "_weighted_sum", total)
+    monkeypatch.setattr(cpu_kernels, "_library", cpu_kernels.loaded(library))
     gradients, weights = rows(count, length), torch.linspace(-0.5, 2.0, count)
     exact = torch.stack(gradients).double()
     products, lengths = exact @ exact.T, exact.norm(dim=1)
-    assert ((cpu_passes.gram_matrix(gradients, None) - products) / lengths / lengths[:, None]).abs().max() < 1e-6
-    found = cpu_passes.weighted_sum(gradients, weights)
+    assert ((cpu_kernels.gram_matrix(gradients, None) - products) / lengths / lengths[:, None]).abs().max() < 1e-6
+    found = cpu_kernels.weighted_sum(gradients, weights)
     torch.testing.assert_close(found.double(), weights.double() @ exact, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("length", [100, 200_001, 16_384 * 300])
 def test_any_number_of_threads_finds_the_same(length):
-    from equipoise.forks import cpu_passes
+    from equipoise.forks import cpu_kernels
 
     gradients, weights = rows(3, length), torch.tensor([0.5, 2.0, -1.0])
     found = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append((cpu_passes.gram_matrix(gradients, None), cpu_passes.weighted_sum(gradients, weights)))
+        found.append((cpu_kernels.gram_matrix(gradients, None), cpu_kernels.weighted_sum(gradients, weights)))
     assert all(torch.equal(one, other) for pair in found[1:] for one, other in zip(found[0], pair, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 9])
 def test_a_gradient_that_is_not_finite_spoils_its_own_products_alone(count):
-    from equipoise.forks import cpu_passes
+    from equipoise.forks import cpu_kernels
 
     gradients = rows(count, 100)
     gradients[1][7] = torch.inf
-    found = cpu_passes.gram_matrix(gradients, None)
+    found = cpu_kernels.gram_matrix(gradients, None)
     others = [task for task in range(count) if task != 1]
     assert not found[1].isfinite().any()
     assert found[others][:, others].isfinite().all()
 
 
 def test_they_are_taken_in_single_precision_alone():
-    assert passes_for([torch.ones(2)]) is not None
-    assert passes_for(torch.ones(2, 3)) is not None
-    assert passes_for([torch.ones(2).double()]) is None
-    assert passes_for([torch.ones(2).bfloat16()]) is None
+    assert kernels_for([torch.ones(2)]) is not None
+    assert kernels_for(torch.ones(2, 3)) is not None
+    assert kernels_for([torch.ones(2).double()]) is None
+    assert kernels_for([torch.ones(2).bfloat16()]) is None

@@ -1,4 +1,4 @@
-/* The passes over a part of the rows, WIDTH numbers at a time: cpu_passes.c includes this for each width. */
+/* The passes over a part of the rows, WIDTH numbers at a time: cpu_kernels.c includes this for each width. */
 
 typedef float OF_WIDTH(numbers) __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 

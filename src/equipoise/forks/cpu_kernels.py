@@ -1,0 +1,103 @@
+"""A fork's step on a CPU as functions in C: the Gram matrix, the weights, and the weighted sum.
+
+Each has its plain form in PyTorch, which says what it computes: :func:`equipoise.forks.gram.gram_matrix`,
+:func:`equipoise.forks.gram.weighted_sum` and :meth:`equipoise.MultiBalance.weigh`. Here the gradients are read where
+they lie, once for the matrix and once for the sum, and the M×M step is one call in place of some sixty.
+:mod:`equipoise.forks.kernel_choice` decides where they run. The library is built with the package
+(``hatch_build.py``), on Linux, where there is a C compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from equipoise.forks.kernel_choice import LIBRARY
+
+__all__ = ["balance_step", "gram_matrix", "loaded", "weighted_sum"]
+
+
+def loaded(library: Path) -> ctypes.CDLL:
+    """Return a library built from ``cpu_kernels.c``, whose functions know the types of their arguments."""
+    found = ctypes.CDLL(str(library))
+    address, size, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+    passes = address, size, size, ctypes.c_int, address, address
+    found.equipoise_gram_matrix.argtypes = passes
+    found.equipoise_weighted_sum.argtypes = address, *passes
+    found.equipoise_balance_step.argtypes = size, *[address] * 11, *[real] * 4, ctypes.c_bool
+    found.equipoise_weighted_sum.restype = found.equipoise_balance_step.restype = None
+    return found
+
+
+_library = loaded(LIBRARY)
+# From PyTorch's own OpenMP runtime, which its C extension has loaded.
+_run_in_threads = ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
+
+
+def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
+    """Return the inner products of M tensors of one shape, divided by ``divisor`` before; float32, shape [M, M].
+
+    Raises:
+        MemoryError: there is no memory for the partial sums.
+    """
+    vectors = [tensor.contiguous() if divisor is None else tensor.contiguous() / divisor for tensor in tensors]
+    found = torch.empty(len(vectors), len(vectors), dtype=torch.float32)
+    short_of_memory = _library.equipoise_gram_matrix(
+        _addresses(vectors),
+        len(vectors),
+        vectors[0].numel(),
+        torch.get_num_threads(),
+        _run_in_threads,
+        found.data_ptr(),
+    )
+    if short_of_memory:
+        raise MemoryError(f"There is no memory for the inner products of {len(vectors)} tasks' gradients.")
+    return found
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return ``Σ_m weights[m] · tensors[m]`` of M float32 tensors of one shape."""
+    vectors = [tensor.contiguous() for tensor in tensors]
+    factors = weights.to(torch.float32).contiguous()
+    total = torch.empty_like(vectors[0])
+    _library.equipoise_weighted_sum(
+        _addresses(vectors), factors.data_ptr(), len(vectors), total.numel(), torch.get_num_threads(), _run_in_threads,
+        total.data_ptr(),
+    )  # fmt: skip
+    return total
+
+
+def balance_step(
+    gram: Tensor,
+    averages: Tensor,
+    balance: Tensor,
+    last: tuple[Tensor, Tensor, Tensor],
+    *,
+    preferences: Tensor | None,
+    known: Tensor | None,
+    gamma: float,
+    rho: float,
+    beta: float,
+    even: float,
+    mean: bool,
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    """Do as :func:`equipoise.forks.kernels.balance_step`, with the same arguments."""
+    count = len(gram)
+    gram = gram.contiguous()
+    weights, present, room = torch.empty_like(last[1]), torch.empty_like(last[2]), gram.new_empty(3 * count)
+    _library.equipoise_balance_step(
+        count, gram.data_ptr(), averages.data_ptr(), balance.data_ptr(),
+        None if preferences is None else preferences.data_ptr(), None if known is None else known.data_ptr(),
+        *(tensor.data_ptr() for tensor in (*last, weights, present, room)),
+        gamma, rho * even, beta, 1.0 if mean else even, cosine,
+    )  # fmt: skip
+    return weights, present
+
+
+def _addresses(vectors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(vectors))(*[vector.data_ptr() for vector in vectors])
