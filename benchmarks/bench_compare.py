@@ -62,7 +62,8 @@ def _of_speed(result: Result) -> Iterator[tuple[str, Ratio]]:
 
 def _of_fork(result: Result) -> Iterator[tuple[str, Ratio]]:
     for row in result["rows"]:
-        yield f"MultiBalance, {row['tasks']} tasks: backward pass of the fork over that of the plain sum", _ratio(row)
+        form = ", in PyTorch's operations" if row.get("form") == "operations" else ""
+        yield f"MultiBalance, {row['tasks']} tasks{form}: backward pass over that of the plain sum", _ratio(row)
 
 
 def _of_side_by_side(result: Result) -> Iterator[tuple[str, Ratio]]:

@@ -171,11 +171,13 @@ def test_a_benchmark_that_fails_or_takes_too_long_is_named(
 def test_a_fork_is_measured_against_the_plain_sum(script, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_step = script("fork_step")
     monkeypatch.setattr(fork_step, "SHAPE", (32, 8))
-    row = fork_step.measure(2, 10)
-    assert row["pairs"] == 9
-    assert 0 < row["low"] <= row["ratio"] <= row["high"]
-    result = {"machine": "a machine", "torch": "2", "command": "python", "rows": [row]}
-    assert f"| 2 | ×{row['ratio']:.3f} |" in fork_step.markdown(result)
+    rows = fork_step.measure(2, 10)
+    result = {"machine": "a machine", "torch": "2", "command": "python", "rows": rows}
+    assert [row["form"] for row in rows] == ["in C", "operations"]
+    for row in rows:
+        assert row["pairs"] == 9
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert f"| 2 | {row['form']} | ×{row['ratio']:.3f} |" in fork_step.markdown(result)
 
 
 def test_speeds_and_costs_are_ratios_by_round(script) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from equipoise import data
 from equipoise.comparison.suite import Suite, run_suite
+from equipoise.forks.kernel_choice import LIBRARY
 from equipoise.methods import parse_method
 from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, train
@@ -34,6 +35,7 @@ NAMES = (
     "rare_task",
     "gram_every",
     "pub_last_layer",
+    "arithmetic",
     "page",
 )
 FUNNEL = {"rows": 3000, "click_rate": 0.4, "conversion_rate": 0.2}  # frequent enough for an NE everywhere
@@ -298,3 +300,36 @@ def test_pub_is_trained_with_both_ways_to_solve(script, monkeypatch: pytest.Monk
     table = module.tables(rows)["last shared layer"]
     assert len(table) == 2 + len(module.VARIANTS)
     assert [line.count("%") for line in table[2:]] == [0, 1, 2, 2]
+
+
+@pytest.mark.skipif(not LIBRARY.exists(), reason="built without a C compiler")
+def test_trainings_of_the_suite_are_made_again_with_their_rates_and_seeds(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = script("arithmetic")
+    suite = {"title": "t", "common": {"methods": ["equal", "multibalance"], "seeds": 2, "epochs": 1,
+                        "rates": {"equal": 0.02, "multibalance": 0.02}},
+             "settings": {"one": {"data": "funnel", "data_options": FUNNEL, "batch_size": 256}}}  # fmt: skip
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    run_suite(Suite.of(suite), tmp_path / "evidence", jobs=1, speed=False)
+    for name, value in {
+        "SUITE": tmp_path / "suite.yaml",
+        "RESULTS": tmp_path / "evidence",
+        "SETTINGS": ("one",),
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "METHODS", {"equal": "equal weights", "multibalance": "MultiBalance"})
+    threads = torch.get_num_threads()
+    try:
+        run(module, monkeypatch, "--out", str(tmp_path / "again.jsonl"))
+    finally:
+        torch.set_num_threads(threads)
+    rows = module.Records(tmp_path / "again.jsonl").rows
+    assert {(row["variant"], row["seed"]) for row in rows} == {
+        (m, s) for m in ("equal", "multibalance") for s in (0, 1)
+    }
+    before = module.of_suite("one")
+    for row in rows:
+        expected = next(found for found in before[row["variant"]] if found["seed"] == row["seed"])
+        assert row["test_ne"] == pytest.approx(expected["test_ne"], rel=1e-2)
+    assert len(module.tables(rows)["another arithmetic"]) == 4

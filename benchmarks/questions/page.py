@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import arithmetic
 import at_the_fork
 import backbones
 import drift
@@ -90,6 +91,7 @@ def tables(results: Path) -> Tables:
         "static-weights": static_weights.tables, "at-the-fork": at_the_fork.tables, "updates": updates.tables,
         "drift": drift.tables, "uncertainty": uncertainty.tables, "rare-task": rare_task.tables,
         "gram-every": gram_every.tables, "pub-last-layer": pub_last_layer.tables, "backbones": backbones.tables,
+        "arithmetic": arithmetic.tables,
     }  # fmt: skip
     found: Tables = {}
     for name, of_script in scripts.items():

@@ -119,9 +119,9 @@ def mean_ne(rows: Sequence[Record]) -> float:
 
 
 def run_of(dataset: Dataset, method: str | Method, seed: int, **settings: Any) -> Run:
-    """Return a training, also one that diverged."""
+    """Return a training, also one that diverged; evaluated once, unless the settings say otherwise."""
     try:
-        return train(dataset, method, seed=seed, evaluations=1, **settings)
+        return train(dataset, method, seed=seed, **{"evaluations": 1, **settings})
     except NonFiniteError as error:
         return error.run
 
