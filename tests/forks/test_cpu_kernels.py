@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from equipoise import MultiBalance
+from equipoise.forks.gram import gram_matrix, weighted_sum
 from equipoise.forks.kernel_choice import LIBRARY, kernels_for
 
 SOURCE = LIBRARY.with_name("cpu_kernels.c")
@@ -27,7 +29,17 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("no C compiler")
     built = tmp_path_factory.mktemp("kernels") / f"{request.param}.so"
-    options = ["-O2", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-DWIDEST={request.param}"]
+    options = [
+        "-O2",
+        "-std=gnu11",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        f"-DWIDEST={request.param}",
+    ]
     subprocess.run([compiler, *options, "-o", str(built), str(SOURCE)], check=True)
     return built
 
@@ -92,3 +104,22 @@ def test_they_are_taken_in_single_precision_alone():
     assert kernels_for(torch.ones(2, 3)) is not None
     assert kernels_for([torch.ones(2).double()]) is None
     assert kernels_for([torch.ones(2).bfloat16()]) is None
+
+
+def test_a_state_of_another_dtype_is_refused_and_not_misread():
+    fork = MultiBalance(2)
+    fork.load_state_dict(MultiBalance(2).double().state_dict(), assign=True)
+    z = torch.ones(3, requires_grad=True)
+    with pytest.raises(TypeError, match=r"expected 4 numbers of torch.float32.*found a tensor of torch.float64"):
+        sum(branch.sum() for branch in fork(z)).backward()
+    fork.double()
+    sum(branch.sum() for branch in fork(z)).backward()
+    assert fork.last_weights.tolist() == [1.0, 1.0]
+
+
+def test_a_view_with_the_other_sign_is_read_as_what_it_is():
+    numbers = torch.complex(torch.zeros(3), torch.ones(3)).conj().imag
+    assert numbers.is_neg()
+    gradients = [numbers, torch.ones(3)]
+    assert gram_matrix(gradients).tolist() == [[3.0, -3.0], [-3.0, 3.0]]
+    assert weighted_sum(gradients, torch.tensor([2.0, 1.0])).tolist() == [-1.0, -1.0, -1.0]

@@ -65,8 +65,8 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     factors = weights.to(torch.float32).contiguous()
     total = torch.empty_like(vectors[0])
     _library.equipoise_weighted_sum(
-        _addresses(vectors), factors.data_ptr(), len(vectors), total.numel(), torch.get_num_threads(), _run_in_threads,
-        total.data_ptr(),
+        _addresses(vectors), _address(factors, len(vectors)), len(vectors), total.numel(), torch.get_num_threads(),
+        _run_in_threads, total.data_ptr(),
     )  # fmt: skip
     return total
 
@@ -86,18 +86,36 @@ def balance_step(
     mean: bool,
     cosine: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Do as :func:`equipoise.forks.kernels.balance_step`, with the same arguments."""
+    """Do as :func:`equipoise.forks.kernels.balance_step`, with the same arguments.
+
+    Raises:
+        TypeError: a tensor of the fork's state is not of float32, on the CPU and in one piece.
+    """
     count = len(gram)
-    gram = gram.contiguous()
-    weights, present, room = torch.empty_like(last[1]), torch.empty_like(last[2]), gram.new_empty(3 * count)
+    last_gram, last_weights, last_present = last
+    weights, present, room = torch.empty_like(last_weights), torch.empty_like(last_present), gram.new_empty(3 * count)
     _library.equipoise_balance_step(
-        count, gram.data_ptr(), averages.data_ptr(), balance.data_ptr(),
-        None if preferences is None else preferences.data_ptr(), None if known is None else known.data_ptr(),
-        *(tensor.data_ptr() for tensor in (*last, weights, present, room)),
+        count, _address(gram.contiguous(), count * count), _address(averages, 2 * count), _address(balance, count),
+        None if preferences is None else _address(preferences, count),
+        None if known is None else _address(known, count),
+        _address(last_gram, count * count), _address(last_weights, count),
+        _address(last_present, count, torch.bool), weights.data_ptr(), present.data_ptr(), room.data_ptr(),
         gamma, rho * even, beta, 1.0 if mean else even, cosine,
     )  # fmt: skip
     return weights, present
 
 
 def _addresses(vectors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(vectors))(*[vector.data_ptr() for vector in vectors])
+    length = vectors[0].numel()
+    return (ctypes.c_void_p * len(vectors))(*[_address(vector, length) for vector in vectors])
+
+
+def _address(tensor: Tensor, length: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return where the numbers of a tensor lie; C would read beyond others without a word."""
+    if not (tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() == length):
+        raise TypeError(
+            f"A fork on a CPU expected {length} numbers of {dtype} in one piece of its memory, found a tensor of "
+            f"{tensor.dtype}, shape {list(tensor.shape)}, on {tensor.device}. If a state has been assigned to the "
+            "fork, load it without assign=True, or call the fork's double()."
+        )
+    return tensor.data_ptr()

@@ -50,6 +50,7 @@ def _plain(tensors: Sequence[Tensor] | Tensor) -> bool:
     # Transforms wrap what they have left behind, too.
     return all(
         type(tensor) is Tensor
+        and not tensor.is_neg()  # a view whose numbers lie in memory with the other sign
         and not functorch.is_functorch_wrapped_tensor(tensor)
         and not functorch.is_legacy_batchedtensor(tensor)
         for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors)
