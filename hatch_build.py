@@ -29,7 +29,7 @@ def built_library(root: Path) -> str:
         if sys.platform != "linux":
             return f"it is built on Linux alone, not on {sys.platform}"
         subprocess.run(
-            [*compiler, *OPTIONS, "-o", str(new), str(root / SOURCE)], check=True, capture_output=True, text=True
+            [*compiler, *OPTIONS, "-o", str(new), str(root / SOURCE), "-lm"], check=True, capture_output=True, text=True
         )
         new.replace(library)  # at once: another process may have it open
     except OSError as error:

@@ -40,7 +40,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "-Wno-unknown-pragmas",
         f"-DWIDEST={request.param}",
     ]
-    subprocess.run([compiler, *options, "-o", str(built), str(SOURCE)], check=True)
+    subprocess.run([compiler, *options, "-o", str(built), str(SOURCE), "-lm"], check=True)
     return built
 
 
