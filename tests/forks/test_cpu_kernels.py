@@ -61,17 +61,33 @@ def rows(count: int, length: int) -> list[Tensor]:
 SIZES = [(1, 1), (2, 15), (3, 1024), (4, 1025), (5, 16_384), (8, 16_401), (9, 50_000), (33, 700), (2, 16_384 * 257 + 5)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("count", "length"), SIZES)
-def test_every_width_computes_what_float64_does(count, length, library, monkeypatch):
+def test_every_width_computes_what_float64_does(count, length, dtype, library, monkeypatch):
     from equipoise.forks import cpu_kernels
 
     monkeypatch.setattr(cpu_kernels, "_library", cpu_kernels.loaded(library))
-    gradients, weights = rows(count, length), torch.linspace(-0.5, 2.0, count)
+    gradients, weights = [row.to(dtype) for row in rows(count, length)], torch.linspace(-0.5, 2.0, count)
     exact = torch.stack(gradients).double()
     products, lengths = exact @ exact.T, exact.norm(dim=1)
-    assert ((cpu_kernels.gram_matrix(gradients, None) - products) / lengths / lengths[:, None]).abs().max() < 1e-6
+    wrong = ((cpu_kernels.gram_matrix(gradients, None) - products) / lengths / lengths[:, None]).abs().max()
+    assert wrong < (1e-6 if dtype == torch.float32 else 1e-5)  # squares of few bits round up or down for long
     found = cpu_kernels.weighted_sum(gradients, weights)
-    torch.testing.assert_close(found.double(), weights.double() @ exact, rtol=1e-5, atol=1e-4)
+    assert found.dtype == dtype
+    rounding = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 4e-3, "atol": 1e-4}
+    torch.testing.assert_close(found.double(), weights.double() @ exact, **rounding)
+
+
+def test_bfloat16_is_rounded_as_pytorch_rounds_it(library, monkeypatch):
+    from equipoise.forks import cpu_kernels
+
+    monkeypatch.setattr(cpu_kernels, "_library", cpu_kernels.loaded(library))
+    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16)
+    some = every[every.isfinite() & (every.abs() > 1e-30)]
+    for weight in (1.0, 1 + 2**-8, 1 + 3 * 2**-8, -0.7, 1e30, torch.inf):
+        found = cpu_kernels.weighted_sum([some], torch.tensor([weight]))
+        assert torch.equal(found, (some.float() * weight).bfloat16())
+    assert cpu_kernels.weighted_sum([every], torch.tensor([1.0]))[every.isnan()].isnan().all()
 
 
 @pytest.mark.usefixtures("threads")
@@ -99,11 +115,14 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_products_alone(count):
     assert found[others][:, others].isfinite().all()
 
 
-def test_they_are_taken_in_single_precision_alone():
-    assert kernels_for([torch.ones(2)]) is not None
-    assert kernels_for(torch.ones(2, 3)) is not None
-    assert kernels_for([torch.ones(2).double()]) is None
-    assert kernels_for([torch.ones(2).bfloat16()]) is None
+@pytest.mark.parametrize(
+    ("dtype", "taken"),
+    [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False), (torch.float64, False)],
+    ids=str,
+)
+def test_they_are_taken_for_float32_and_bfloat16_alone(dtype, taken):
+    assert (kernels_for([torch.ones(2, dtype=dtype)]) is not None) == taken
+    assert (kernels_for(torch.ones(2, 3, dtype=dtype)) is not None) == taken
 
 
 def test_a_state_of_another_dtype_is_refused_and_not_misread():

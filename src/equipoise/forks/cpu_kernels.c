@@ -1,4 +1,5 @@
-/* A fork's step on a CPU, in float32: the Gram matrix of the tasks' gradients, MultiBalance's weights, the weighted sum.
+/* A fork's step on a CPU: the Gram matrix of the tasks' gradients, MultiBalance's weights, the weighted sum; of gradients
+ * in float32 or bfloat16, in float32.
  *
  * cpu_kernels.py calls them, hatch_build.py builds them. Each pass over the gradients reads a number once, where it lies:
  * in blocks that stay in the cache while all pairs of rows are multiplied. Parts of the rows are shared out among the
@@ -21,13 +22,16 @@
 
 typedef void runner(void (*work)(void *), void *given, unsigned threads, unsigned flags); /* GOMP_parallel */
 
+typedef unsigned short half; /* the bits of a bfloat16 */
+
 struct pass {
-    const float *const *rows;
+    const void *const *rows;
+    bool halves; /* rows and sum are of bfloat16 */
     long count, length;
     long parts, group, next; /* parts of the rows; how many share a partial matrix; the next one to be taken */
     double *totals;          /* partial matrices, of which the lower half is filled */
     const float *weights;
-    float *sum;
+    void *sum;
     int out_of_memory;
 };
 
@@ -42,29 +46,31 @@ static long numbers_in_tiles(long count)
     return across * (across + 1) / 2 * TILE * TILE;
 }
 
-#define JOINED(name, width) name##_##width
-#define JOINED_LATE(name, width) JOINED(name, width)
-#define OF_WIDTH(name) JOINED_LATE(name, WIDTH)
+static float widened(half given)
+{
+    const unsigned bits = (unsigned)given << 16;
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
 
-#define WIDTH 4
-#define TARGET
-#include "cpu_kernels_of_width.h"
-#undef WIDTH
-#undef TARGET
+static half narrowed(float given)
+{
+    unsigned bits;
+    memcpy(&bits, &given, sizeof bits);
+    return given != given ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
-#if defined(__x86_64__)
-#define WIDTH 8
-#define TARGET __attribute__((target("avx2,fma")))
-#include "cpu_kernels_of_width.h"
-#undef WIDTH
-#undef TARGET
+#define JOINED(name, width, kind) name##_##width##_##kind
+#define JOINED_LATE(name, width, kind) JOINED(name, width, kind)
+#define OF_KIND(name) JOINED_LATE(name, WIDTH, HALF)
 
-#define WIDTH 16
-#define TARGET __attribute__((target("avx512f")))
-#include "cpu_kernels_of_width.h"
-#undef WIDTH
-#undef TARGET
-#endif
+#define HALF 0
+#include "cpu_kernels_of_widths.h"
+#undef HALF
+#define HALF 1
+#include "cpu_kernels_of_widths.h"
+#undef HALF
 
 typedef void multiplier(const struct pass *, long begin, long end, float *tiles, double *total);
 typedef void adder(const struct pass *, long begin, long end);
@@ -73,7 +79,7 @@ typedef void adder(const struct pass *, long begin, long end);
 static int width(void)
 {
 #if defined(__x86_64__)
-    if (WIDEST >= 16 && __builtin_cpu_supports("avx512f"))
+    if (WIDEST >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
         return 16;
     if (WIDEST >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return 8;
@@ -81,28 +87,19 @@ static int width(void)
     return 4;
 }
 
-static multiplier *multiply(void)
-{
 #if defined(__x86_64__)
-    return width() == 16 ? multiply_16 : width() == 8 ? multiply_8 : multiply_4;
+#define FOR_THIS_PROCESSOR(name, half) \
+    (width() == 16 ? name##_16_##half : width() == 8 ? name##_8_##half : name##_4_##half)
 #else
-    return multiply_4;
+#define FOR_THIS_PROCESSOR(name, half) name##_4_##half
 #endif
-}
-
-static adder *add(void)
-{
-#if defined(__x86_64__)
-    return width() == 16 ? add_16 : width() == 8 ? add_8 : add_4;
-#else
-    return add_4;
-#endif
-}
 
 /* One thread's share: takes group after group of parts until none is left. */
 static void work(void *given)
 {
     struct pass *pass = given;
+    multiplier *multiply = pass->halves ? FOR_THIS_PROCESSOR(multiply, 1) : FOR_THIS_PROCESSOR(multiply, 0);
+    adder *add = pass->halves ? FOR_THIS_PROCESSOR(add, 1) : FOR_THIS_PROCESSOR(add, 0);
     float *tiles = NULL;
     if (pass->totals) {
         tiles = malloc(numbers_in_tiles(pass->count) * width() * sizeof *tiles);
@@ -119,9 +116,9 @@ static void work(void *given)
         for (long part = first; part < last; part++) {
             const long begin = part * PART, end = least(begin + PART, pass->length);
             if (pass->totals)
-                multiply()(pass, begin, end, tiles, pass->totals + group * pass->count * pass->count);
+                multiply(pass, begin, end, tiles, pass->totals + group * pass->count * pass->count);
             else
-                add()(pass, begin, end);
+                add(pass, begin, end);
         }
     }
     free(tiles);
@@ -137,7 +134,8 @@ static void share_out(struct pass *pass, int threads, runner *run)
 }
 
 /* Writes the inner products of the rows to found, shape [count, count]; returns other than 0 where memory is short. */
-int equipoise_gram_matrix(const float *const *rows, long count, long length, int threads, runner *run, float *found)
+int equipoise_gram_matrix(const void *const *rows, bool halves, long count, long length, int threads, runner *run,
+                          float *found)
 {
     const long parts = (length + PART - 1) / PART, group = (parts + MOST_SUMS - 1) / MOST_SUMS;
     const long sums = group ? (parts + group - 1) / group : 0;
@@ -145,7 +143,8 @@ int equipoise_gram_matrix(const float *const *rows, long count, long length, int
     if (!totals)
         return 1;
     struct pass pass = {
-        .rows = rows, .count = count, .length = length, .parts = parts, .group = group ? group : 1, .totals = totals};
+        .rows = rows, .halves = halves, .count = count, .length = length, .parts = parts,
+        .group = group ? group : 1, .totals = totals};
     share_out(&pass, threads, run);
     for (long row = 0; row < count; row++)
         for (long column = 0; column <= row; column++) {
@@ -159,11 +158,11 @@ int equipoise_gram_matrix(const float *const *rows, long count, long length, int
 }
 
 /* Writes the sum of the rows, each times its weight, to sum, shape [length]. */
-void equipoise_weighted_sum(const float *const *rows, const float *weights, long count, long length, int threads,
-                            runner *run, float *sum)
+void equipoise_weighted_sum(const void *const *rows, bool halves, const float *weights, long count, long length,
+                            int threads, runner *run, void *sum)
 {
-    struct pass pass = {.rows = rows, .count = count, .length = length, .parts = (length + PART - 1) / PART,
-                        .group = 1, .weights = weights, .sum = sum};
+    struct pass pass = {.rows = rows, .halves = halves, .count = count, .length = length,
+                        .parts = (length + PART - 1) / PART, .group = 1, .weights = weights, .sum = sum};
     share_out(&pass, threads, run);
 }
 

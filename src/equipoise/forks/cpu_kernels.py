@@ -25,10 +25,11 @@ def loaded(library: Path) -> ctypes.CDLL:
     """Return a library built from ``cpu_kernels.c``, whose functions know the types of their arguments."""
     found = ctypes.CDLL(str(library))
     address, size, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-    passes = address, size, size, ctypes.c_int, address, address
-    found.equipoise_gram_matrix.argtypes = passes
-    found.equipoise_weighted_sum.argtypes = address, *passes
-    found.equipoise_balance_step.argtypes = size, *[address] * 11, *[real] * 4, ctypes.c_bool
+    flag, threads = ctypes.c_bool, ctypes.c_int
+    rows = address, flag  # True of bfloat16
+    found.equipoise_gram_matrix.argtypes = *rows, size, size, threads, address, address
+    found.equipoise_weighted_sum.argtypes = *rows, address, size, size, threads, address, address
+    found.equipoise_balance_step.argtypes = size, *[address] * 11, *[real] * 4, flag
     found.equipoise_weighted_sum.restype = found.equipoise_balance_step.restype = None
     return found
 
@@ -44,15 +45,12 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
     Raises:
         MemoryError: there is no memory for the partial sums.
     """
-    vectors = [tensor.contiguous() if divisor is None else tensor.contiguous() / divisor for tensor in tensors]
+    if divisor is not None:
+        tensors = [tensor.float() / divisor for tensor in tensors]
+    vectors = [tensor.contiguous() for tensor in tensors]
     found = torch.empty(len(vectors), len(vectors), dtype=torch.float32)
     short_of_memory = _library.equipoise_gram_matrix(
-        _addresses(vectors),
-        len(vectors),
-        vectors[0].numel(),
-        torch.get_num_threads(),
-        _run_in_threads,
-        found.data_ptr(),
+        *_rows(vectors), len(vectors), vectors[0].numel(), torch.get_num_threads(), _run_in_threads, found.data_ptr()
     )
     if short_of_memory:
         raise MemoryError(f"There is no memory for the inner products of {len(vectors)} tasks' gradients.")
@@ -60,12 +58,12 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return ``Σ_m weights[m] · tensors[m]`` of M float32 tensors of one shape."""
+    """Return ``Σ_m weights[m] · tensors[m]`` of M tensors of one shape, in their dtype; summed in float32."""
     vectors = [tensor.contiguous() for tensor in tensors]
     factors = weights.to(torch.float32).contiguous()
     total = torch.empty_like(vectors[0])
     _library.equipoise_weighted_sum(
-        _addresses(vectors), _address(factors, len(vectors)), len(vectors), total.numel(), torch.get_num_threads(),
+        *_rows(vectors), _address(factors, len(vectors)), len(vectors), total.numel(), torch.get_num_threads(),
         _run_in_threads, total.data_ptr(),
     )  # fmt: skip
     return total
@@ -105,9 +103,12 @@ def balance_step(
     return weights, present
 
 
-def _addresses(vectors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    length = vectors[0].numel()
-    return (ctypes.c_void_p * len(vectors))(*[_address(vector, length) for vector in vectors])
+def _rows(vectors: Sequence[Tensor]) -> tuple[ctypes.Array[ctypes.c_void_p], bool]:
+    """Return where vectors of float32 or bfloat16 lie, and whether they are of bfloat16."""
+    first = vectors[0]
+    halves = first.dtype == torch.bfloat16
+    addresses = [_address(vector, first.numel(), torch.bfloat16 if halves else torch.float32) for vector in vectors]
+    return (ctypes.c_void_p * len(vectors))(*addresses), halves
 
 
 def _address(tensor: Tensor, length: int, dtype: torch.dtype = torch.float32) -> int:

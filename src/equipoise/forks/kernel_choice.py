@@ -1,6 +1,6 @@
 """Decides where a fork computes by kernels of its own, and where in PyTorch's operations.
 
-On NVIDIA's devices, in single or half precision, it takes Triton's; on a CPU, in single precision, those in C.
+On NVIDIA's devices, in single or half precision, it takes Triton's; on a CPU, in float32 or bfloat16, those in C.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["LIBRARY", "kernels_for"]
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")  # built with the package: hatch_build.py
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_DTYPES_ON_CPU = frozenset({torch.float32, torch.bfloat16})
 _LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
 
 
@@ -35,7 +36,7 @@ def kernels_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
     """
     first = tensors[0]
     if first.is_cpu:
-        return _cpu_kernels() if first.dtype == torch.float32 and _plain(tensors) else None
+        return _cpu_kernels() if first.dtype in _DTYPES_ON_CPU and _plain(tensors) else None
     if not first.is_cuda or first.dtype not in _DTYPES or not _plain(tensors):
         return None
     kernels = _kernels_on(first.device)
