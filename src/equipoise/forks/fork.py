@@ -283,8 +283,7 @@ class Fork(TaskState):
             self._refuse_per_sample_gradients(parts)
         if self.last_gram.device != parts[0].device:  # engines that move parameters and buffers only
             self._apply_to_attributes(lambda tensor: tensor.to(parts[0].device))
-        copies: Any = Meeting.apply(self, passage, stacked, *parts)  # type: ignore[no-untyped-call]
-        return copies, rebuilt
+        return Meeting.of(self, passage, stacked, *parts), rebuilt
 
     def _refuse_per_sample_gradients(self, parts: Sequence[Tensor]) -> None:
         if computed_per_sample(parts):
@@ -295,7 +294,6 @@ class Fork(TaskState):
                 f"Weighted({list(self.tasks)!r}, [...]); docs/privacy.md says more."
             )
 
-    @torch.no_grad()
     def measure_step(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor | None:
         """Return the Gram matrix of this rank's gradients; None in a step that does not measure it.
 
@@ -310,7 +308,6 @@ class Fork(TaskState):
         gram = functools.reduce(torch.add, grams) if grams else torch.zeros_like(self.last_gram)
         return gram.to(self.last_gram.dtype)
 
-    @torch.no_grad()
     def weigh_step(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         """Find the step's weights and the tasks present, from what :meth:`measure_step` has returned."""
         if gram is None:

@@ -7,11 +7,10 @@ the form in which the gradients arrive.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import ReferenceType
 
 import torch
@@ -61,6 +60,23 @@ class Passage:
 class Meeting(torch.autograd.Function):
     """Identity copies forward; the weighted sum of their gradients backward."""
 
+    @classmethod
+    def of(cls, fork: Fork, passage: Passage | None, stacked: bool, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Do as ``apply``, which binds the signature of :meth:`forward` in every call, in a third of its time.
+
+        Where a graph is compiled (there is no passage) or transformed it is called.
+        """
+        functorch = torch._C._functorch
+        if (
+            passage is None
+            or torch._C._are_functorch_transforms_active()
+            or any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in shared)
+        ):
+            found = cls.apply(fork, passage, stacked, *shared)  # type: ignore[no-untyped-call]
+        else:
+            found = super(torch.autograd.Function, cls).apply(fork, passage, stacked, *shared)  # type: ignore[misc]
+        return cast(tuple[Tensor, ...], found)
+
     @staticmethod
     def forward(fork: Fork, _passage: Passage | None, stacked: bool, *shared: Tensor) -> tuple[Tensor, ...]:
         """Copy every tensor for every task, in the order of tasks; or stacked, all of a tensor's copies as one."""
@@ -102,36 +118,45 @@ class Meeting(torch.autograd.Function):
             return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
 
 
-# torch asks for the signature at every call, and making it anew is slow.
-Meeting.forward.__signature__ = inspect.signature(Meeting.forward)  # type: ignore[attr-defined]
-
-
 def _weights(ctx: Any, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     """Return the weights of the graph's first backward, and the tasks present in it; a second one reuses them."""
     fork: Fork = ctx.fork
-    tensors = [tensor for piece in pieces for tensor in tensors_in(piece)]
     if torch.compiler.is_compiling():
+        tensors = [tensor for piece in pieces for tensor in tensors_in(piece)]
         factor = factor_in_compiled_graph(tensors[0]) if tensors else None
-        return fork.weigh_step(fork.measure_step(pieces, factor))
-    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):
-        raise RuntimeError(_NO_BATCH)
+        with torch.no_grad():
+            return fork.weigh_step(fork.measure_step(pieces, factor))
+    arrived: set[int] = set()
+    for piece in pieces:
+        if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors_in(piece)):
+            raise RuntimeError(_NO_BATCH)
+        arrived |= tasks_in(piece)
+    factor = factor_of_backward(ctx.passage.enclosing)
+    with torch.no_grad():
+        if not torch._C._are_functorch_transforms_active():
+            return _weights_of_passage(ctx, pieces, arrived, factor)
+        plain = [_unwrapped_piece(piece) for piece in pieces]
+        with torch._C._DisableFuncTorch():  # state cannot be written from within torch.func.grad
+            return _weights_of_passage(ctx, plain, arrived, factor)
+
+
+def _weights_of_passage(
+    ctx: Any, pieces: Sequence[Piece], arrived: set[int], factor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    fork: Fork = ctx.fork
     passage: Passage = ctx.passage
-    arrived = {task for piece in pieces for task in tasks_in(piece)}
-    factor = factor_of_backward(passage.enclosing)
-    with _outside_of_transforms(pieces) as plain:
-        if passage.weighed is None:
-            passage.arrived = arrived
-            gram = fork.measure_step(plain, factor)
-            passage.squares = None if gram is None else gram.diagonal()
-            passage.weighed = fork.weigh_step(gram)
-        elif not arrived <= passage.arrived:
-            raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
-        elif ctx.stacked:
-            _refuse_rows_that_come_late(fork.tasks, plain, passage.squares, factor)
+    if passage.weighed is None:
+        passage.arrived = arrived
+        gram = fork.measure_step(pieces, factor)
+        passage.squares = None if gram is None else gram.diagonal()
+        passage.weighed = fork.weigh_step(gram)
+    elif not arrived <= passage.arrived:
+        raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
+    elif ctx.stacked:
+        _refuse_rows_that_come_late(fork.tasks, pieces, passage.squares, factor)
     return passage.weighed
 
 
-@torch.no_grad()
 def _refuse_rows_that_come_late(
     tasks: Sequence[str], pieces: Sequence[Piece], before: Tensor | None, factor: Tensor | None
 ) -> None:
@@ -148,20 +173,10 @@ def _refuse_rows_that_come_late(
         raise RuntimeError(_one_by_one(tasks, first, now))
 
 
-@contextmanager
-def _outside_of_transforms(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
-    """Give unwrapped gradients, because state cannot be written from within ``torch.func.grad``."""
-    if not torch._C._are_functorch_transforms_active():
-        yield pieces
-        return
-    plain: list[Piece] = [
-        _unwrapped(piece)
-        if isinstance(piece, Tensor)
-        else [None if gradient is None else _unwrapped(gradient) for gradient in piece]
-        for piece in pieces
-    ]
-    with torch._C._DisableFuncTorch():
-        yield plain
+def _unwrapped_piece(piece: Piece) -> Piece:
+    if isinstance(piece, Tensor):
+        return _unwrapped(piece)
+    return [None if gradient is None else _unwrapped(gradient) for gradient in piece]
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
