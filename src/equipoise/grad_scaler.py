@@ -22,6 +22,7 @@ __all__ = [
     "enclosing_backward",
     "factor_in_compiled_graph",
     "factor_of_backward",
+    "note_factor",
     "note_grad_scalers",
 ]
 
@@ -69,6 +70,13 @@ def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -
     return None if found is None else found.factor
 
 
+def note_factor(factor: Tensor) -> None:
+    """Note the factor on the losses of the backward under way, in which this is called."""
+    note = ScaledBackward(factor)
+    torch.autograd.Variable._execution_engine.queue_callback(note)
+    _under_way[torch._C._current_graph_task_id()] = note
+
+
 @torch.library.custom_op("equipoise::loss_scale", mutates_args=())
 def factor_in_compiled_graph(gradient: Tensor) -> Tensor:
     """Return the factor on the losses of the backward under way, 1 where there is none; float32, no dimensions.
@@ -109,10 +117,4 @@ def _mark(loss: Tensor | Iterable[Any], factor: Tensor | None) -> None:
         for part in loss:
             _mark(part, factor)
     elif loss.requires_grad and factor is not None:
-
-        def at_start_of_backward(_: Tensor) -> None:
-            note = ScaledBackward(factor)
-            torch.autograd.Variable._execution_engine.queue_callback(note)
-            _under_way[torch._C._current_graph_task_id()] = note
-
-        loss.register_hook(at_start_of_backward)  # type: ignore[no-untyped-call]
+        loss.register_hook(lambda _: note_factor(factor))  # type: ignore[no-untyped-call]

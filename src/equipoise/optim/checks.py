@@ -10,10 +10,32 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim.clippy import Clippy
+from equipoise.optim.task_names import Losses, loss_list
 from equipoise.optim.wrapper import Wrapper
 from equipoise.per_sample import have_per_sample_gradients
 
-__all__ = ["check_groups", "check_not_per_sample", "check_shared", "check_unwrapped", "distinct", "scalars_of"]
+__all__ = ["check_groups", "check_not_per_sample", "check_shared", "check_unwrapped", "distinct", "losses_in_order"]
+
+
+def losses_in_order(losses: Losses, tasks: tuple[str, ...], name: str) -> tuple[list[Tensor | None], tuple[str, ...]]:
+    """Return one scalar per task in the order of the tasks, None for those that are absent, and the tasks' names.
+
+    Args:
+        losses: as ``backward`` was given them.
+        tasks: the names; empty where they are not known yet.
+        name: the optimizer's.
+
+    Raises:
+        TypeError: ``losses`` has no order, or an entry is neither a tensor nor None.
+        ValueError: the number of losses has changed, a name is not known, or a loss is not a scalar.
+    """
+    found, names = loss_list(losses, tasks)
+    if tasks and len(found) != len(tasks):
+        raise ValueError(
+            f"{name}.backward expected {len(tasks)} losses, as from the start, found {len(found)}. Pass None "
+            "for a task that is absent in this step."
+        )
+    return scalars_of(found, names), names
 
 
 def scalars_of(losses: Sequence[Any], tasks: Sequence[str]) -> list[Tensor | None]:

@@ -13,14 +13,14 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.optim.averaging import Averaging, averaging_of, refuse_unaveraged, refuse_unknown_ranks
-from equipoise.optim.checks import check_groups, check_not_per_sample, check_shared, distinct, scalars_of
+from equipoise.optim.checks import check_groups, check_not_per_sample, check_shared, distinct, losses_in_order
 from equipoise.optim.clippy import Clippy
 from equipoise.optim.gradients import Pending, marks_of, same_marks, sum_of, take
 from equipoise.optim.host_counts import HostCounts
 from equipoise.optim.passes import Passes, other_leaves
 from equipoise.optim.rules import rule_of
 from equipoise.optim.shared_parameters import find_shared, warn_about_shared
-from equipoise.optim.task_names import Losses, check_names, loss_list, places_by_name
+from equipoise.optim.task_names import Losses, check_names, places_by_name
 from equipoise.optim.total import total_of
 from equipoise.optim.wrapper import Wrapper
 
@@ -117,14 +117,7 @@ class TaskOptimizer(Wrapper):
 
     def _scalars(self, losses: Losses) -> list[Tensor | None]:
         """Return the losses in the order of the tasks; the first call fixes the tasks' names and number."""
-        name = type(self).__name__
-        found, names = loss_list(losses, self.tasks)
-        if self.tasks and len(found) != len(self.tasks):
-            raise ValueError(
-                f"{name}.backward expected {len(self.tasks)} losses, as from the start, found {len(found)}. Pass None "
-                "for a task that is absent in this step."
-            )
-        scalars = scalars_of(found, names)
+        scalars, names = losses_in_order(losses, self.tasks, type(self).__name__)
         if not self.tasks:
             self._begin(names)
         return scalars

@@ -121,7 +121,8 @@ def mark_non_finite_gradient(logits: Tensor, finite: Tensor, /, *, skip: bool) -
         if gradient is None:  # another task's backward pass, over logits that were taken out of one tensor
             return None
         finite.logical_and_(gradient.isfinite().all())
-        return torch.where(finite, gradient, 0.0) if skip else None
+        # A copy, because a later pass changes `finite` before this one has been differentiated.
+        return torch.where(finite.clone(), gradient, 0.0) if skip else None
 
     if logits.requires_grad:
         logits.register_hook(mark)  # type: ignore[no-untyped-call]
