@@ -30,8 +30,9 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")),
 ]
 RUN_HERE = [
-    "CONTRIBUTING.md", "gpu.md", "methods-loss-weights.md", "methods-updates.md", "missing-labels.md", "performance.md",
-    "preferences.md", "reading-the-monitor.md", "reading-the-report.md", "resume.md", "start.md",
+    "CONTRIBUTING.md", "gpu.md", "methods-at-the-fork.md", "methods-loss-weights.md", "methods-updates.md",
+    "missing-labels.md", "performance.md", "preferences.md", "reading-the-monitor.md", "reading-the-report.md",
+    "resume.md", "start.md",
 ]  # fmt: skip
 RUN_ELSEWHERE = {
     "README.md": "test_readme.py",

@@ -65,10 +65,14 @@ def alone(tmp_path_factory) -> dict[tuple[str, str], dict]:
 REASONS = {
     "whole gradients": ("fsdp", "row-wise+fsdp"),
     "whole updates": TORCHREC,
+    "second derivatives": ("fsdp", "row-wise+fsdp"),
 }
 """What a method needs, and the shardings that do not give it."""
 
-SAID = {"whole gradients": "which FSDP2 shards", "whole updates": "step in their backward pass"}
+SAID = {
+    "whole gradients": "which FSDP2 shards", "whole updates": "step in their backward pass",
+    "second derivatives": "FSDP2 keeps no whole parameters",
+}  # fmt: skip
 
 ROUNDING = {"imtl-l": 5e-5}
 """Tolerances above 1e-5. The order of a batch's rows alone moves these logits, of up to 10, by 2e-5 in one process."""

@@ -90,7 +90,7 @@ def test_the_optimizers_are_the_ones_named() -> None:
     assert type(authors.optimizer) is torch.optim.Adam
 
 
-@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if "per-task backward" in method.needs], ids=str)
+@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if "whole gradients" in method.needs], ids=str)
 def test_optimizers_of_several_losses_know_the_tasks_by_name(name: str) -> None:
     optimizer = built(name)
     assert isinstance(optimizer, TaskOptimizer)

@@ -1,4 +1,4 @@
-"""Two ranks with half a batch each step as one process with the whole batch does, in every form of PUB and AdaTask."""
+"""Two ranks with half a batch each step as one process with the whole batch does: PUB, AdaTask, consistent towers."""
 
 import datetime
 from functools import partial
@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from equipoise.optim import PUB, AdaTask, Clippy
+from equipoise.forks import Bargaining
+from equipoise.optim import PUB, AdaTask, Clippy, ConsistentTowers
 from tests.gloo_end import end_rank
 
 RANKS, TASKS, STEPS, ROWS = 2, 3, 8, 8
@@ -25,6 +26,8 @@ FORMS = {
     "pub-clippy": lambda o, shared, where: PUB(Clippy(o), shared=shared, update_every=1, **where),
     "adatask": lambda o, shared, where: AdaTask(o, shared=shared, **where),
     "pub-adatask": lambda o, shared, where: PUB(AdaTask(o, shared=shared, **where), shared=shared, update_every=3),
+    "towers": lambda o, _, where: ConsistentTowers(o, **where),
+    "towers-free": lambda o, _, where: ConsistentTowers(o, limit=1e6, **where),
 }
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
@@ -39,7 +42,7 @@ CASES = {
     "process group": ("pub", "adam", "group", NOBODY, False),
     **{
         f"{form}, absent on one rank": (form, "adam", "ddp", (set(), {1}), False)
-        for form in ("pub", "pub-authors", "pub-last", "pub-adatask")
+        for form in ("pub", "pub-authors", "pub-last", "pub-adatask", "towers", "towers-free")
     },
     **{
         f"{form}, absent on both": (form, "adam", "group", ({2}, {2}), False)
@@ -49,7 +52,10 @@ CASES = {
         f"{form}, nothing on one rank": (form, "adam", "group", (set(), {0, 1, 2}), False)
         for form in ("pub", "pub-last")
     },
-    **{f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False) for form in ("pub", "pub-authors", "adatask")},
+    **{
+        f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False)
+        for form in ("pub", "pub-authors", "adatask", "towers")
+    },
     **{
         f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)
         for form in ("pub", "pub-last", "pub-matched", "adatask")
@@ -58,9 +64,9 @@ CASES = {
 
 
 class Net(nn.Module):
-    """A table of 40 rows, a bottom, a head per task; one parameter that no loss reaches."""
+    """A table of 40 rows, a bottom, a head per task, with or without a fork; one parameter that no loss reaches."""
 
-    def __init__(self, sparse: bool) -> None:
+    def __init__(self, sparse: bool, forked: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -68,10 +74,12 @@ class Net(nn.Module):
             self.bottom = nn.Linear(6, 5)
             self.heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(TASKS))
         self.unused = nn.Parameter(torch.ones(2))
+        self.fork = Bargaining(TASKS, exponent=2.0) if forked else None
 
     def forward(self, ids: Tensor) -> list[Tensor]:
         z = torch.tanh(self.bottom(self.table(ids).flatten(1)))
-        return [head(z).squeeze(1) for head in self.heads]
+        branches = [z] * TASKS if self.fork is None else self.fork(z)
+        return [head(branch).squeeze(1) for head, branch in zip(self.heads, branches, strict=True)]
 
     def shared(self) -> list[nn.Parameter]:
         return [*self.table.parameters(), *self.bottom.parameters(), self.unused]
@@ -80,7 +88,7 @@ class Net(nn.Module):
 def train(name: str, rank: int | None) -> dict:
     """Train one rank on its half of the batches, or on whole batches if rank is None; absent rows count as 0."""
     form, kind, told, absent, sparse = CASES[name]
-    net = Net(sparse)
+    net = Net(sparse, form.startswith("towers"))
     call, where = net, {}
     if rank is not None:
         call = DistributedDataParallel(net) if told == "ddp" else net
@@ -144,6 +152,14 @@ def count_collectives(rank: int) -> dict[str, list[list]]:
     return found
 
 
+def message_without_a_loss() -> str:
+    net = Net(sparse=False, forked=True)
+    optimizer = ConsistentTowers(torch.optim.SGD(net.parameters(), lr=0.1), data_parallel=dist.group.WORLD)
+    with pytest.raises(RuntimeError) as refused:
+        optimizer.backward([None] * TASKS)
+    return str(refused.value)
+
+
 def work(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo",
@@ -155,6 +171,7 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict = {name: train(name, rank) for name in CASES}
     results["collectives"] = count_collectives(rank)
+    results["no loss"] = message_without_a_loss()
     torch.save(results, folder / f"rank{rank}.pt")
     end_rank()
 
@@ -171,7 +188,9 @@ def ranks(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_as_one_process_with_the_whole_batch_does(ranks, name):
     expected = train(name, None)
-    assert any((weights != 1).any() for weights in expected["weights"]) or "adatask" in name
+    assert any((weights != 1).any() for weights in expected["weights"]) or CASES[name][0].startswith(
+        ("adatask", "towers")
+    )
     for result in (found[name] for found in ranks):
         for step, weights in enumerate(expected["weights"]):
             torch.testing.assert_close(result["weights"][step], weights, rtol=1e-5, atol=1e-5)
@@ -183,6 +202,10 @@ def test_two_ranks_train_as_one_process_with_the_whole_batch_does(ranks, name):
 def test_ranks_do_not_drift_apart(ranks, name):
     for key, value in ranks[0][name]["parameters"].items():
         assert torch.equal(value, ranks[1][name]["parameters"][key])
+
+
+def test_a_rank_without_a_loss_is_told_to_give_one_to_the_fork(ranks):
+    assert all("found no loss on this rank" in found["no loss"] for found in ranks)
 
 
 def test_a_step_takes_one_large_collective(ranks):

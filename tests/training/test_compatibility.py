@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from equipoise.methods import METHODS, Method
+from equipoise.methods import METHODS, NEEDS, Method
 from equipoise.settings import TrainingSettings
 from equipoise.training import IncompatibleError, World
 from equipoise.training.compatibility import Combination, check_compatible
@@ -21,7 +21,7 @@ def check(method: Method, sharding: str = "ddp", ranks: int = 2) -> None:
     check_compatible(Combination(method, TrainingSettings.of(sharding=sharding), World(size=ranks)))
 
 
-OWN = {need: Method("own", needs={need}) for need in ("whole gradients", "whole updates", "per-task backward")}
+OWN = {need: Method("own", needs={need}) for need in NEEDS}
 
 
 def test_a_method_of_anybodys_is_asked_what_it_needs() -> None:
@@ -31,7 +31,12 @@ def test_a_method_of_anybodys_is_asked_what_it_needs() -> None:
         check(OWN["whole updates"], "table-wise")
     with pytest.raises(IncompatibleError, match="'own' averages its tasks' gradients itself, but TorchRec"):
         check(OWN["per-task backward"], "data-parallel")
+    with pytest.raises(
+        IncompatibleError, match="'own' differentiates the towers' gradients once more, for which FSDP2"
+    ):
+        check(OWN["second derivatives"], "fsdp")
     check(OWN["whole gradients"])
+    check(OWN["second derivatives"])
     check(OWN["whole updates"])
 
 

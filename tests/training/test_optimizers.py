@@ -180,7 +180,7 @@ def test_rates_warm_up_and_fall_as_the_schedule_says(tiny: Dataset, tables: str)
     assert rates(tiny, schedule="constant", **settings) == [1.0] * 10
 
 
-@pytest.mark.parametrize("name", ["equal", "multibalance", "single-task", "uw", "clippy"])
+@pytest.mark.parametrize("name", ["equal", "multibalance", "consmtl", "single-task", "uw", "clippy"])
 def test_the_gradient_of_the_dense_part_is_shortened_to_the_norm(tiny: Dataset, name: str) -> None:
     """Plain descent at a rate of 1 moves by the gradient, which the norm bounds; tables move as without it."""
     settings = {"optimizer": "sgd", "lr": 1.0, "loss_scale": {"like": 50.0}}

@@ -9,7 +9,7 @@ from equipoise.settings import TrainingSettings
 from equipoise.training.learner import Learner
 
 
-@pytest.mark.parametrize("method", ["equal", "multibalance", "pub"])
+@pytest.mark.parametrize("method", ["equal", "multibalance", "consmtl", "pub"])
 def test_layers_compute_in_bfloat16_and_weights_and_losses_stay_float32(method: str) -> None:
     dataset = load("funnel", rows=2000)
     learners = {

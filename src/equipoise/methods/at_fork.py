@@ -19,7 +19,7 @@ from equipoise.methods import torchjd_at_fork
 from equipoise.methods.from_torchjd import uncertainty_weighting
 from equipoise.methods.method import Method
 
-__all__ = ["AT_FORK"]
+__all__ = ["AT_FORK", "fairgrad"]
 
 _MULTIBALANCE: Final[dict[str, Any]] = {"fork": MultiBalance, "paper": "arXiv 2411.11871", "year": 2024}
 

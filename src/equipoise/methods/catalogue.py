@@ -10,11 +10,11 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from equipoise.loss_weighting import static_weights
-from equipoise.methods.at_fork import AT_FORK
+from equipoise.methods.at_fork import AT_FORK, fairgrad
 from equipoise.methods.method import PER_TASK, Method
 from equipoise.methods.on_losses import ON_LOSSES
 from equipoise.methods.on_parameters import ON_PARAMETERS
-from equipoise.optim import PUB, AdaTask, Clippy, MetaBalance
+from equipoise.optim import PUB, AdaTask, Clippy, ConsistentTowers, MetaBalance
 from equipoise.optim.forms import FormName
 
 __all__ = ["CATALOGUE"]
@@ -98,6 +98,12 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         loss_weighting=static_weights, search={"weights": PER_TASK},
     ),
     *AT_FORK,
+    Method(
+        "consmtl", "ConsMTL",
+        "FairGrad at the fork, and towers that also learn to turn their tasks' gradients there towards the joint one.",
+        "CVPR", 2025, fork=fairgrad, optimizer=ConsistentTowers,
+        needs=frozenset({"per-task backward", "second derivatives"}),
+    ),
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed in the form published by PUB's authors.", **_PUB,

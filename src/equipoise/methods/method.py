@@ -27,6 +27,7 @@ __all__ = ["NEEDS", "PER_TASK", "Method", "MethodError"]
 NEEDS: Final[Mapping[str, str]] = {
     "a model per task": "every task is trained in a model of its own",
     "per-task backward": "the optimizer has `backward(losses)`, which takes the place of `sum(losses).backward()`",
+    "second derivatives": "the towers' gradients are differentiated once more: no FSDP2, no compiled towers",
     "whole gradients": "every task's gradient of the shared parameters must lie whole on each rank",
     "whole updates": "every parameter must be stepped by the optimizer, not in the backward pass",
     "forward after step": "the method learns from the losses of a second forward pass, after each step",

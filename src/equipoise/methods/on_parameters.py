@@ -1,7 +1,6 @@
 """The methods on the shared parameters' gradients: one backward pass per task, and M times their memory.
 
-What torchjd implements is torchjd's, imported when a factory is first called. ConsMTL (CVPR 2025) has no row: besides
-the shared gradients it adds a loss to the towers, whose formula could not be had.
+What torchjd implements is torchjd's, imported when a factory is first called.
 """
 
 from __future__ import annotations

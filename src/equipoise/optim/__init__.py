@@ -2,7 +2,8 @@
 
 from equipoise.optim.adatask import AdaTask
 from equipoise.optim.clippy import Clippy
+from equipoise.optim.consistent_towers import ConsistentTowers
 from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.pub import PUB
 
-__all__ = ["PUB", "AdaTask", "Clippy", "MetaBalance"]
+__all__ = ["PUB", "AdaTask", "Clippy", "ConsistentTowers", "MetaBalance"]

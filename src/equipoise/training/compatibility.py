@@ -89,6 +89,16 @@ def _whole_gradients(given: Combination) -> Iterator[str]:
 
 
 @CHECKS.append
+def _second_derivatives(given: Combination) -> Iterator[str]:
+    if given.with_fsdp and "second derivatives" in given.method.needs:
+        other = given.sharding.removesuffix("+fsdp") if given.with_torchrec else "ddp"
+        yield (
+            f"Method {given.method.name!r} differentiates the towers' gradients once more, for which FSDP2 keeps no "
+            f"whole parameters: use sharding {other}, or balance at a fork alone (fairgrad)."
+        )
+
+
+@CHECKS.append
 def _averages_itself(given: Combination) -> Iterator[str]:
     if given.world.size > 1 and not given.method.spans_ranks:
         yield (
@@ -174,7 +184,7 @@ def _row_wise_tables(given: Combination) -> Iterator[str]:
 
 @CHECKS.append
 def _clipping(given: Combination) -> Iterator[str]:
-    if given.settings.clip_norm is not None and "per-task backward" in given.method.needs:
+    if given.settings.clip_norm is not None and {"per-task backward", "whole gradients"} <= given.method.needs:
         yield (
             f"Method {given.method.name!r} steps with the tasks' gradients one by one, so there is no gradient to clip "
             "before its step: leave clip_norm out, or use a method at a fork (multibalance) or clippy."

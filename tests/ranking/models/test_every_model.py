@@ -74,7 +74,7 @@ def test_a_fork_that_weighs_by_1_gives_the_plain_sum_of_gradients(name: str) -> 
 
 
 @every_model
-@pytest.mark.parametrize("method", ["equal", "multibalance", "pub", "single-task"])
+@pytest.mark.parametrize("method", ["equal", "multibalance", "consmtl", "pub", "single-task"])
 def test_every_kind_of_method_trains_it_without_a_warning(name: str, method: str) -> None:
     options = {option: list(size) if isinstance(size, tuple) else size for option, size in SMALL.get(name, {}).items()}
     settings = TrainingSettings.of(model=name, model_options=options | needed(name, SCHEMA), lr=0.02, seed=0)
