@@ -92,11 +92,11 @@ def _with_links(text: str) -> str:
 def _formula(factory: Callable[..., Any], *, alone: bool) -> Iterator[str]:
     """Yield what a factory's docstring says before its arguments, and a link to its place in the reference.
 
-    A class that is one of several factories is a method of its own, too, whose section has the text.
+    Of a class that is one of several factories, the text stands in the section of the method that is this class alone.
     """
     target = factory.func if isinstance(factory, partial) else factory
     place = public_place(target.__name__) if isinstance(target, type) else None
-    if alone or not place:
+    if alone or not place or not any(method.factories == [target] for method in CATALOGUE):
         docstring = inspect.getdoc(target) or ""
         body = re.split(r"^(?:Args|Returns|Raises|Examples?|Attributes):$", docstring, flags=re.MULTILINE)[0]
         # "Build MGDA: the shortest ..." is what a function does; the section is about the method.

@@ -60,8 +60,8 @@ class ConsistentTowers(Wrapper):
 
     :meth:`backward` makes one backward pass through the shared layers, as ``sum(losses).backward()`` does, but three
     through the towers, one of which is differentiated once more. So the towers' operations must have second
-    derivatives, which a compiled tower has not; the shared layers may be compiled. A task without a gradient in a batch
-    has no part in this. Hooks on tensors inside a tower see every pass, and a hook on a branch that changes its
+    derivatives, which compiled towers do not have; the shared layers may be compiled. A task without a gradient in a
+    batch has no part in this. Hooks on tensors inside a tower see every pass, and a hook on a branch that changes its
     gradient changes it twice.
 
     E is a product of two gradients: the factor of a ``GradScaler`` is taken out of it once, so that both parts carry it
@@ -236,12 +236,13 @@ class ConsistentTowers(Wrapper):
             return {}
         # At most 1 in size, so that no product of two gradients leaves the range of half precision; and without entries
         # that are not finite, which would spoil the towers of tasks whose gradients are.
-        wanted = [g.nan_to_num(0.0, 0.0, 0.0) for _, g in pairs]
-        wide = functools.reduce(torch.promote_types, (g.dtype for g in wanted), torch.float32)
-        sizes = [torch.linalg.vector_norm(g, torch.inf).to(wanted[0].device, wide) for g in wanted]
+        pieces = {id(g): g.nan_to_num(0.0, 0.0, 0.0) for g in {id(g): g for _, g in pairs}.values()}
+        wide = functools.reduce(torch.promote_types, (g.dtype for g in pieces.values()), torch.float32)
+        sizes = [torch.linalg.vector_norm(g, torch.inf).to(theta[0].device, wide) for g in pieces.values()]
         largest = torch.stack(sizes).amax().clamp(min=torch.finfo(wide).tiny)
+        pieces = {key: g / largest.to(g.device, g.dtype) for key, g in pieces.items()}
         found = torch.autograd.grad(
-            [own for own, _ in pairs], theta, [g / largest.to(g.device, g.dtype) for g in wanted],
+            [own for own, _ in pairs], theta, [pieces[id(g)].expand_as(own) for own, g in pairs],
             retain_graph=True, allow_unused=True,
         )  # fmt: skip
         scale = largest * -self.pull
@@ -282,6 +283,8 @@ def _through_forks(
 ) -> list[Tensor | None]:
     """Make the backward pass of the forks and the shared layers; return for each edge what its fork sent on.
 
+    That is one tensor for all copies of a piece.
+
     Args:
         edges: outputs of forks.
         deltas: the gradient that has arrived at each.
@@ -299,19 +302,18 @@ def _through_forks(
     finally:
         for handle in handles:
             handle.remove()
-    return [None if g is None else _at(edge, sent[edge.node], g) for edge, g in zip(edges, deltas, strict=True)]
+    return [None if g is None else sent[edge.node][_piece(edge)] for edge, g in zip(edges, deltas, strict=True)]
 
 
-def _at(edge: GradientEdge, sent: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
-    """Return the gradient of the piece that an output of a fork copies, in the shape of that output."""
+def _piece(edge: GradientEdge) -> int:
+    """Return the number of the piece that an output of a fork copies."""
     node: Any = edge.node
-    found = sent[edge.output_nr if node.stacked else edge.output_nr % node.pieces]
-    return None if found is None else found.detach().expand_as(like)
+    return edge.output_nr if node.stacked else edge.output_nr % int(node.pieces)
 
 
 def _length(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the length of gradients together, on the device of ``like``, in float32 or wider; 0 of none."""
     wide = torch.promote_types(like.dtype, torch.float32)
     values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = [torch.linalg.vector_norm(g, dtype=wide).to(like.device) for g in values]
+    norms = [norm.to(like.device) for norm in torch._foreach_norm(values, dtype=wide)] if values else []
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), dtype=wide, device=like.device)
