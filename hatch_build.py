@@ -48,7 +48,7 @@ class CustomBuildHook(BuildHookInterface):
         if fault:
             if version == "editable":  # which would take an older one that lies there; a wheel does not
                 (Path(self.root) / LIBRARY).unlink(missing_ok=True)
-            self.app.display_warning(f"Without the C library for forks on a CPU, which are slower so: {fault}")
+            self.app.display_warning(f"Building without the C library, so that forks are slower on a CPU: {fault}")
             return
         tags = list(platform_tags())
         oldest = next((tag for tag in tags if tag.startswith("manylinux_2_17_")), tags[0])
