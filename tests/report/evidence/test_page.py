@@ -86,6 +86,7 @@ def test_the_rank_picture_joins_what_the_test_does_not_tell_apart(two):
 def test_the_front_is_marked_and_named(two):
     others, front = charts_of(page_of(two))[1][0][0]["figure"]["data"]
     assert front["text"] == ["Equal weights", "MultiBalance"]
+    assert front["textposition"] == ["bottom left", "top right"]  # one above the line, one below it
     assert others["text"] == ["PUB"]
 
 

@@ -142,6 +142,8 @@ def cost_chart(overall: Overall) -> Chart | None:
         ),
         _cost_points(on_front, {"color": _ACCENT, "size": 12}, mode="lines+markers+text"),
     ]
+    # The front falls to the right: names on either side of it, in turn, do not cover each other.
+    data[1]["textposition"] = [("top right", "bottom left")[place % 2] for place in range(len(on_front))][::-1]
     layout = axes(height=460, x="Speed: QPS over that of equal weights", y="Mean NE gain over equal weights")
     layout["showlegend"] = False
     layout["yaxis"] |= {"ticksuffix": " %", "zeroline": True, "zerolinecolor": _INK}
