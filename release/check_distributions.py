@@ -21,8 +21,6 @@ NEEDED = {
     "equipoise/report/templates/report.html.j2",
     "equipoise/comparison/tuned/complete-journey-shared-bottom.json",
 }
-LIBRARY = "equipoise/forks/libcpu_kernels.so"
-OLDEST_GLIBC = (2, 17)  # as the name of a wheel with the library promises: manylinux_2_17
 LIBRARY = "equipoise/forks/libcpu_kernels.so"  # of a wheel for one kind of machine: hatch_build.py
 OLDEST_GLIBC = (2, 17)  # as the name of such a wheel promises: manylinux_2_17
 
@@ -31,11 +29,6 @@ def package_files() -> set[str]:
     """Return the files of the package as a wheel for any machine names them."""
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {f"equipoise/{path.relative_to(PACKAGE).as_posix()}" for path in files} - {LIBRARY}
-
-
-def files_of(wheel: Path) -> set[str]:
-    """Return the files of the package that a wheel of this name holds: for any machine all but the C library."""
-    return package_files() - ({LIBRARY} if wheel.stem.endswith("-any") else set())
 
 
 def committed_files() -> set[str]:

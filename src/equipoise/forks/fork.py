@@ -295,7 +295,7 @@ class Fork(TaskState):
             )
 
     def measure_step(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor | None:
-        """Return the Gram matrix of this rank's gradients; None in a step that does not measure it.
+        """Return the Gram matrix of this rank's gradients; None in a step that does not measure it; under ``no_grad``.
 
         Args:
             pieces: the tasks' gradients of each shared tensor.
@@ -309,7 +309,7 @@ class Fork(TaskState):
         return gram.to(self.last_gram.dtype)
 
     def weigh_step(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Find the step's weights and the tasks present, from what :meth:`measure_step` has returned."""
+        """Find the step's weights and the tasks present, from what :meth:`measure_step` gave; under ``no_grad``."""
         if gram is None:
             assert self.known_weights is not None
             self.last_weights.copy_(self.known_weights)

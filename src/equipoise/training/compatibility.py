@@ -44,6 +44,11 @@ class Combination:
         """True if TorchRec shards the tables."""
         return self.sharding not in ("ddp", "fsdp")
 
+    @property
+    def sharding_without_fsdp(self) -> str:
+        """The same way without FSDP2, for a message."""
+        return self.sharding.removesuffix("+fsdp") if self.with_torchrec else "ddp"
+
 
 CHECKS: Final[list[Callable[[Combination], Iterator[str]]]] = []
 """Every check: yields why a combination cannot work and what to do, or nothing."""
@@ -81,20 +86,18 @@ def _preferences(given: Combination) -> Iterator[str]:
 @CHECKS.append
 def _whole_gradients(given: Combination) -> Iterator[str]:
     if given.with_fsdp and "whole gradients" in given.method.needs:
-        other = given.sharding.removesuffix("+fsdp") if given.with_torchrec else "ddp"
         yield (
             f"Method {given.method.name!r} needs every task's whole gradient of the shared parameters, which FSDP2 "
-            f"shards: use sharding {other}, or balance at a fork (multibalance)."
+            f"shards: use sharding {given.sharding_without_fsdp}, or balance at a fork (multibalance)."
         )
 
 
 @CHECKS.append
 def _second_derivatives(given: Combination) -> Iterator[str]:
     if given.with_fsdp and "second derivatives" in given.method.needs:
-        other = given.sharding.removesuffix("+fsdp") if given.with_torchrec else "ddp"
         yield (
             f"Method {given.method.name!r} differentiates the towers' gradients once more, for which FSDP2 keeps no "
-            f"whole parameters: use sharding {other}, or balance at a fork alone (fairgrad)."
+            f"whole parameters: use sharding {given.sharding_without_fsdp}, or balance at a fork alone (fairgrad)."
         )
 
 
