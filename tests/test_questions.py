@@ -321,13 +321,25 @@ def test_trainings_of_the_suite_are_made_again_with_their_rates_and_seeds(
     monkeypatch.setattr(module, "METHODS", {"equal": "equal weights", "multibalance": "MultiBalance"})
     monkeypatch.setenv("MKL_CBWR", "COMPATIBILITY")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    run(module, monkeypatch, "--out", str(tmp_path / "again.jsonl"))
+    out = str(tmp_path / "again.jsonl")
+    with pytest.raises(SystemExit, match="--this-machine"):
+        run(module, monkeypatch, "--this-machine", "--out", out)
+    run(module, monkeypatch, "--part", "1", "2", "--out", out)
+    assert len(module.Records(tmp_path / "again.jsonl").rows) == 2  # half of them
+    run(module, monkeypatch, "--out", out)
     rows = module.Records(tmp_path / "again.jsonl").rows
-    assert {(row["variant"], row["seed"]) for row in rows} == {
+    assert sorted((row["variant"], row["seed"]) for row in rows) == [
         (m, s) for m in ("equal", "multibalance") for s in (0, 1)
-    }
+    ]
+    assert {row["arithmetic"] for row in rows} == {module.OLDEST}
     before = module.of_suite("one")
     for row in rows:
         expected = next(found for found in before[row["variant"]] if found["seed"] == row["seed"])
         assert row["test_ne"] == pytest.approx(expected["test_ne"], rel=1e-2)
-    assert len(module.tables(rows)["another arithmetic"]) == 4
+    monkeypatch.delenv("MKL_CBWR")
+    run(module, monkeypatch, "--this-machine", "--out", out)
+    both = module.Records(tmp_path / "again.jsonl").rows
+    assert len(both) == 8
+    heads, _, equal, multibalance = module.tables(both)["another arithmetic"]
+    assert module.cpu_name() in heads
+    assert [line.count("%") for line in (equal, multibalance)] == [2, 3]

@@ -60,10 +60,20 @@ class Setting:
 
 def arguments(about: str | None, *, rows: int | None, seeds: int) -> argparse.Namespace:
     """Read ``out``, ``rows`` and ``seeds`` from the command line, and take one thread, as all trainings here do."""
+    return read(arguments_of_all(about, rows=rows, seeds=seeds))
+
+
+def arguments_of_all(about: str | None, *, rows: int | None, seeds: int) -> argparse.ArgumentParser:
+    """Return what reads ``out``, ``rows`` and ``seeds``; a script may add its own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=rows, help="fewer rows than those of the result try the script")
     parser.add_argument("--seeds", type=int, default=seeds)
+    return parser
+
+
+def read(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, and take one thread."""
     torch.set_num_threads(1)
     return parser.parse_args()
 

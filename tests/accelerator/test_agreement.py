@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.accelerator.workload import Training, batches, with_fork, with_optimizer
+from tests.accelerator.workload import Training, batches, with_consistent_towers, with_fork, with_optimizer
 from tests.forks.every_fork import FORKS
 from tests.optim.task_nets import BUILDERS, KINDS
 
@@ -61,3 +61,7 @@ def test_stacked_copies(name, device):
 def test_a_task_optimizer(name, kind, device):
     make = OPTIMIZERS[kind]
     assert_agree(trained(with_optimizer(name, make, device), device), trained(with_optimizer(name, make, CPU), CPU))
+
+
+def test_consistent_towers(device):
+    assert_agree(trained(with_consistent_towers(device), device), trained(with_consistent_towers(CPU), CPU))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.accelerator.workload import Training, batches, with_fork, with_optimizer
+from tests.accelerator.workload import Training, batches, with_consistent_towers, with_fork, with_optimizer
 from tests.forks.every_fork import FORKS
 from tests.optim.task_nets import BUILDERS, KINDS
 
@@ -62,3 +62,7 @@ def test_stacked_copies(name, cuda):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_task_optimizer(name, kind, cuda):
     check(with_optimizer(name, KINDS[kind], cuda), cuda)
+
+
+def test_consistent_towers(cuda):
+    check(with_consistent_towers(cuda), cuda)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from equipoise.forks import Fork
+from equipoise.optim import ConsistentTowers
 from tests.forks.every_fork import FORKS, TASKS
 from tests.optim.task_nets import BUILDERS, KINDS, take_step
 
-__all__ = ["ROWS", "Batch", "Ranker", "Training", "batches", "with_fork", "with_optimizer"]
+__all__ = ["ROWS", "Batch", "Ranker", "Training", "batches", "with_consistent_towers", "with_fork", "with_optimizer"]
 
 ROWS = 64
 Batch = tuple[Tensor, Tensor]
@@ -69,7 +70,7 @@ class Training:
     def step(self, batch: Batch, absent: Sequence[int] = ()) -> None:
         """Make one step, without the losses of the absent tasks."""
         losses = [None if task in absent else loss for task, loss in enumerate(self.call(*batch))]
-        if self.model.fork is None:
+        if self.model.fork is None or isinstance(self.optimizer, ConsistentTowers):
             take_step(self.optimizer, losses)
             return
         self.optimizer.zero_grad()
@@ -101,3 +102,9 @@ def with_optimizer(name: str, make: Callable[[Iterable[Tensor]], Optimizer], dev
     """Return a training with one of ``BUILDERS`` around the optimizer that ``make`` gives."""
     model = Ranker().to(device)
     return Training(model, BUILDERS[name](make(model.parameters()), model.shared()))
+
+
+def with_consistent_towers(device: torch.device) -> Training:
+    """Return a training with ConsMTL: the fork of FairGrad, and towers that learn from its gradient."""
+    model = Ranker(FORKS["fairgrad"]()).to(device)
+    return Training(model, ConsistentTowers(KINDS["sgd"](model.parameters())))

@@ -10,13 +10,14 @@ devices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
+from equipoise.forks.launching import launch
 from equipoise.forks.triton_kernels import (
     balance_step_kernel,
     gram_by_tiles_kernel,
@@ -28,7 +29,8 @@ __all__ = ["MOST_TASKS", "balance_step", "gram_matrix", "weighted_sum"]
 
 MOST_TASKS = 32  # each gradient is an argument of its own
 
-_LEAST_TILE, _ALIGNMENT = 16, 16  # rows of a tile on the matrix units; bytes of a wide load
+_LEAST_TILE = 16  # rows of a tile on the matrix units
+_ALIGNMENT = 16  # bytes of a wide load; Triton knows of arguments whether they are multiples of it
 _IN_REGISTERS = 8  # most tasks whose products for one place fit into a thread's registers
 
 
@@ -48,31 +50,35 @@ _SUM_BLOCK, _SUM_WARPS = 2048, 8
 
 def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
     """Return the inner products of M tensors of one shape, divided by ``divisor`` before; float32, shape [M, M]."""
-    vectors = _in_one_piece(tensors)
+    vectors, key = _in_one_piece(tensors)
     count, length, device = len(vectors), vectors[0].numel(), vectors[0].device
     cut = _OF_FEW if 2 * count <= _IN_REGISTERS else _IN_FULL_REGISTERS if count <= _IN_REGISTERS else _TILES
-    programs = max(min(triton.cdiv(length, cut.block), cut.programs * _processors(device)), 1)
+    programs = max(min(-(-length // cut.block), cut.programs * _processors(device)), 1)
     partial = torch.empty(programs, count, count, dtype=torch.float32, device=device)
-    steps = triton.cdiv(length, cut.block * programs)
-    options = {"COUNT": count, "BLOCK": cut.block, "DIVIDED": divisor is not None, "num_warps": cut.warps}
+    steps = -(-length // (cut.block * programs))
+    if key is not None:
+        key = (*key, None if divisor is None else divisor.dtype)
+    given = (vectors, length, steps, divisor, partial)
     if count <= _IN_REGISTERS:
-        gram_in_registers_kernel[programs,](vectors, length, steps, divisor, partial, **options)
+        launch(gram_in_registers_kernel, programs, cut.warps, key, *given, count, cut.block, divisor is not None)
     else:
-        gram_by_tiles_kernel[programs,](
-            vectors, length, steps, divisor, partial, 1.0, ROWS=max(triton.next_power_of_2(count), _LEAST_TILE),
-            ALIGNED=all(vector.data_ptr() % _ALIGNMENT == 0 for vector in vectors), **options,
+        rows = max(triton.next_power_of_2(count), _LEAST_TILE)
+        launch(
+            gram_by_tiles_kernel, programs, cut.warps, key,
+            *given, 1.0, count, rows, cut.block, divisor is not None, key is not None,
         )  # fmt: skip
     return partial.sum(0)
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return ``Σ_m weights[m] · tensors[m]`` of M tensors of one shape, in their dtype; summed in float32."""
-    vectors = _in_one_piece(tensors)
+    vectors, key = _in_one_piece(tensors)
     total = torch.empty_like(vectors[0])
     length = total.numel()
-    weighted_sum_kernel[max(triton.cdiv(length, _SUM_BLOCK), 1),](
-        vectors, weights, total, length, COUNT=len(vectors), BLOCK=_SUM_BLOCK, num_warps=_SUM_WARPS
-    )
+    if key is not None:
+        key = (*key, weights.dtype)
+    programs = max(-(-length // _SUM_BLOCK), 1)
+    launch(weighted_sum_kernel, programs, _SUM_WARPS, key, vectors, weights, total, length, len(vectors), _SUM_BLOCK)
     return total
 
 
@@ -112,17 +118,24 @@ def balance_step(
     """
     count = len(gram)
     weights, present = torch.empty_like(last[1]), torch.empty_like(last[2])
-    balance_step_kernel[1,](
-        gram, averages, balance, preferences, known, *last, weights, present, gamma, rho * even, beta,
-        1.0 if mean else even,
-        COUNT=count, ROWS=max(triton.next_power_of_2(count), 2), COSINE=cosine, PREFERRING=preferences is not None,
-        KNOWN=known is not None, num_warps=1 if count <= _IN_REGISTERS else 4,
+    state = (gram, averages, balance, preferences, known, *last)
+    key = (gram.device, count, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
+    launch(
+        balance_step_kernel, 1, 1 if count <= _IN_REGISTERS else 4, key,
+        *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
+        count, max(triton.next_power_of_2(count), 2), cosine, preferences is not None, known is not None,
     )  # fmt: skip
     return weights, present
 
 
-def _in_one_piece(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple([tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors])
+def _in_one_piece(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Hashable, ...] | None]:
+    """Return the tensors, each in one piece of memory, and the key of their form; None where wide loads do not fit."""
+    vectors = tuple([tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors])
+    if any([vector.data_ptr() % _ALIGNMENT for vector in vectors]):
+        return vectors, None
+    first = vectors[0]
+    length = first.numel()
+    return vectors, (first.device, first.dtype, len(vectors), length == 1, length % _ALIGNMENT == 0, length < 1 << 31)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The Triton kernels that :mod:`equipoise.forks.kernels` launches.
 
 Arguments in capitals are known when a kernel is built, one for each of their values. ``COUNT`` is the number of tasks,
-``ROWS`` the power of two that it is filled up to, and ``vectors`` holds one gradient per task.
+``ROWS`` the power of two that it is filled up to, and ``vectors`` holds one gradient per task. Of pointers to few numbers
+Triton is not told whether they are multiples of 16 bytes, so that one form of the kernel fits all.
 """
 
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 __all__ = ["balance_step_kernel", "gram_by_tiles_kernel", "gram_in_registers_kernel", "weighted_sum_kernel"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["divisor", "partial"])
 def gram_in_registers_kernel(
     vectors, length, steps, divisor, partial, COUNT: tl.constexpr, BLOCK: tl.constexpr, DIVIDED: tl.constexpr
 ):
@@ -41,7 +42,7 @@ def gram_in_registers_kernel(
             tl.store(own + column * COUNT + row, product)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["divisor", "partial"])
 def gram_by_tiles_kernel(
     vectors, length, steps, divisor, partial, one,
     COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIVIDED: tl.constexpr, ALIGNED: tl.constexpr,
@@ -71,7 +72,7 @@ def gram_by_tiles_kernel(
     tl.store(own, total, mask=(row < COUNT)[:, None] & (row < COUNT)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["weights"])
 def weighted_sum_kernel(vectors, weights, total, length, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Write the weighted sum of a block of all gradients."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -84,7 +85,11 @@ def weighted_sum_kernel(vectors, weights, total, length, COUNT: tl.constexpr, BL
     tl.store(total + place, found, mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "gram", "averages", "balance", "preferences", "known", "last_gram", "last_weights", "last_present", "weights", "here",
+    ]
+)  # fmt: skip
 def balance_step_kernel(
     gram, averages, balance, preferences, known, last_gram, last_weights, last_present, weights, here,
     gamma, pull, beta, unit,

@@ -1,0 +1,37 @@
+"""Starts a Triton kernel in the form that was built for a launch like it.
+
+``kernel[programs,](…)`` looks at every argument of every launch for the form that fits: with several gradients this
+takes as long as some ten tensor operations. A fork's launches differ in little, which they state as a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from triton.compiler import CompiledKernel
+
+__all__ = ["launch"]
+
+_built: dict[Hashable, CompiledKernel] = {}
+
+
+def launch(kernel: Any, programs: int, warps: int, key: Hashable | None, *arguments: Any) -> None:
+    """Start a kernel on the current device and stream.
+
+    Args:
+        kernel: a function under ``triton.jit``.
+        programs: how many programs run it.
+        warps: of each program.
+        key: whatever the kernel's form depends on: the device, dtypes, constants, which arguments are None, whether
+            pointers and whole numbers are multiples of 16 where the kernel is told. None lets Triton look.
+        arguments: all of them, constants too, in the kernel's order.
+    """
+    place = None if key is None else (id(kernel), key)  # a kernel hashes its source
+    built = None if place is None else _built.get(place)
+    if built is not None:
+        built[programs, 1, 1](*arguments)
+        return
+    built = kernel[programs,](*arguments, num_warps=warps)
+    if place is not None and isinstance(built, CompiledKernel):  # Triton's interpreter builds none
+        _built[place] = built
