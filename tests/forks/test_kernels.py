@@ -111,6 +111,33 @@ def test_empty_gradients(count):
     assert kernels.weighted_sum(empty, torch.ones(count)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("preferring", [False, True])
+@pytest.mark.parametrize("divisor", [None, torch.tensor(2.0**70)])
+def test_a_step_at_once_is_its_three_parts_one_after_the_other(module, count, preferring, divisor):
+    gradients = vectors(count, 9000)
+    if divisor is not None:
+        gradients = [gradient * divisor for gradient in gradients]
+    gradients[-1] = gradients[-1] * (torch.inf if count > 2 else 1)
+    options = {"preferences": torch.linspace(0.5, 2.0, count) if preferring else None, "gamma": 0.3, "rho": 0.1,
+               "beta": 0.1, "even": 1 / count, "mean": False, "cosine": True}  # fmt: skip
+
+    def state() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        last = torch.zeros(count, count), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+        return torch.rand(2, count, generator=torch.Generator().manual_seed(0)), torch.full((count,), 1 / count), last
+
+    averages, balance, last = state()
+    gram = module.gram_matrix(gradients, divisor)
+    weights, present = module.balance_step(gram, averages, balance, last, known=None, **options)
+    expected = [module.weighted_sum(gradients, weights), weights, present, averages, balance, *last]
+    averages, balance, last = state()
+    counter = torch.zeros((), dtype=torch.int32)
+    found = module.balanced_sum(gradients, divisor, averages, balance, last, counter=counter, **options)
+    for own, part in zip([*found, averages, balance, *last], expected, strict=True):
+        torch.testing.assert_close(own, part, rtol=1e-6, atol=0, equal_nan=True)
+    assert counter == 0
+
+
 OPTIONS = {
     "default": {},
     "no direction": {"direction": "none"},

@@ -231,3 +231,18 @@ void equipoise_balance_step(long count, const float *gram, float *averages, floa
         weights[task] = last_weights[task] = present[task] ? balance[task] / unit * ratio : otherwise;
     }
 }
+
+/* Does the three above one after the other; room for count * (count + 3) numbers. Returns other than 0, and has changed
+   nothing, where memory is short. */
+int equipoise_balanced_sum(const void *const *rows, bool halves, long count, long length, int threads, runner *run,
+                           float *averages, float *balance, const float *preferences, float *last_gram,
+                           float *last_weights, bool *last_present, float *weights, bool *present, float *room,
+                           void *sum, float gamma, float pull, float beta, float unit, bool cosine)
+{
+    if (equipoise_gram_matrix(rows, halves, count, length, threads, run, room))
+        return 1;
+    equipoise_balance_step(count, room, averages, balance, preferences, NULL, last_gram, last_weights, last_present,
+                           weights, present, room + count * count, gamma, pull, beta, unit, cosine);
+    equipoise_weighted_sum(rows, halves, weights, count, length, threads, run, sum);
+    return 0;
+}

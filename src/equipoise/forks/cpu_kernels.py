@@ -18,7 +18,9 @@ from torch import Tensor
 
 from equipoise.forks.kernel_choice import LIBRARY
 
-__all__ = ["balance_step", "gram_matrix", "loaded", "weighted_sum"]
+__all__ = ["balance_step", "balanced_sum", "gram_matrix", "loaded", "weighted_sum"]
+
+_SHORT_OF_MEMORY = "There is no memory for the inner products of {} tasks' gradients."
 
 
 def loaded(library: Path) -> ctypes.CDLL:
@@ -30,6 +32,7 @@ def loaded(library: Path) -> ctypes.CDLL:
     found.equipoise_gram_matrix.argtypes = *rows, size, size, threads, address, address
     found.equipoise_weighted_sum.argtypes = *rows, address, size, size, threads, address, address
     found.equipoise_balance_step.argtypes = size, *[address] * 11, *[real] * 4, flag
+    found.equipoise_balanced_sum.argtypes = *rows, size, size, threads, *[address] * 11, *[real] * 4, flag
     found.equipoise_weighted_sum.restype = found.equipoise_balance_step.restype = None
     return found
 
@@ -53,7 +56,7 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
         *_rows(vectors), len(vectors), vectors[0].numel(), torch.get_num_threads(), _run_in_threads, found.data_ptr()
     )
     if short_of_memory:
-        raise MemoryError(f"There is no memory for the inner products of {len(vectors)} tasks' gradients.")
+        raise MemoryError(_SHORT_OF_MEMORY.format(len(vectors)))
     return found
 
 
@@ -101,6 +104,52 @@ def balance_step(
         gamma, rho * even, beta, 1.0 if mean else even, cosine,
     )  # fmt: skip
     return weights, present
+
+
+def balanced_sum(
+    tensors: Sequence[Tensor],
+    divisor: Tensor | None,
+    averages: Tensor,
+    balance: Tensor,
+    last: tuple[Tensor, Tensor, Tensor],
+    *,
+    counter: Tensor,  # noqa: ARG001 - no kernel counts here
+    preferences: Tensor | None,
+    gamma: float,
+    rho: float,
+    beta: float,
+    even: float,
+    mean: bool,
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as :func:`equipoise.forks.kernels.balanced_sum`, with the same arguments; for any number of tasks.
+
+    Raises:
+        MemoryError: as :func:`gram_matrix`.
+        TypeError: as :func:`balance_step`.
+    """
+    if divisor is not None:
+        weights, present = balance_step(
+            gram_matrix(tensors, divisor), averages, balance, last, preferences=preferences, known=None, gamma=gamma,
+            rho=rho, beta=beta, even=even, mean=mean, cosine=cosine,
+        )  # fmt: skip
+        return weighted_sum(tensors, weights), weights, present
+    vectors = [tensor.contiguous() for tensor in tensors]
+    count, total = len(vectors), torch.empty_like(vectors[0])
+    last_gram, last_weights, last_present = last
+    weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
+    room = torch.empty(count * (count + 3))
+    short_of_memory = _library.equipoise_balanced_sum(
+        *_rows(vectors), count, total.numel(), torch.get_num_threads(), _run_in_threads,
+        _address(averages, 2 * count), _address(balance, count),
+        None if preferences is None else _address(preferences, count),
+        _address(last_gram, count * count), _address(last_weights, count), _address(last_present, count, torch.bool),
+        weights.data_ptr(), present.data_ptr(), room.data_ptr(), total.data_ptr(),
+        gamma, rho * even, beta, 1.0 if mean else even, cosine,
+    )  # fmt: skip
+    if short_of_memory:
+        raise MemoryError(_SHORT_OF_MEMORY.format(count))
+    return total, weights, present
 
 
 def _rows(vectors: Sequence[Tensor]) -> tuple[ctypes.Array[ctypes.c_void_p], bool]:

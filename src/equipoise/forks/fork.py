@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -235,6 +235,8 @@ class Fork(TaskState):
         if met is None:
             return (shared,) * len(self.tasks)
         copies, rebuilt = met
+        if isinstance(shared, Tensor):
+            return cast(tuple[Structure, ...], copies)
         pieces = len(copies) // len(self.tasks)
         return tuple(rebuilt(copies[task * pieces : (task + 1) * pieces]) for task in range(len(self.tasks)))
 
@@ -293,6 +295,20 @@ class Fork(TaskState):
                 "example can change, and the stated ε would be wrong. Use fixed weights: "
                 f"Weighted({list(self.tasks)!r}, [...]); docs/privacy.md says more."
             )
+
+    def step_at_once(
+        self, _gradients: Sequence[Tensor], _factor: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Do what the three methods below do, in one go, if a subclass can for these gradients; else change nothing.
+
+        Args:
+            _gradients: those of all tasks, of the only shared tensor; no gradient is recorded.
+            _factor: what the losses have been multiplied by; None for 1.
+
+        Returns:
+            the gradient that flows on, the weights, and the tasks present; None if the three are to be called.
+        """
+        return None
 
     def measure_step(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor | None:
         """Return the Gram matrix of this rank's gradients; None in a step that does not measure it; under ``no_grad``.

@@ -14,9 +14,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["LIBRARY", "kernels_for"]
+__all__ = ["LIBRARY", "MOST_IN_REGISTERS", "kernels_for"]
 
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")  # built with the package: hatch_build.py
+
+MOST_IN_REGISTERS = 8  # tasks whose products for one place fit into a thread's registers on an accelerator
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _DTYPES_ON_CPU = frozenset({torch.float32, torch.bfloat16})
@@ -48,14 +50,13 @@ def _plain(tensors: Sequence[Tensor] | Tensor) -> bool:
     functorch = torch._C._functorch
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    # Transforms wrap what they have left behind, too.
-    return all(
-        type(tensor) is Tensor
-        and not tensor.is_neg()  # a view whose numbers lie in memory with the other sign
-        and not functorch.is_functorch_wrapped_tensor(tensor)
-        and not functorch.is_legacy_batchedtensor(tensor)
-        for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors)
-    )
+    for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
+        if type(tensor) is not Tensor or tensor.is_neg():  # a view whose numbers lie in memory with the other sign
+            return False
+        # Transforms wrap what they have left behind, too.
+        if functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor):
+            return False
+    return True
 
 
 @functools.cache
@@ -84,7 +85,8 @@ def _kernels_on(device: torch.device) -> ModuleType | None:
     except ImportError:  # a build of PyTorch without Triton, as for Windows
         return None
     try:
-        kernels.weighted_sum([torch.ones(1, device=device)], torch.ones(1, device=device))
+        for _ in range(2):  # the second launch takes what the first has built
+            kernels.weighted_sum([torch.ones(1, device=device)], torch.ones(1, device=device))
     except Exception as error:  # noqa: BLE001 - a missing compiler, a broken one, a missing header: each raises its own
         warnings.warn(
             f"Forks take several times as long as they need on {torch.cuda.get_device_name(device)}: Triton cannot "

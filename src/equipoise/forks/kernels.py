@@ -14,24 +14,25 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
+from equipoise.forks.kernel_choice import MOST_IN_REGISTERS
 from equipoise.forks.launching import launch
 from equipoise.forks.triton_kernels import (
     balance_step_kernel,
+    gram_and_balance_kernel,
     gram_by_tiles_kernel,
     gram_in_registers_kernel,
     weighted_sum_kernel,
 )
 
-__all__ = ["MOST_TASKS", "balance_step", "gram_matrix", "weighted_sum"]
+__all__ = ["MOST_TASKS", "balance_step", "balanced_sum", "gram_matrix", "weighted_sum"]
 
 MOST_TASKS = 32  # each gradient is an argument of its own
 
 _LEAST_TILE = 16  # rows of a tile on the matrix units
 _ALIGNMENT = 16  # bytes of a wide load; Triton knows of arguments whether they are multiples of it
-_IN_REGISTERS = 8  # most tasks whose products for one place fit into a thread's registers
+_PARTS = 4096  # numbers of the Gram matrix's parts that are added up at a time
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,15 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
     """Return the inner products of M tensors of one shape, divided by ``divisor`` before; float32, shape [M, M]."""
     vectors, key = _in_one_piece(tensors)
     count, length, device = len(vectors), vectors[0].numel(), vectors[0].device
-    cut = _OF_FEW if 2 * count <= _IN_REGISTERS else _IN_FULL_REGISTERS if count <= _IN_REGISTERS else _TILES
-    programs = max(min(-(-length // cut.block), cut.programs * _processors(device)), 1)
+    cut, programs, steps = _cut_of(count, length, device)
     partial = torch.empty(programs, count, count, dtype=torch.float32, device=device)
-    steps = -(-length // (cut.block * programs))
     if key is not None:
         key = (*key, None if divisor is None else divisor.dtype)
     given = (vectors, length, steps, divisor, partial)
-    if count <= _IN_REGISTERS:
+    if count <= MOST_IN_REGISTERS:
         launch(gram_in_registers_kernel, programs, cut.warps, key, *given, count, cut.block, divisor is not None)
     else:
-        rows = max(triton.next_power_of_2(count), _LEAST_TILE)
+        rows = max(_power_of_two(count), _LEAST_TILE)
         launch(
             gram_by_tiles_kernel, programs, cut.warps, key,
             *given, 1.0, count, rows, cut.block, divisor is not None, key is not None,
@@ -72,7 +71,10 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return ``Σ_m weights[m] · tensors[m]`` of M tensors of one shape, in their dtype; summed in float32."""
-    vectors, key = _in_one_piece(tensors)
+    return _weighted(*_in_one_piece(tensors), weights)
+
+
+def _weighted(vectors: Sequence[Tensor], key: tuple[Hashable, ...] | None, weights: Tensor) -> Tensor:
     total = torch.empty_like(vectors[0])
     length = total.numel()
     if key is not None:
@@ -121,21 +123,79 @@ def balance_step(
     state = (gram, averages, balance, preferences, known, *last)
     key = (gram.device, count, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
     launch(
-        balance_step_kernel, 1, 1 if count <= _IN_REGISTERS else 4, key,
+        balance_step_kernel, 1, 1 if count <= MOST_IN_REGISTERS else 4, key,
         *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
-        count, max(triton.next_power_of_2(count), 2), cosine, preferences is not None, known is not None,
+        count, _power_of_two(count), cosine, preferences is not None, known is not None,
     )  # fmt: skip
     return weights, present
+
+
+def balanced_sum(
+    tensors: Sequence[Tensor],
+    divisor: Tensor | None,
+    averages: Tensor,
+    balance: Tensor,
+    last: tuple[Tensor, Tensor, Tensor],
+    *,
+    counter: Tensor,
+    preferences: Tensor | None,
+    gamma: float,
+    rho: float,
+    beta: float,
+    even: float,
+    mean: bool,
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as :func:`gram_matrix`, :func:`balance_step` and :func:`weighted_sum` one after the other, by two kernels.
+
+    Args:
+        tensors: the gradients of all tasks, at most ``MOST_IN_REGISTERS``.
+        divisor: see :func:`gram_matrix`.
+        averages, balance, last, preferences, gamma, rho, beta, even, mean, cosine: see :func:`balance_step`.
+        counter: a number of int32 for the first kernel alone, 0 before and after.
+
+    Returns:
+        the sum, and what :func:`balance_step` returns.
+    """
+    vectors, key = _in_one_piece(tensors)
+    count, length, device = len(vectors), vectors[0].numel(), vectors[0].device
+    cut, programs, steps = _cut_of(count, length, device)
+    last_gram, last_weights, last_present = last
+    partial = last_gram.new_empty((programs, count, count))
+    weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
+    state = (divisor, partial, counter, averages, balance, preferences, last_gram, last_weights, last_present)
+    form = None
+    if key is not None:
+        form = (*key, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
+    rows = _power_of_two(count)
+    launch(
+        gram_and_balance_kernel, programs, cut.warps, form,
+        vectors, length, steps, *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
+        count, cut.block, divisor is not None, rows, _PARTS // rows**2, cosine, preferences is not None,
+    )  # fmt: skip
+    return _weighted(vectors, key, weights), weights, present
+
+
+def _cut_of(count: int, length: int, device: torch.device) -> tuple[_Cut, int, int]:
+    """Return how gradients are cut, the number of programs, and the blocks of each."""
+    cut = _OF_FEW if 2 * count <= MOST_IN_REGISTERS else _IN_FULL_REGISTERS if count <= MOST_IN_REGISTERS else _TILES
+    programs = max(min(-(-length // cut.block), cut.programs * _processors(device)), 1)
+    return cut, programs, -(-length // (cut.block * programs))
 
 
 def _in_one_piece(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Hashable, ...] | None]:
     """Return the tensors, each in one piece of memory, and the key of their form; None where wide loads do not fit."""
     vectors = tuple([tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors])
-    if any([vector.data_ptr() % _ALIGNMENT for vector in vectors]):
+    if any(vector.data_ptr() % _ALIGNMENT for vector in vectors):
         return vectors, None
     first = vectors[0]
     length = first.numel()
     return vectors, (first.device, first.dtype, len(vectors), length == 1, length % _ALIGNMENT == 0, length < 1 << 31)
+
+
+def _power_of_two(count: int) -> int:
+    """Return the next power of two from the count on, at least 2."""
+    return 1 << max((count - 1).bit_length(), 1)
 
 
 @functools.cache

@@ -7,9 +7,9 @@ the form in which the gradients arrive.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ReferenceType
 
@@ -32,6 +32,7 @@ _AUTOCAST_DEVICES = frozenset(
     for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", torch._C._get_privateuse1_backend_name())
     if torch.amp.is_autocast_available(device)
 )
+_NOTHING = nullcontext()
 _NO_BATCH = (
     "A fork weighs the gradients of a batch against each other; under torch.func.vmap (or is_grads_batched=True) there "
     "is no batch. For the gradient of each example wrap the call: with equipoise.paused(model)."
@@ -52,7 +53,7 @@ class Passage:
     """
 
     enclosing: ReferenceType[ScaledBackward] | None
-    arrived: set[int] = field(default_factory=set)
+    arrived: Set[int] = frozenset()
     squares: Tensor | None = None
     weighed: tuple[Tensor, Tensor] | None = None
 
@@ -70,7 +71,7 @@ class Meeting(torch.autograd.Function):
         if (
             passage is None
             or torch._C._are_functorch_transforms_active()
-            or any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in shared)
+            or [tensor for tensor in shared if functorch.is_functorch_wrapped_tensor(tensor)]
         ):
             found = cls.apply(fork, passage, stacked, *shared)  # type: ignore[no-untyped-call]
         else:
@@ -81,8 +82,8 @@ class Meeting(torch.autograd.Function):
     def forward(fork: Fork, _passage: Passage | None, stacked: bool, *shared: Tensor) -> tuple[Tensor, ...]:
         """Copy every tensor for every task, in the order of tasks; or stacked, all of a tensor's copies as one."""
         if stacked:
-            return tuple(tasks_first(tensor, len(fork.tasks)) for tensor in shared)
-        return tuple(tensor.view_as(tensor) for _ in fork.tasks for tensor in shared)
+            return tuple([tasks_first(tensor, len(fork.tasks)) for tensor in shared])
+        return tuple([tensor.view_as(tensor) for _ in fork.tasks for tensor in shared])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
@@ -104,18 +105,36 @@ class Meeting(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Weigh each tensor's gradients; nothing for the other arguments."""
         fork: Fork = ctx.fork
-        pieces: list[Piece]
-        if ctx.stacked:
-            pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
-        else:
-            pieces = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-        if fork.pauses:
-            ones = fork.last_weights.new_ones(len(fork.tasks))
-            return None, None, None, *(balanced(piece, ones) for piece in pieces)
         mixed = ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device)
         # A backward inside an autocast region must not multiply norms in half precision.
-        with torch.autocast(ctx.device, enabled=False) if mixed else nullcontext():
+        with torch.autocast(ctx.device, enabled=False) if mixed else _NOTHING:
+            if not (ctx.stacked or fork.pauses or ctx.passage is None or ctx.passage.weighed is not None):
+                sent = _first_step_at_once(fork, ctx.passage, cotangents)
+                if sent is not None:
+                    return None, None, None, sent
+            pieces: list[Piece]
+            if ctx.stacked:
+                pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
+            else:
+                pieces = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+            if fork.pauses:
+                ones = fork.last_weights.new_ones(len(fork.tasks))
+                return None, None, None, *(balanced(piece, ones) for piece in pieces)
             return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
+
+
+def _first_step_at_once(fork: Fork, passage: Passage, gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Return what flows on where the fork can find it at once, as the weights of all tensors' first backward."""
+    here = [gradient for gradient in gradients if gradient is not None]
+    if len(here) < len(gradients) or len(gradients) > len(fork.tasks) or torch.is_grad_enabled():
+        return None
+    found = fork.step_at_once(here, factor_of_backward(passage.enclosing))
+    if found is None:
+        return None
+    sent, weights, present = found
+    passage.arrived = set(range(len(gradients)))
+    passage.weighed = weights, present
+    return sent
 
 
 def _weights(ctx: Any, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
-from equipoise.forks.kernel_choice import kernels_for
+from equipoise.forks.kernel_choice import MOST_IN_REGISTERS, kernels_for
 from equipoise.forks.preferring import Preferring
+from equipoise.forks.ranks import group_of_several
 from equipoise.solvers import project_simplex
 
 __all__ = ["MultiBalance"]
@@ -151,6 +152,7 @@ class MultiBalance(Preferring):
         self.reduction: Reduction = reduction
         # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
+        self.counter = torch.empty((), dtype=torch.int32)  # of the programs of a kernel; 0 between steps
         self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
@@ -161,6 +163,7 @@ class MultiBalance(Preferring):
         super().reset_parameters()
         self.balance.fill_(self._even)
         self.averages.zero_()
+        self.counter.zero_()
 
     def tasks_changed(self) -> None:
         """Scale λ to sum 1 again; see :meth:`TaskState.tasks_changed`."""
@@ -175,20 +178,46 @@ class MultiBalance(Preferring):
         """
         return self.averages[0] / self.averages[1]
 
+    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Do as :meth:`Fork.step_at_once`, with the usual options, on one rank that measures in each step."""
+        buffers = self._buffers  # as attributes they take several times as long
+        if type(self) is not MultiBalance or not self._usual or buffers["known_weights"] is not None:
+            return None
+        if len(gradients) > MOST_IN_REGISTERS and not gradients[0].is_cpu:
+            return None
+        kernels = kernels_for(gradients) if self.last_gram.dtype == torch.float32 else None
+        if kernels is None or group_of_several(self.process_group) is not None:
+            return None
+        if factor is not None:  # the scaler may be on another accelerator than this part of the model
+            factor = factor.to(gradients[0].device, non_blocking=True)
+        found: tuple[Tensor, Tensor, Tensor] = kernels.balanced_sum(
+            gradients, factor, buffers["averages"], buffers["balance"], self._last, counter=self.counter,
+            preferences=None if self.task_weights is None else self.preferences, gamma=self.gamma, rho=self.rho,
+            beta=self.beta, even=self._even, mean=self.reduction == "mean", cosine=self.direction == "cosine",
+        )  # fmt: skip
+        return found
+
     def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Do as :meth:`Fork.solve_step`; with the default options by one kernel, where there is one."""
-        usual = self.magnitude == "averaged" and self.direction in {"cosine", "none"} and self.clip is None
-        kernels = kernels_for(gram) if usual and type(self).weigh is MultiBalance.weigh else None
+        kernels = kernels_for(gram) if self._usual and type(self).weigh is MultiBalance.weigh else None
         if kernels is None:
             return super().solve_step(gram)
         found: tuple[Tensor, Tensor] = kernels.balance_step(
-            gram, self.averages, self.balance, (self.last_gram, self.last_weights, self.last_present),
+            gram, self.averages, self.balance, self._last,
             preferences=None if self.task_weights is None else self.preferences, known=self.known_weights,
             gamma=self.gamma, rho=self.rho, beta=self.beta, even=self._even, mean=self.reduction == "mean",
             cosine=self.direction == "cosine",
         )  # fmt: skip
         self.remember_step()
         return found
+
+    @property
+    def _usual(self) -> bool:
+        return self.magnitude == "averaged" and self.direction in {"cosine", "none"} and self.clip is None
+
+    @property
+    def _last(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.last_gram, self.last_weights, self.last_present
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""

@@ -1,18 +1,24 @@
 """The Triton kernels that :mod:`equipoise.forks.kernels` launches.
 
 Arguments in capitals are known when a kernel is built, one for each of their values. ``COUNT`` is the number of tasks,
-``ROWS`` the power of two that it is filled up to, and ``vectors`` holds one gradient per task. Of pointers to few numbers
-Triton is not told whether they are multiples of 16 bytes, so that one form of the kernel fits all.
+``ROWS`` the power of two that it is filled up to, and ``vectors`` holds one gradient per task. Of pointers to few
+numbers Triton is not told whether they are multiples of 16 bytes, so that one form of the kernel fits all.
 """
 
 import triton
 import triton.language as tl
 
-__all__ = ["balance_step_kernel", "gram_by_tiles_kernel", "gram_in_registers_kernel", "weighted_sum_kernel"]
+__all__ = [
+    "balance_step_kernel",
+    "gram_and_balance_kernel",
+    "gram_by_tiles_kernel",
+    "gram_in_registers_kernel",
+    "weighted_sum_kernel",
+]
 
 
-@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["divisor", "partial"])
-def gram_in_registers_kernel(
+@triton.jit
+def _gram_in_registers(
     vectors, length, steps, divisor, partial, COUNT: tl.constexpr, BLOCK: tl.constexpr, DIVIDED: tl.constexpr
 ):
     """Add up the products of all pairs place by place, and sum over places at the end; ``partial`` [programs, M, M]."""
@@ -40,6 +46,14 @@ def gram_in_registers_kernel(
             product = tl.sum(products[row * (row + 1) // 2 + column])
             tl.store(own + row * COUNT + column, product)
             tl.store(own + column * COUNT + row, product)
+
+
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["divisor", "partial"])
+def gram_in_registers_kernel(
+    vectors, length, steps, divisor, partial, COUNT: tl.constexpr, BLOCK: tl.constexpr, DIVIDED: tl.constexpr
+):
+    """Write each program's part of the Gram matrix into ``partial`` [programs, M, M]."""
+    _gram_in_registers(vectors, length, steps, divisor, partial, COUNT, BLOCK, DIVIDED)
 
 
 @triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["divisor", "partial"])
@@ -85,25 +99,19 @@ def weighted_sum_kernel(vectors, weights, total, length, COUNT: tl.constexpr, BL
     tl.store(total + place, found, mask=inside)
 
 
-@triton.jit(
-    do_not_specialize_on_alignment=[
-        "gram", "averages", "balance", "preferences", "known", "last_gram", "last_weights", "last_present", "weights", "here",
-    ]
-)  # fmt: skip
-def balance_step_kernel(
-    gram, averages, balance, preferences, known, last_gram, last_weights, last_present, weights, here,
+@triton.jit
+def _balanced(
+    gram, squares, averages, balance, preferences, known, last_gram, last_weights, last_present, weights, here,
     gamma, pull, beta, unit,
     COUNT: tl.constexpr, ROWS: tl.constexpr, COSINE: tl.constexpr, PREFERRING: tl.constexpr, KNOWN: tl.constexpr,
 ):  # fmt: skip
-    """Find the weights of MultiBalance, and move its state on; one program."""
+    """Find the weights of MultiBalance from the Gram matrix and its diagonal, and move the state on; one program."""
     task = tl.arange(0, ROWS)
     exists = task < COUNT
-    places = task[:, None] * COUNT + task[None, :]
     within = exists[:, None] & exists[None, :]
-    squares = tl.load(gram + task * (COUNT + 1), mask=exists, other=0.0)
     present = (squares > 0) & (squares < float("inf"))
-    known_gram = tl.where(present[:, None] & present[None, :], tl.load(gram + places, mask=within, other=0.0), 0.0)
-    tl.store(last_gram + places, known_gram, mask=within)
+    known_gram = tl.where(present[:, None] & present[None, :], gram, 0.0)
+    tl.store(last_gram + task[:, None] * COUNT + task[None, :], known_gram, mask=within)
     tl.store(last_present + task, present, mask=exists)
     tl.store(here + task, present, mask=exists)
 
@@ -143,3 +151,67 @@ def balance_step_kernel(
     found = tl.where(present, share / unit * ratios, otherwise)
     tl.store(last_weights + task, found, mask=exists)
     tl.store(weights + task, found, mask=exists)
+
+
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "gram", "averages", "balance", "preferences", "known", "last_gram", "last_weights", "last_present", "weights",
+        "here",
+    ]
+)  # fmt: skip
+def balance_step_kernel(
+    gram, averages, balance, preferences, known, last_gram, last_weights, last_present, weights, here,
+    gamma, pull, beta, unit,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COSINE: tl.constexpr, PREFERRING: tl.constexpr, KNOWN: tl.constexpr,
+):  # fmt: skip
+    """Find the weights of MultiBalance, and move its state on; one program."""
+    task = tl.arange(0, ROWS)
+    exists = task < COUNT
+    within = exists[:, None] & exists[None, :]
+    squares = tl.load(gram + task * (COUNT + 1), mask=exists, other=0.0)
+    found = tl.load(gram + task[:, None] * COUNT + task[None, :], mask=within, other=0.0)
+    _balanced(
+        found, squares, averages, balance, preferences, known, last_gram, last_weights, last_present, weights, here,
+        gamma, pull, beta, unit, COUNT, ROWS, COSINE, PREFERRING, KNOWN,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["steps"],
+    do_not_specialize_on_alignment=[
+        "divisor", "partial", "counter", "averages", "balance", "preferences", "last_gram", "last_weights",
+        "last_present", "weights", "here",
+    ],
+)  # fmt: skip
+def gram_and_balance_kernel(
+    vectors, length, steps, divisor, partial, counter, averages, balance, preferences, last_gram, last_weights,
+    last_present, weights, here, gamma, pull, beta, unit,
+    COUNT: tl.constexpr, BLOCK: tl.constexpr, DIVIDED: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
+    COSINE: tl.constexpr, PREFERRING: tl.constexpr,
+):  # fmt: skip
+    """Do as the kernels of the Gram matrix in registers and of the step; the program that comes last does the step.
+
+    ``counter`` counts the programs; it is 0 before and after. The last one adds up ``AT_ONCE`` parts of the matrix at a
+    time, in an order that does not depend on which program it is.
+    """
+    _gram_in_registers(vectors, length, steps, divisor, partial, COUNT, BLOCK, DIVIDED)
+    tl.debug_barrier()  # all threads of the program have written their part
+    programs = tl.num_programs(0)
+    if tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1:
+        tl.store(counter, 0)
+        task = tl.arange(0, ROWS)
+        part = tl.arange(0, AT_ONCE)
+        exists = task < COUNT
+        places = (part * (COUNT * COUNT))[:, None, None] + (task[:, None] * COUNT + task[None, :])[None, :, :]
+        within = (exists[:, None] & exists[None, :])[None, :, :]
+        total = tl.zeros([AT_ONCE, ROWS, ROWS], tl.float32)
+        for first in range(0, programs, AT_ONCE):
+            inside = within & (first + part < programs)[:, None, None]
+            # Not from the cache of this processor, which knows nothing of what others have written.
+            total += tl.load(partial + first * (COUNT * COUNT) + places, mask=inside, other=0.0, cache_modifier=".cg")
+        gram = tl.sum(total, axis=0)
+        squares = tl.sum(tl.where(task[:, None] == task[None, :], gram, 0.0), axis=1)
+        _balanced(
+            gram, squares, averages, balance, preferences, None, last_gram, last_weights, last_present, weights, here,
+            gamma, pull, beta, unit, COUNT, ROWS, COSINE, PREFERRING, False,
+        )  # fmt: skip
