@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equipoise import Fork
+from equipoise import Fork, MultiBalance
 from equipoise.data import Dataset
 from equipoise.training import METHODS, Learner, Method, NonFiniteError, Run, evaluation, train
 
@@ -54,9 +54,15 @@ def test_what_ends_a_forward_pass_leaves_the_step_before(tiny: Dataset, tmp_path
 
 
 @pytest.mark.parametrize("done", [False, True])
-def test_what_ends_a_backward_pass_does_before_and_behind_the_fork(tiny: Dataset, tmp_path, monkeypatch, done) -> None:
-    where = (Fork, "weigh_step", failing(Fork.weigh_step, LAST + 1, done=done))
-    assert_rescued(tiny, "multibalance", tmp_path, monkeypatch, LAST, *where)
+@pytest.mark.parametrize(
+    ("name", "owner", "step"),
+    [("multibalance", MultiBalance, "step_at_once"), ("multibalance-no-magnitude", Fork, "weigh_step")],
+)
+def test_what_ends_a_backward_pass_does_before_and_behind_the_fork(
+    tiny: Dataset, tmp_path, monkeypatch, name: str, owner: type[Fork], step: str, done: bool
+) -> None:
+    where = (owner, step, failing(getattr(owner, step), LAST + 1, done=done))
+    assert_rescued(tiny, name, tmp_path, monkeypatch, LAST, *where)
 
 
 @pytest.mark.parametrize("name", ["pub", "pub-adatask"])
