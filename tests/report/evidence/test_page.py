@@ -1,6 +1,7 @@
 """The evidence page is whole, self-contained and honest about what is missing; Markdown gives the same words."""
 
 import json
+import shutil
 import subprocess
 
 import plotly.graph_objects as go
@@ -61,6 +62,7 @@ def test_every_chart_is_one_that_plotly_accepts(two):
         assert figure["data"]
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on the PATH")
 def test_a_browser_draws_every_chart(two, tmp_path):
     found = subprocess.run(
         [
