@@ -138,6 +138,40 @@ def test_a_step_at_once_is_its_three_parts_one_after_the_other(module, count, pr
     assert counter == 0
 
 
+def test_the_usual_options_take_their_step_at_once(take, module):
+    take(module)
+    for options in ({}, {"direction": "none"}, {"reduction": "mean"}, {"task_weights": [3.0, 1.0]}):
+        fork = MultiBalance(2, **options)
+        before = fork.averages.clone()
+        assert fork.step_at_once(vectors(2, 50), None) is not None
+        assert not fork.averages.equal(before)
+
+
+class Own(MultiBalance):
+    """A subclass, which may have changed any part of the step."""
+
+
+@pytest.mark.parametrize(
+    "fork",
+    [
+        lambda: MultiBalance(2, overlap=True),
+        lambda: MultiBalance(2, gram_every=2),
+        lambda: MultiBalance(2, clip=3.0),
+        lambda: MultiBalance(2, magnitude="own"),
+        lambda: MultiBalance(2, direction="raw"),
+        lambda: MultiBalance(2).double(),
+        lambda: Own(2),
+        lambda: Fork(2),
+    ],
+)
+def test_all_others_do_not_and_are_left_as_they_were(fork, take, module):
+    take(module)
+    made = fork()
+    before = {name: value.clone() for name, value in made.state_dict().items() if isinstance(value, Tensor)}
+    assert made.step_at_once(vectors(2, 50), None) is None
+    assert all(made.state_dict()[name].equal(value) for name, value in before.items())
+
+
 OPTIONS = {
     "default": {},
     "no direction": {"direction": "none"},
