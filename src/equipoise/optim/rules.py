@@ -131,7 +131,10 @@ class _Adam(Rule):
             second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
         bias1, bias2 = 1 - beta1**count, 1 - beta2**count
         # m̂ / (√v̂ + ε) with both bias corrections moved into the denominator
-        denominator = second.sqrt().mul_(bias1 / bias2**0.5).add_(options["eps"] * bias1)
+        # bias2 is least in the first step
+        denominator = (
+            _root(second, options["eps"] * (1 - beta2) ** 0.5).mul_(bias1 / bias2**0.5).add_(options["eps"] * bias1)
+        )
         return after["exp_avg"] / denominator, after
 
     def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
@@ -139,7 +142,7 @@ class _Adam(Rule):
         second = torch.add(state["exp_avg_sq"] * beta2, g.square().sum(0), alpha=1 - beta2)
         if options["amsgrad"]:
             second = torch.maximum(state["max_exp_avg_sq"], second)
-        return g / second.div_(1 - beta2**count).sqrt_().add_(options["eps"])
+        return g / _root(second.div_(1 - beta2**count), options["eps"]).add_(options["eps"])
 
 
 class _Adagrad(Rule):
@@ -156,13 +159,13 @@ class _Adagrad(Rule):
     ) -> tuple[Tensor, State]:
         g = _with_decay(g, theta, options)
         total = torch.addcmul(state["sum"], g, g)
-        update = g / total.sqrt().add_(options["eps"])
+        update = g / _root(total, options["eps"]).add_(options["eps"])
         if options["lr_decay"]:
             update = update / (1 + (count - 1) * options["lr_decay"])
         return update, {"sum": total}
 
     def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
-        return g / (state["sum"] + g.square().sum(0)).sqrt_().add_(options["eps"])
+        return g / _root(state["sum"] + g.square().sum(0), options["eps"]).add_(options["eps"])
 
 
 class _RMSprop(Rule):
@@ -187,7 +190,7 @@ class _RMSprop(Rule):
         if options["centered"]:
             mean = after["grad_avg"] = torch.lerp(state["grad_avg"], g, 1 - alpha)
             variance = torch.addcmul(variance, mean, mean, value=-1).clamp_(min=0)  # rounding may leave it under 0
-        update = g / variance.sqrt().add_(options["eps"])
+        update = g / _root(variance, options["eps"]).add_(options["eps"])
         if options["momentum"] > 0:
             update = after["momentum_buffer"] = state["momentum_buffer"] * options["momentum"] + update
         return update, after
@@ -196,7 +199,21 @@ class _RMSprop(Rule):
         alpha, variance = options["alpha"], state["square_avg"]
         if options["centered"]:
             variance = (variance - state["grad_avg"].square()).clamp_(min=0)
-        return g / torch.add(variance * alpha, g.square().sum(0), alpha=1 - alpha).sqrt_().add_(options["eps"])
+        second = torch.add(variance * alpha, g.square().sum(0), alpha=1 - alpha)
+        return g / _root(second, options["eps"]).add_(options["eps"])
+
+
+def _root(squares: Tensor, least: float) -> Tensor:
+    """Return the square roots of numbers, to each of which at least ``least`` is going to be added.
+
+    MKL takes five times as long for zeros, such as the moments of the rows of a table that no batch has met, and thirty
+    times for numbers below the smallest normal one. So on a CPU these become that one, if its root vanishes beside
+    ``least``.
+    """
+    kind = torch.finfo(squares.dtype)
+    if squares.is_cpu and 4 * kind.tiny**0.5 < kind.eps * least:
+        squares = squares.clamp(min=kind.tiny)
+    return squares.sqrt()
 
 
 # By exact type: a subclass may step in another way.
