@@ -297,13 +297,15 @@ class Fork(TaskState):
             )
 
     def step_at_once(
-        self, _gradients: Sequence[Tensor], _factor: Tensor | None
+        self,
+        gradients: Sequence[Tensor],  # noqa: ARG002 - for subclasses
+        factor: Tensor | None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Do what the three methods below do, in one go, if a subclass can for these gradients; else change nothing.
 
         Args:
-            _gradients: those of all tasks, of the only shared tensor; no gradient is recorded.
-            _factor: what the losses have been multiplied by; None for 1.
+            gradients: those of all tasks, of the only shared tensor; no gradient is recorded.
+            factor: what the losses have been multiplied by; None for 1.
 
         Returns:
             the gradient that flows on, the weights, and the tasks present; None if the three are to be called.
