@@ -298,8 +298,8 @@ class Fork(TaskState):
 
     def step_at_once(
         self,
-        gradients: Sequence[Tensor],  # noqa: ARG002 - for subclasses
-        factor: Tensor | None,  # noqa: ARG002
+        gradients: Sequence[Tensor],
+        factor: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Do what the three methods below do, in one go, if a subclass can for these gradients; else change nothing.
 
