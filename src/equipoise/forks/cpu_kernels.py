@@ -113,7 +113,6 @@ def balanced_sum(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    counter: Tensor,  # noqa: ARG001 - no kernel counts here
     preferences: Tensor | None,
     gamma: float,
     rho: float,
@@ -138,7 +137,7 @@ def balanced_sum(
     count, total = len(vectors), torch.empty_like(vectors[0])
     last_gram, last_weights, last_present = last
     weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
-    room = torch.empty(count * (count + 3))
+    room = last_gram.new_empty(count * (count + 3))  # of float32, as `_address` checks
     short_of_memory = _library.equipoise_balanced_sum(
         *_rows(vectors), count, total.numel(), torch.get_num_threads(), _run_in_threads,
         _address(averages, 2 * count), _address(balance, count),

@@ -301,14 +301,14 @@ class Fork(TaskState):
         gradients: Sequence[Tensor],
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Do what the three methods below do, in one go, if a subclass can for these gradients; else change nothing.
+        """Do :meth:`measure_step`, :meth:`weigh_step` and :meth:`merge` in one call, or change nothing and return None.
 
         Args:
             gradients: those of all tasks, of the only shared tensor; no gradient is recorded.
             factor: what the losses have been multiplied by; None for 1.
 
         Returns:
-            the gradient that flows on, the weights, and the tasks present; None if the three are to be called.
+            the gradient that flows on, the weights, and the tasks present; None where the three are to be called.
         """
         return None
 

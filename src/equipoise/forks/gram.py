@@ -17,7 +17,7 @@ from torch import Tensor
 
 from equipoise.forks.kernel_choice import kernels_for
 
-__all__ = ["gram_matrix", "rows_of", "squared_lengths", "weighted_sum"]
+__all__ = ["divisor_beside", "gram_matrix", "rows_of", "squared_lengths", "weighted_sum"]
 
 _FEW = 4  # largest number of tasks for which single dot products, without copies, are fastest on a CPU
 # A CPU's dot product in float32 adds with few accumulators: the longer it is the less precise, and of 2**18 numbers it
@@ -39,8 +39,7 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
     Half precision is multiplied and summed in float32, float64 in float64. With a ``divisor`` every gradient is divided
     by it before, since the squares of what a ``GradScaler`` has multiplied may overflow.
     """
-    if divisor is not None:  # the scaler may be on another accelerator than this part of the model
-        divisor = divisor.to(gradients[0].device, non_blocking=True)
+    divisor = divisor_beside(gradients[0], divisor)
     kernels = kernels_for(gradients)
     if kernels is not None:
         found: Tensor = kernels.gram_matrix(list(gradients), divisor)
@@ -64,6 +63,14 @@ def gram_matrix(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = N
     for block in blocks:
         total += _product(block)
     return _symmetric(total)
+
+
+def divisor_beside(gradient: Tensor, divisor: Tensor | None, /) -> Tensor | None:
+    """Return the divisor on the device of the gradient: a scaler may be on another one than this part of the model."""
+    if divisor is None:
+        return None
+    # Into the memory of a CPU a copy without waiting would be read before it has arrived.
+    return divisor.to(gradient.device, non_blocking=not gradient.is_cpu)
 
 
 def squared_lengths(gradients: Sequence[Tensor] | Tensor, divisor: Tensor | None = None, /) -> Tensor:

@@ -82,16 +82,17 @@ def _kernels_on(device: torch.device) -> ModuleType | None:
         return None
     try:
         from equipoise.forks import kernels
-    except ImportError:  # a build of PyTorch without Triton, as for Windows
-        return None
-    try:
+
         for _ in range(2):  # the second launch takes what the first has built
             kernels.weighted_sum([torch.ones(1, device=device)], torch.ones(1, device=device))
+    except ModuleNotFoundError:  # a build of PyTorch without Triton, as for Windows
+        return None
     except Exception as error:  # noqa: BLE001 - a missing compiler, a broken one, a missing header: each raises its own
         warnings.warn(
             f"Forks take several times as long as they need on {torch.cuda.get_device_name(device)}: Triton cannot "
-            f"build their kernels here ({type(error).__name__}: {error}). Triton needs a C compiler and Python's "
-            "header files (on Debian and Ubuntu: apt install gcc python3-dev). Results differ by rounding alone.",
+            f"build or start their kernels here ({type(error).__name__}: {error}). To build them it needs a C compiler "
+            "and Python's header files (on Debian and Ubuntu: apt install gcc python3-dev). Results differ by rounding "
+            "alone.",
             stacklevel=2,
         )
         return None

@@ -48,6 +48,8 @@ class _Cut:
 _OF_FEW, _IN_FULL_REGISTERS, _TILES = _Cut(1024, 8, 4), _Cut(512, 4, 2), _Cut(64, 2, 8)
 _SUM_BLOCK, _SUM_WARPS = 2048, 8
 
+_counters: dict[tuple[int, int], Tensor] = {}  # by device and stream
+
 
 def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
     """Return the inner products of M tensors of one shape, divided by ``divisor`` before; float32, shape [M, M]."""
@@ -71,11 +73,11 @@ def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return ``Σ_m weights[m] · tensors[m]`` of M tensors of one shape, in their dtype; summed in float32."""
-    return _weighted(*_in_one_piece(tensors), weights)
+    vectors, key = _in_one_piece(tensors)
+    return _weighted(vectors, key, weights, torch.empty_like(vectors[0]))
 
 
-def _weighted(vectors: Sequence[Tensor], key: tuple[Hashable, ...] | None, weights: Tensor) -> Tensor:
-    total = torch.empty_like(vectors[0])
+def _weighted(vectors: Sequence[Tensor], key: tuple[Hashable, ...] | None, weights: Tensor, total: Tensor) -> Tensor:
     length = total.numel()
     if key is not None:
         key = (*key, weights.dtype)
@@ -137,7 +139,6 @@ def balanced_sum(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    counter: Tensor,
     preferences: Tensor | None,
     gamma: float,
     rho: float,
@@ -152,7 +153,6 @@ def balanced_sum(
         tensors: the gradients of all tasks, at most ``MOST_IN_REGISTERS``.
         divisor: see :func:`gram_matrix`.
         averages, balance, last, preferences, gamma, rho, beta, even, mean, cosine: see :func:`balance_step`.
-        counter: a number of int32 for the first kernel alone, 0 before and after.
 
     Returns:
         the sum, and what :func:`balance_step` returns.
@@ -163,7 +163,8 @@ def balanced_sum(
     last_gram, last_weights, last_present = last
     partial = last_gram.new_empty((programs, count, count))
     weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
-    state = (divisor, partial, counter, averages, balance, preferences, last_gram, last_weights, last_present)
+    total = torch.empty_like(vectors[0])  # all memory before the state moves
+    state = (divisor, partial, _counter(partial), averages, balance, preferences, last_gram, last_weights, last_present)
     form = None
     if key is not None:
         form = (*key, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
@@ -173,7 +174,7 @@ def balanced_sum(
         vectors, length, steps, *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
         count, cut.block, divisor is not None, rows, _PARTS // rows**2, cosine, preferences is not None,
     )  # fmt: skip
-    return _weighted(vectors, key, weights), weights, present
+    return _weighted(vectors, key, weights, total), weights, present
 
 
 def _cut_of(count: int, length: int, device: torch.device) -> tuple[_Cut, int, int]:
@@ -191,6 +192,21 @@ def _in_one_piece(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[
     first = vectors[0]
     length = first.numel()
     return vectors, (first.device, first.dtype, len(vectors), length == 1, length % _ALIGNMENT == 0, length < 1 << 31)
+
+
+def _counter(like: Tensor) -> Tensor:
+    """Return a number of int32 on this device that is 0 wherever the current stream reaches a kernel that takes it.
+
+    Each stream has its own: on two streams a fork's kernels may run at the same time. So does each kernel of a CUDA
+    graph, since the graph may be replayed on any stream.
+    """
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return like.new_zeros((), dtype=torch.int32)
+    place = like.device.index, torch._C._cuda_getCurrentRawStream(like.device.index)
+    found = _counters.get(place)
+    if found is None:
+        found = _counters[place] = like.new_zeros((), dtype=torch.int32)
+    return found
 
 
 def _power_of_two(count: int) -> int:

@@ -15,7 +15,7 @@ from triton.compiler import CompiledKernel
 
 __all__ = ["launch"]
 
-_built: dict[Hashable, CompiledKernel] = {}
+_built: dict[Hashable, tuple[CompiledKernel, int]] = {}  # with the device on which it was loaded
 
 
 def launch(kernel: Any, programs: int, warps: int, key: Hashable | None, *arguments: Any) -> None:
@@ -30,10 +30,10 @@ def launch(kernel: Any, programs: int, warps: int, key: Hashable | None, *argume
         arguments: all of them, constants too, in the kernel's order.
     """
     place = None if key is None else (id(kernel), key)  # a kernel hashes its source
-    built = None if place is None else _built.get(place)
-    if built is not None:
+    built, device = (None, None) if place is None else _built.get(place, (None, None))
+    if built is not None and device == torch._C._cuda_getDevice():
         # As Triton does once it has found the form; without its calls of hooks, where a profiler has added none.
-        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        stream = torch._C._cuda_getCurrentRawStream(device)
         hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         grid, metadata = (programs, 1, 1), None
         if _heard(hooks[0]) or _heard(hooks[1]):
@@ -44,7 +44,7 @@ def launch(kernel: Any, programs: int, warps: int, key: Hashable | None, *argume
         return
     built = kernel[programs,](*arguments, num_warps=warps)
     if place is not None and isinstance(built, CompiledKernel):  # Triton's interpreter builds none
-        _built[place] = built
+        _built[place] = built, torch._C._cuda_getDevice()
 
 
 def _heard(hook: Any) -> bool:

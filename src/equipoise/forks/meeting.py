@@ -71,7 +71,7 @@ class Meeting(torch.autograd.Function):
         if (
             passage is None
             or torch._C._are_functorch_transforms_active()
-            or [tensor for tensor in shared if functorch.is_functorch_wrapped_tensor(tensor)]
+            or any(map(functorch.is_functorch_wrapped_tensor, shared))
         ):
             found = cls.apply(fork, passage, stacked, *shared)  # type: ignore[no-untyped-call]
         else:
@@ -108,10 +108,9 @@ class Meeting(torch.autograd.Function):
         mixed = ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device)
         # A backward inside an autocast region must not multiply norms in half precision.
         with torch.autocast(ctx.device, enabled=False) if mixed else _NOTHING:
-            if not (ctx.stacked or fork.pauses or ctx.passage is None or ctx.passage.weighed is not None):
-                sent = _first_step_at_once(fork, ctx.passage, cotangents)
-                if sent is not None:
-                    return None, None, None, sent
+            sent = _step_at_once(ctx, cotangents)
+            if sent is not None:
+                return None, None, None, sent
             pieces: list[Piece]
             if ctx.stacked:
                 pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
@@ -123,10 +122,17 @@ class Meeting(torch.autograd.Function):
             return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
 
 
-def _first_step_at_once(fork: Fork, passage: Passage, gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """Return what flows on where the fork can find it at once, as the weights of all tensors' first backward."""
+def _step_at_once(ctx: Any, gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Do a first backward's step in one call and note its weights; return the sum, or None where that cannot be.
+
+    It needs the gradients of all tasks of a single tensor, and a graph that neither is compiled nor records gradients.
+    """
+    fork: Fork = ctx.fork
+    passage: Passage | None = ctx.passage
+    if passage is None or passage.weighed is not None or ctx.stacked or ctx.pieces > 1 or fork.pauses:
+        return None
     here = [gradient for gradient in gradients if gradient is not None]
-    if len(here) < len(gradients) or len(gradients) > len(fork.tasks) or torch.is_grad_enabled():
+    if len(here) < len(gradients) or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     found = fork.step_at_once(here, factor_of_backward(passage.enclosing))
     if found is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from equipoise.forks.fork import Fork
+from equipoise.forks.gram import divisor_beside
 from equipoise.forks.kernel_choice import MOST_IN_REGISTERS, kernels_for
 from equipoise.forks.preferring import Preferring
 from equipoise.forks.ranks import group_of_several
@@ -152,7 +153,6 @@ class MultiBalance(Preferring):
         self.reduction: Reduction = reduction
         # 1/M in the dtype of λ.
         self._even = torch.tensor(1 / len(self.tasks), dtype=self.last_weights.dtype, device="cpu").item()
-        self.counter = torch.empty((), dtype=torch.int32)  # of the programs of a kernel; 0 between steps
         self.register_buffer("balance", torch.empty_like(self.last_weights))
         # Row 0 is u, row 1 is 1 − (1 − γ)^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
@@ -163,7 +163,6 @@ class MultiBalance(Preferring):
         super().reset_parameters()
         self.balance.fill_(self._even)
         self.averages.zero_()
-        self.counter.zero_()
 
     def tasks_changed(self) -> None:
         """Scale λ to sum 1 again; see :meth:`TaskState.tasks_changed`."""
@@ -180,7 +179,7 @@ class MultiBalance(Preferring):
 
     def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """Do as :meth:`Fork.step_at_once`, with the usual options, on one rank that measures in each step."""
-        buffers = self._buffers  # as attributes they take several times as long
+        buffers = self._buffers  # buffers as attributes take several times as long
         if type(self) is not MultiBalance or not self._usual or buffers["known_weights"] is not None:
             return None
         if len(gradients) > MOST_IN_REGISTERS and not gradients[0].is_cpu:
@@ -188,13 +187,10 @@ class MultiBalance(Preferring):
         kernels = kernels_for(gradients) if self.last_gram.dtype == torch.float32 else None
         if kernels is None or group_of_several(self.process_group) is not None:
             return None
-        if factor is not None:  # the scaler may be on another accelerator than this part of the model
-            factor = factor.to(gradients[0].device, non_blocking=True)
+        factor = divisor_beside(gradients[0], factor)
         found: tuple[Tensor, Tensor, Tensor] = kernels.balanced_sum(
-            gradients, factor, buffers["averages"], buffers["balance"], self._last, counter=self.counter,
-            preferences=None if self.task_weights is None else self.preferences, gamma=self.gamma, rho=self.rho,
-            beta=self.beta, even=self._even, mean=self.reduction == "mean", cosine=self.direction == "cosine",
-        )  # fmt: skip
+            gradients, factor, buffers["averages"], buffers["balance"], self._last, **self._options
+        )
         return found
 
     def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,11 +199,8 @@ class MultiBalance(Preferring):
         if kernels is None:
             return super().solve_step(gram)
         found: tuple[Tensor, Tensor] = kernels.balance_step(
-            gram, self.averages, self.balance, self._last,
-            preferences=None if self.task_weights is None else self.preferences, known=self.known_weights,
-            gamma=self.gamma, rho=self.rho, beta=self.beta, even=self._even, mean=self.reduction == "mean",
-            cosine=self.direction == "cosine",
-        )  # fmt: skip
+            gram, self.averages, self.balance, self._last, known=self.known_weights, **self._options
+        )
         self.remember_step()
         return found
 
@@ -218,6 +211,14 @@ class MultiBalance(Preferring):
     @property
     def _last(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.last_gram, self.last_weights, self.last_present
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "preferences": None if self.task_weights is None else self.preferences,
+            "gamma": self.gamma, "rho": self.rho, "beta": self.beta, "even": self._even,
+            "mean": self.reduction == "mean", "cosine": self.direction == "cosine",
+        }  # fmt: skip
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""

@@ -130,11 +130,10 @@ class _Adam(Rule):
         if options["amsgrad"]:
             second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
         bias1, bias2 = 1 - beta1**count, 1 - beta2**count
-        # m̂ / (√v̂ + ε) with both bias corrections moved into the denominator
-        # bias2 is least in the first step
-        denominator = (
-            _root(second, options["eps"] * (1 - beta2) ** 0.5).mul_(bias1 / bias2**0.5).add_(options["eps"] * bias1)
-        )
+        # m̂ / (√v̂ + ε) with both bias corrections moved into the denominator. Beside √v this ε is smallest in the first
+        # step.
+        root = _root(second, options["eps"] * (1 - beta2) ** 0.5)
+        denominator = root.mul_(bias1 / bias2**0.5).add_(options["eps"] * bias1)
         return after["exp_avg"] / denominator, after
 
     def precondition(self, g: Tensor, state: State, count: Count, options: Options, /) -> Tensor:
@@ -207,8 +206,8 @@ def _root(squares: Tensor, least: float) -> Tensor:
     """Return the square roots of numbers, to each of which at least ``least`` is going to be added.
 
     MKL takes five times as long for zeros, such as the moments of the rows of a table that no batch has met, and thirty
-    times for numbers below the smallest normal one. So on a CPU these become that one, if its root vanishes beside
-    ``least``.
+    times for numbers below the smallest normal one. So on a CPU both become the smallest normal number, if its root
+    vanishes beside ``least``.
     """
     kind = torch.finfo(squares.dtype)
     if squares.is_cpu and 4 * kind.tiny**0.5 < kind.eps * least:
