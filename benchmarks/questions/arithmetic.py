@@ -98,7 +98,7 @@ def tables(rows: Sequence[Record]) -> Tables:
                 method: with_tasks([row for row in of_place if row["variant"] == method], tasks) for method in METHODS
             })  # fmt: skip
         for method, name in METHODS.items():
-            if method == "equal":  # the gain in NE itself
+            if method == "equal":  # its own trainings moved by rounding alone
                 gains = ["", *[gain_in_words(gain(of[method], found[0][method])) for of in found[1:]]]
                 lines.append([suite.entry(setting).title, f"{name}, over themselves in the suite", *gains])
             else:

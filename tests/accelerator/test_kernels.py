@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from equipoise import MultiBalance
+from equipoise.forks.balance_options import BalanceOptions
 from equipoise.forks.kernel_choice import MOST_IN_REGISTERS, kernels_for
 
 MOST_KERNELS = 10
@@ -90,15 +91,7 @@ def test_the_weighted_sum(count, dtype, cuda, kernels):
 @pytest.mark.parametrize(("count", "dtype"), CASES[:4])
 def test_a_step_at_once_is_the_three_parts_each_time(count, dtype, cuda, kernels):
     rows = gradients(count, 300_000, dtype, cuda)  # several hundred programs, of which any may come last
-    options = {
-        "preferences": None,
-        "gamma": 0.01,
-        "rho": 0.1,
-        "beta": 0.1,
-        "even": 1 / count,
-        "mean": False,
-        "cosine": True,
-    }
+    options = BalanceOptions(preferences=None, gamma=0.01, pull=0.1 / count, beta=0.1, unit=1 / count, cosine=True)
 
     def state() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         numbers = torch.ones(count, device=cuda)
@@ -111,13 +104,13 @@ def test_a_step_at_once_is_the_three_parts_each_time(count, dtype, cuda, kernels
 
     averages, balance, last = state()
     weights, present = kernels.balance_step(
-        kernels.gram_matrix(rows, None), averages, balance, last, known=None, **options
+        kernels.gram_matrix(rows, None), averages, balance, last, known=None, options=options
     )
     expected = [kernels.weighted_sum(rows, weights), weights, averages, balance, *last]
     first = None
     for _ in range(300):
         averages, balance, last = state()
-        sent, weights, here = kernels.balanced_sum(rows, None, averages, balance, last, **options)
+        sent, weights, here = kernels.balanced_sum(rows, None, averages, balance, last, options=options)
         found = [sent, weights, averages, balance, *last]
         first = found if first is None else first
         assert all(map(torch.equal, found, first))

@@ -45,16 +45,27 @@ def test_a_build_of_pytorch_for_other_devices_has_none(monkeypatch):
 
 
 @pytest.mark.usefixtures("made_up_device")
-def test_kernels_that_cannot_be_built_are_left_with_one_warning_that_says_why(monkeypatch):
+def test_a_build_of_pytorch_without_triton_has_none(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "find_spec", lambda _: None)
+    assert kernel_choice._kernels_on(DEVICE) is None
+
+
+@pytest.mark.usefixtures("made_up_device")
+@pytest.mark.parametrize("kind", [RuntimeError, ModuleNotFoundError, TypeError])
+@pytest.mark.parametrize("launches", [0, 1])
+def test_kernels_that_cannot_be_built_or_started_are_left_with_one_warning_that_says_why(kind, launches, monkeypatch):
     kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", exc_type=ImportError)
 
+    left = iter(range(launches))
+
     def fails(*_: object) -> None:
-        raise RuntimeError("Failed to find C compiler")
+        if next(left, None) is None:
+            raise kind("Failed to find C compiler")
 
     monkeypatch.setattr(kernels, "weighted_sum", fails)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
     with pytest.warns(
-        UserWarning, match=r"on Made-up: Triton cannot build.*Failed to find C compiler.*apt install gcc"
+        UserWarning, match=r"on Made-up: Triton cannot build or start.*Failed to find C compiler.*apt install gcc"
     ):
         assert kernel_choice._kernels_on(DEVICE) is None
     assert kernel_choice._kernels_on(DEVICE) is None  # no second warning, which would be an error here

@@ -17,6 +17,7 @@ from torch import Tensor
 from equipoise import Fork, MultiBalance
 from equipoise.forks import gram as plain
 from equipoise.forks import multibalance
+from equipoise.forks.balance_options import BalanceOptions
 from equipoise.forks.kernel_choice import LIBRARY
 
 kernels = pytest.importorskip("equipoise.forks.kernels", reason="needs Triton", exc_type=ImportError)
@@ -119,8 +120,10 @@ def test_a_step_at_once_is_its_three_parts_one_after_the_other(module, count, pr
     if divisor is not None:
         gradients = [gradient * divisor for gradient in gradients]
     gradients[-1] = gradients[-1] * (torch.inf if count > 2 else 1)
-    options = {"preferences": torch.linspace(0.5, 2.0, count) if preferring else None, "gamma": 0.3, "rho": 0.1,
-               "beta": 0.1, "even": 1 / count, "mean": False, "cosine": True}  # fmt: skip
+    options = BalanceOptions(
+        preferences=torch.linspace(0.5, 2.0, count) if preferring else None,
+        gamma=0.3, pull=0.1 / count, beta=0.1, unit=1 / count, cosine=True,
+    )  # fmt: skip
 
     def state() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         last = torch.zeros(count, count), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
@@ -128,10 +131,10 @@ def test_a_step_at_once_is_its_three_parts_one_after_the_other(module, count, pr
 
     averages, balance, last = state()
     gram = module.gram_matrix(gradients, divisor)
-    weights, present = module.balance_step(gram, averages, balance, last, known=None, **options)
+    weights, present = module.balance_step(gram, averages, balance, last, known=None, options=options)
     expected = [module.weighted_sum(gradients, weights), weights, present, averages, balance, *last]
     averages, balance, last = state()
-    found = module.balanced_sum(gradients, divisor, averages, balance, last, **options)
+    found = module.balanced_sum(gradients, divisor, averages, balance, last, options=options)
     for own, part in zip([*found, averages, balance, *last], expected, strict=True):
         torch.testing.assert_close(own, part, rtol=1e-6, atol=0, equal_nan=True)
 

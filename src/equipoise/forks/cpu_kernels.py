@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from equipoise.forks.balance_options import BalanceOptions
 from equipoise.forks.kernel_choice import LIBRARY
 
 __all__ = ["balance_step", "balanced_sum", "gram_matrix", "loaded", "weighted_sum"]
@@ -78,14 +79,8 @@ def balance_step(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    preferences: Tensor | None,
+    options: BalanceOptions,
     known: Tensor | None,
-    gamma: float,
-    rho: float,
-    beta: float,
-    even: float,
-    mean: bool,
-    cosine: bool,
 ) -> tuple[Tensor, Tensor]:
     """Do as :func:`equipoise.forks.kernels.balance_step`, with the same arguments.
 
@@ -94,6 +89,7 @@ def balance_step(
     """
     count = len(gram)
     last_gram, last_weights, last_present = last
+    preferences, *numbers, cosine = options
     weights, present, room = torch.empty_like(last_weights), torch.empty_like(last_present), gram.new_empty(3 * count)
     _library.equipoise_balance_step(
         count, _address(gram.contiguous(), count * count), _address(averages, 2 * count), _address(balance, count),
@@ -101,7 +97,7 @@ def balance_step(
         None if known is None else _address(known, count),
         _address(last_gram, count * count), _address(last_weights, count),
         _address(last_present, count, torch.bool), weights.data_ptr(), present.data_ptr(), room.data_ptr(),
-        gamma, rho * even, beta, 1.0 if mean else even, cosine,
+        *numbers, cosine,
     )  # fmt: skip
     return weights, present
 
@@ -113,13 +109,7 @@ def balanced_sum(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    preferences: Tensor | None,
-    gamma: float,
-    rho: float,
-    beta: float,
-    even: float,
-    mean: bool,
-    cosine: bool,
+    options: BalanceOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do as :func:`equipoise.forks.kernels.balanced_sum`, with the same arguments; for any number of tasks.
 
@@ -129,13 +119,13 @@ def balanced_sum(
     """
     if divisor is not None:
         weights, present = balance_step(
-            gram_matrix(tensors, divisor), averages, balance, last, preferences=preferences, known=None, gamma=gamma,
-            rho=rho, beta=beta, even=even, mean=mean, cosine=cosine,
-        )  # fmt: skip
+            gram_matrix(tensors, divisor), averages, balance, last, options=options, known=None
+        )
         return weighted_sum(tensors, weights), weights, present
     vectors = [tensor.contiguous() for tensor in tensors]
     count, total = len(vectors), torch.empty_like(vectors[0])
     last_gram, last_weights, last_present = last
+    preferences, *numbers, cosine = options
     weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
     room = last_gram.new_empty(count * (count + 3))  # of float32, as `_address` checks
     short_of_memory = _library.equipoise_balanced_sum(
@@ -144,7 +134,7 @@ def balanced_sum(
         None if preferences is None else _address(preferences, count),
         _address(last_gram, count * count), _address(last_weights, count), _address(last_present, count, torch.bool),
         weights.data_ptr(), present.data_ptr(), room.data_ptr(), total.data_ptr(),
-        gamma, rho * even, beta, 1.0 if mean else even, cosine,
+        *numbers, cosine,
     )  # fmt: skip
     if short_of_memory:
         raise MemoryError(_SHORT_OF_MEMORY.format(count))

@@ -296,11 +296,7 @@ class Fork(TaskState):
                 f"Weighted({list(self.tasks)!r}, [...]); docs/privacy.md says more."
             )
 
-    def step_at_once(
-        self,
-        gradients: Sequence[Tensor],
-        factor: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """Do :meth:`measure_step`, :meth:`weigh_step` and :meth:`merge` in one call, or change nothing and return None.
 
         Args:

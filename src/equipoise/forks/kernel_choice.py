@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -80,13 +81,13 @@ def _cpu_kernels() -> ModuleType | None:
 def _kernels_on(device: torch.device) -> ModuleType | None:
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         return None
+    if find_spec("triton") is None:  # a build of PyTorch without it, as for Windows
+        return None
     try:
         from equipoise.forks import kernels
 
         for _ in range(2):  # the second launch takes what the first has built
             kernels.weighted_sum([torch.ones(1, device=device)], torch.ones(1, device=device))
-    except ModuleNotFoundError:  # a build of PyTorch without Triton, as for Windows
-        return None
     except Exception as error:  # noqa: BLE001 - a missing compiler, a broken one, a missing header: each raises its own
         warnings.warn(
             f"Forks take several times as long as they need on {torch.cuda.get_device_name(device)}: Triton cannot "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from equipoise.forks.balance_options import BalanceOptions
 from equipoise.forks.kernel_choice import MOST_IN_REGISTERS
 from equipoise.forks.launching import launch
 from equipoise.forks.triton_kernels import (
@@ -92,14 +93,8 @@ def balance_step(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    preferences: Tensor | None,
+    options: BalanceOptions,
     known: Tensor | None,
-    gamma: float,
-    rho: float,
-    beta: float,
-    even: float,
-    mean: bool,
-    cosine: bool,
 ) -> tuple[Tensor, Tensor]:
     """Do a step of MultiBalance with averaged lengths; move ``averages`` and ``balance`` on.
 
@@ -108,25 +103,20 @@ def balance_step(
         averages: u and its correction, shape [2, M].
         balance: λ, shape [M].
         last: receive the Gram matrix with 0 for tasks that are not present, the weights, and which tasks are present.
-        preferences: factors of the weights, shape [M]; None for 1.
+        options: see :class:`BalanceOptions`.
         known: the weights of absent tasks, shape [M]; None for 1.
-        gamma: γ, the share of the newest length.
-        rho: ρ, the pull towards equal λ.
-        beta: β, the length of a step of λ.
-        even: 1/M in float32.
-        mean: divide the weights by M.
-        cosine: move λ by the cosines.
 
     Returns:
         the weights, and which tasks are present, in memory of their own.
     """
     count = len(gram)
     weights, present = torch.empty_like(last[1]), torch.empty_like(last[2])
+    preferences, *numbers, cosine = options
     state = (gram, averages, balance, preferences, known, *last)
     key = (gram.device, count, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
     launch(
         balance_step_kernel, 1, 1 if count <= MOST_IN_REGISTERS else 4, key,
-        *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
+        *state, weights, present, *map(float, numbers),
         count, _power_of_two(count), cosine, preferences is not None, known is not None,
     )  # fmt: skip
     return weights, present
@@ -139,20 +129,14 @@ def balanced_sum(
     balance: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
     *,
-    preferences: Tensor | None,
-    gamma: float,
-    rho: float,
-    beta: float,
-    even: float,
-    mean: bool,
-    cosine: bool,
+    options: BalanceOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do as :func:`gram_matrix`, :func:`balance_step` and :func:`weighted_sum` one after the other, by two kernels.
 
     Args:
         tensors: the gradients of all tasks, at most ``MOST_IN_REGISTERS``.
         divisor: see :func:`gram_matrix`.
-        averages, balance, last, preferences, gamma, rho, beta, even, mean, cosine: see :func:`balance_step`.
+        averages, balance, last, options: see :func:`balance_step`.
 
     Returns:
         the sum, and what :func:`balance_step` returns.
@@ -164,6 +148,7 @@ def balanced_sum(
     partial = last_gram.new_empty((programs, count, count))
     weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
     total = torch.empty_like(vectors[0])  # all memory before the state moves
+    preferences, *numbers, cosine = options
     state = (divisor, partial, _counter(partial), averages, balance, preferences, last_gram, last_weights, last_present)
     form = None
     if key is not None:
@@ -171,7 +156,7 @@ def balanced_sum(
     rows = _power_of_two(count)
     launch(
         gram_and_balance_kernel, programs, cut.warps, form,
-        vectors, length, steps, *state, weights, present, float(gamma), rho * even, float(beta), 1.0 if mean else even,
+        vectors, length, steps, *state, weights, present, *map(float, numbers),
         count, cut.block, divisor is not None, rows, _PARTS // rows**2, cosine, preferences is not None,
     )  # fmt: skip
     return _weighted(vectors, key, weights, total), weights, present

@@ -1,7 +1,7 @@
 """Starts a Triton kernel in the form that was built for a launch like it.
 
-``kernel[programs,](…)`` looks at every argument of every launch for the form that fits: with several gradients this
-takes as long as some ten tensor operations. A fork's launches differ in little, which they state as a key.
+``kernel[programs,](…)`` looks at every argument of every launch for the form that fits. A fork's launches differ in
+little, which they state as a key.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from equipoise.forks.balance_options import BalanceOptions
 from equipoise.forks.fork import Fork
 from equipoise.forks.gram import divisor_beside
 from equipoise.forks.kernel_choice import MOST_IN_REGISTERS, kernels_for
@@ -189,7 +190,7 @@ class MultiBalance(Preferring):
             return None
         factor = divisor_beside(gradients[0], factor)
         found: tuple[Tensor, Tensor, Tensor] = kernels.balanced_sum(
-            gradients, factor, buffers["averages"], buffers["balance"], self._last, **self._options
+            gradients, factor, buffers["averages"], buffers["balance"], self._last, options=self._options
         )
         return found
 
@@ -199,7 +200,7 @@ class MultiBalance(Preferring):
         if kernels is None:
             return super().solve_step(gram)
         found: tuple[Tensor, Tensor] = kernels.balance_step(
-            gram, self.averages, self.balance, self._last, known=self.known_weights, **self._options
+            gram, self.averages, self.balance, self._last, known=self.known_weights, options=self._options
         )
         self.remember_step()
         return found
@@ -213,12 +214,15 @@ class MultiBalance(Preferring):
         return self.last_gram, self.last_weights, self.last_present
 
     @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "preferences": None if self.task_weights is None else self.preferences,
-            "gamma": self.gamma, "rho": self.rho, "beta": self.beta, "even": self._even,
-            "mean": self.reduction == "mean", "cosine": self.direction == "cosine",
-        }  # fmt: skip
+    def _options(self) -> BalanceOptions:
+        return BalanceOptions(
+            preferences=None if self.task_weights is None else self.preferences,
+            gamma=self.gamma,
+            pull=self.rho * self._even,
+            beta=self.beta,
+            unit=1.0 if self.reduction == "mean" else self._even,
+            cosine=self.direction == "cosine",
+        )
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""

@@ -205,8 +205,8 @@ class _RMSprop(Rule):
 def _root(squares: Tensor, least: float) -> Tensor:
     """Return the square roots of numbers, to each of which at least ``least`` is going to be added.
 
-    MKL takes five times as long for zeros, such as the moments of the rows of a table that no batch has met, and thirty
-    times for numbers below the smallest normal one. So on a CPU both become the smallest normal number, if its root
+    MKL takes several times as long for zeros, such as the moments of the rows of a table that no batch has met, and far
+    longer for numbers below the smallest normal one. So on a CPU both become the smallest normal number, if its root
     vanishes beside ``least``.
     """
     kind = torch.finfo(squares.dtype)
