@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._functorch import config as functorch_config
 
-from equipoise import MultiBalance
+from equipoise import PUB, MultiBalance
 
 # Torch warns about itself while it compiles.
 pytestmark = [
@@ -46,11 +46,13 @@ def test_it_trains_as_the_plain_loop_does(example, name: str, balanced: bool) ->
 
 
 @functorch_config.patch(donated_buffer=False)  # a pass per task keeps the graph
-def test_pub_trains_a_compiled_model_as_it_does_a_plain_one(example) -> None:
+def test_pub_trains_a_compiled_model_as_it_does_a_plain_one_if_told_the_last_shared_layer(example) -> None:
     module = example("pub")
     torch.manual_seed(0)
     model = module.Ranker(fork=None)
-    optimizer, call = module.balanced(model), torch.compile(model, fullgraph=True, backend="aot_eager")
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    shared, last = [*model.table.parameters(), *model.bottom.parameters()], model.bottom[-2].parameters()
+    optimizer, call = PUB(adam, shared=shared, solve_on=last), torch.compile(model, fullgraph=True, backend="aot_eager")
     for ids, labels in module.batches():
         optimizer.zero_grad()
         optimizer.backward(module.task_losses(call(ids), labels))

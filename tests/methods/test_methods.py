@@ -201,7 +201,7 @@ def test_an_optimizers_factory_is_given_what_it_asks_for() -> None:
         ("multibalance-no-direction:direction=gram", "stands for direction=none, which cannot be set again"),
         ("pub:solve_on=last,form=matched", "found form 'matched', which needs them in any case"),
         ("pub-authors:solve_on=last", "stands for solve_on=all, which cannot be set again"),
-        ("pub:solve_on=first", 'must be "all", "last" or a list of shared parameters, found \'first\''),
+        ("pub:solve_on=first", 'must be "auto", "all", "last" or a list of shared parameters, found \'first\''),
         ("pub:update_every=0", "update_every must be a whole number of at least 1, found 0"),
         ("pub:shared=1", "takes form, update_every, solve_on; found shared"),
         ("pub-adatask:form=ours", "Around AdaTask form must be"),

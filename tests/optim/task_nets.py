@@ -21,12 +21,12 @@ KINDS = OPTIMIZERS | {"adam-fused": lambda p: torch.optim.Adam(p, lr=0.01, fused
 
 
 def _pub(form):
-    return lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3, form=form)
+    return lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3, form=form, solve_on="all")
 
 
 WRAPPERS = {
+    "pub": lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3),
     **{f"pub-{form}": _pub(form) for form in FORMS},
-    "pub-last": lambda optimizer, shared: PUB(optimizer, shared=shared, update_every=3, solve_on="last"),
     "adatask": lambda optimizer, shared: AdaTask(optimizer, shared=shared),
     "metabalance": lambda optimizer, shared: MetaBalance(optimizer, shared=shared),
     "pub-metabalance": lambda optimizer, shared: _pub("ours")(MetaBalance(optimizer, shared=shared), shared),
@@ -48,7 +48,7 @@ BUILDERS = {
     ),
 }
 SYMMETRIC = [name for name in WRAPPERS if "metabalance" not in name]  # whose target is the first task
-ACCUMULATING = [name for name in WRAPPERS if name != "pub-last"]  # takes several backward calls before a step
+ACCUMULATING = [name for name in WRAPPERS if name != "pub"]  # the others take all backward calls before a step alike
 SPANNING = [f"pub-{name}" for name, form in FORMS.items() if form.spans_towers]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,14 +110,16 @@ def test_accumulated_micro_batches_add_up_for_them_too(wrapper):
         torch.testing.assert_close(net.table.weight.grad, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [PUB, AdaTask])
-def test_without_other_leaves_there_is_no_further_pass(make, monkeypatch):
+@pytest.mark.parametrize(
+    ("make", "passes"), [(PUB, 1 + 2 + 2), (partial(PUB, solve_on="all"), 1 + 3 + 2), (AdaTask, 3 * 3)]
+)
+def test_without_other_leaves_there_is_no_further_pass(make, passes, monkeypatch):
     net, calls = Net(3), []
     optimizer = make(torch.optim.Adam(net.parameters()), shared=net.shared())
     whole = torch.autograd.backward
     monkeypatch.setattr(torch.autograd, "backward", lambda *args, **options: calls.append(1) or whole(*args, **options))
     train(net, optimizer, range(3))
-    assert len(calls) == (1 + 3 + 2 if make is PUB else 3 * 3)
+    assert len(calls) == passes
 
 
 @pytest.mark.parametrize("make", [PUB, AdaTask])

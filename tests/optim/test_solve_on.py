@@ -1,11 +1,14 @@
-"""PUB(solve_on="last"): α from the last shared layer alone, found before the step's one pass through what is shared."""
+"""PUB(solve_on=...): α from the last shared layer, solved before the step's one pass through what is shared."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from equipoise import Monitor
 from equipoise.optim import PUB, AdaTask, MetaBalance
@@ -224,10 +227,68 @@ def test_the_solve_is_no_less_exact_under_autocast():
     torch.testing.assert_close(*found, rtol=1e-6, atol=0)
 
 
+def test_the_last_layer_is_the_default_of_our_form():
+    nets = Net(3), Net(3)
+    ours = PUB(torch.optim.Adam(nets[0].parameters()), shared=nets[0].shared(), update_every=2)
+    named = PUB(torch.optim.Adam(nets[1].parameters()), shared=nets[1].shared(), update_every=2, solve_on="last")
+    for net, optimizer in zip(nets, (ours, named), strict=True):
+        train(net, optimizer, range(6))
+    assert torch.equal(values(nets[0]), values(nets[1]))
+    assert ours.solved_on == list(nets[0].bottom.parameters())
+    assert "solve_on='last'" in repr(ours)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, o: PUB(o, shared=net.shared(), form="authors"),
+        lambda net, o: PUB(AdaTask(o, shared=net.shared()), shared=net.shared()),
+        lambda net, o: PUB(MetaBalance(o, shared=net.shared()), shared=net.shared()),
+    ],
+)
+def test_what_needs_all_gradients_of_each_task_solves_from_all_by_default(make):
+    net = Net(2)
+    optimizer = make(net, torch.optim.Adam(net.parameters()))
+    assert optimizer.solved_on == net.shared()
+    assert "solve_on" not in repr(optimizer)  # there is no choice
+
+
+def train_compiled(solve_on: str, update_every: int = 2) -> tuple[PUB, Tensor]:
+    """Train a net whose graph from the table to the towers is compiled, which hides the last layer."""
+    net = Net(2)
+    trunk = torch.compile(nn.Sequential(net.table, nn.Flatten(), net.bottom, nn.Tanh()), backend="aot_eager")
+    optimizer = of_last(net, update_every=update_every, solve_on=solve_on)
+    for step in range(6):
+        z = trunk(torch.tensor([[step, 3], [step, 7]]))
+        take_step(optimizer, [(tower(z) - target).square().mean() for target, tower in enumerate(net.towers)])
+    return optimizer, values(net)
+
+
+@functorch_config.patch(donated_buffer=False)  # a pass per task keeps the graph
+@pytest.mark.parametrize("update_every", [1, 2])
+def test_where_the_last_layer_is_hidden_it_warns_once_and_solves_from_all(update_every):
+    with pytest.warns(UserWarning, match=r"PUB solves from all 3 .* torch.compile hides.* pass solve_on=\[") as caught:
+        found, reached = train_compiled("auto", update_every)
+    assert len(caught) == 1
+    assert Path(caught[0].filename).name == "task_nets.py"  # where `backward` is called
+    expected, exact = train_compiled("all", update_every)
+    assert torch.equal(reached, exact)
+    assert torch.equal(found.last_weights, expected.last_weights)
+    assert (found.last_weights != 1).any()
+    assert "solve_on='all'" in repr(found)
+
+
+@functorch_config.patch(donated_buffer=False)
+def test_who_asks_for_a_last_layer_that_is_hidden_is_told_what_to_pass():
+    message = r"solve_on=\"last\"\) found that torch.compile hides .*: pass solve_on=\[parameters of the layer below"
+    with pytest.raises(RuntimeError, match=message):
+        train_compiled("last")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda net, o: PUB(o, shared=net.shared(), solve_on="first"), 'must be "all", "last" or a list'),
+        (lambda net, o: PUB(o, shared=net.shared(), solve_on="first"), 'must be "auto", "all", "last" or a list'),
         (lambda net, o: PUB(o, shared=net.shared(), solve_on=[]), "must hold at least one shared parameter"),
         (
             lambda net, o: PUB(o, shared=net.shared(), solve_on=net.towers.parameters()),
@@ -235,7 +296,7 @@ def test_the_solve_is_no_less_exact_under_autocast():
         ),
         (
             lambda net, o: PUB(o, shared=net.shared(), solve_on="last", form="authors"),
-            r"solve_on='last' saves .* found form 'authors', which needs them in any case. Leave solve_on at",
+            r"solve_on='last' saves .* found form 'authors', which needs them in any case. Set solve_on to",
         ),
         (
             lambda net, o: PUB(AdaTask(o, shared=net.shared()), shared=net.shared(), solve_on=[net.bottom.weight]),

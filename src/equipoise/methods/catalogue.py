@@ -51,7 +51,7 @@ def pub_around_clippy(
     data_parallel: Module | dist.ProcessGroup | None = None,
     form: FormName = "ours",
     update_every: int = 10,
-    solve_on: Literal["all", "last"] = "all",
+    solve_on: Literal["auto", "all", "last"] = "auto",
     relative: float = 0.5,
     absolute: float = 0.01,
     task_weights: Sequence[float] | None = None,
@@ -105,6 +105,10 @@ CATALOGUE: Final[tuple[Method, ...]] = (
         needs=frozenset({"per-task backward", "second derivatives"}),
     ),
     Method("pub", "PUB", "Updates weighed so that every task gains from the joint one; our defaults.", **_PUB),
+    Method(
+        "pub-exact", "PUB (exact)", "The same, with weights from all that the tasks share, not the last layer alone.",
+        **_PUB, options={"form": "ours", "solve_on": "all"},
+    ),
     Method(
         "pub-authors", "PUB (authors)", "Updates weighed in the form published by PUB's authors.", **_PUB,
         options={"form": "authors", "solve_on": "all"},

@@ -12,7 +12,11 @@ from torch.nn import Parameter
 
 from equipoise.reachability import is_elementwise, kind_of, losses_first
 
-__all__ = ["last_shared_layer"]
+__all__ = ["NoLastLayerError", "last_shared_layer"]
+
+
+class NoLastLayerError(RuntimeError):
+    """The graph of the losses does not say which shared layer is the last."""
 
 
 def last_shared_layer(
@@ -37,39 +41,43 @@ def last_shared_layer(
         In the order of ``shared``; empty if no loss on any rank reaches a shared parameter.
 
     Raises:
-        RuntimeError: the graph does not say: several weight matrices enter one compiled graph, or each parameter has
-            another one above it.
+        NoLastLayerError: the graph does not say, on any rank: several weight matrices enter one compiled graph, or
+            each parameter has another one above it.
     """
-    above = _parameters_above(losses, shared)
+    above, hidden = _parameters_above(losses, shared)
     matrices = {place for place, p in enumerate(shared) if p.dim() > 1}
     reached = [place in above for place in range(len(shared))]
     covered = [
         any(place not in above[other] for other in above.get(place, set()) & matrices) for place in range(len(shared))
     ]
     if ranks is not None:
-        flags = torch.tensor([reached, covered], dtype=torch.int32, device=shared[0].device)
+        flags = torch.tensor([*reached, *covered, hidden], dtype=torch.int32, device=shared[0].device)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=ranks)
-        reached, covered = flags.bool().tolist()
+        *both, hidden = flags.tolist()
+        reached, covered = both[: len(shared)], both[len(shared) :]
+    if hidden:
+        raise NoLastLayerError(
+            f"torch.compile hides which shared layer is the last: {hidden} shared weight matrices enter one compiled "
+            "graph"
+        )
     found = [p for p, here, lower in zip(shared, reached, covered, strict=True) if here and not lower]
     if any(reached) and not found:
-        raise RuntimeError(
-            'PUB(solve_on="last") takes the shared parameters above which no other shared weight matrix stands, found '
-            "none: in this graph each stands below another one. Pass solve_on=[parameters of the layer below the "
-            'towers], or "all".'
-        )
+        raise NoLastLayerError("no shared layer is the last: each shared parameter stands below another weight matrix")
     return found
 
 
-def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> dict[int, set[int]]:
-    """Return the shared parameters above each one that is reached, all by their places in ``shared``.
+def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> tuple[dict[int, set[int]], int]:
+    """Return the shared parameters above each one that is reached, by their places in ``shared``, and those hidden.
 
-    Parameters of one operation stand above each other, and above themselves.
+    Parameters of one operation stand above each other, and above themselves. Hidden is the largest number of shared
+    weight matrices that enter one compiled graph; 0 where none holds several.
     """
     place_of = {id(p): place for place, p in enumerate(shared)}
     nodes = losses_first([get_gradient_edge(loss).node for loss in losses])
     made_of = _made_of_parameters(nodes, place_of)
     above: dict[int, set[int]] = {}
     arrived: dict[Node, set[int]] = {node: set() for node in nodes}
+    hidden = 0
     for node in nodes:
         given = [following for following, _ in node.next_functions if following is not None]
         leaf = getattr(node, "variable", None)
@@ -78,10 +86,12 @@ def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> 
         own: set[int] = set()
         if node not in made_of:
             own.update(*(made_of[parameters] for parameters in given if parameters in made_of))
-            _refuse_hidden(node, [shared[place] for place in own])
+            matrices = sum(shared[place].dim() > 1 for place in own)
+            if kind_of(node) == "CompiledFunction" and matrices > 1:
+                hidden = max(hidden, matrices)
         for following in given:
             arrived[following] |= arrived[node] | own
-    return above
+    return above, hidden
 
 
 def _made_of_parameters(nodes: Sequence[Node], place_of: dict[int, int]) -> dict[Node, set[int]]:
@@ -97,13 +107,3 @@ def _made_of_parameters(nodes: Sequence[Node], place_of: dict[int, int]) -> dict
             if len(parts) == len(given):
                 found[node] = set().union(*parts)
     return found
-
-
-def _refuse_hidden(node: Node, own: Sequence[Parameter]) -> None:
-    matrices = sum(p.dim() > 1 for p in own)
-    if kind_of(node) == "CompiledFunction" and matrices > 1:
-        raise RuntimeError(
-            f'PUB(solve_on="last") cannot see into a graph that torch.compile made: {matrices} shared weight matrices '
-            "enter it, and it does not say which comes last. Pass solve_on=[parameters of the layer below the towers], "
-            'or "all".'
-        )

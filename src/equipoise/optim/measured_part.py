@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -30,12 +29,16 @@ class MeasuredPart:
         ValueError: ``chosen`` is neither ``"last"`` nor a list that holds a parameter.
     """
 
-    def __init__(self, chosen: Literal["last"] | Iterable[Parameter]) -> None:
+    def __init__(self, chosen: str | Iterable[Parameter]) -> None:
         if isinstance(chosen, str) and chosen != "last":
-            raise ValueError(f'solve_on must be "all", "last" or a list of shared parameters, found {chosen!r}.')
+            raise ValueError(
+                f'solve_on must be "auto", "all", "last" or a list of shared parameters, found {chosen!r}.'
+            )
         self._list = None if isinstance(chosen, str) else distinct(chosen)
         if self._list == []:
-            raise ValueError('solve_on must hold at least one shared parameter, or be "all" or "last"; found none.')
+            raise ValueError(
+                'solve_on must hold at least one shared parameter, or be "auto", "all" or "last"; found none.'
+            )
         self.parameters: list[Parameter] = self._list or []
         note_grad_scalers()  # gradients are measured before a GradScaler takes its factor out
 
@@ -58,7 +61,8 @@ class MeasuredPart:
 
         Raises:
             ValueError: the list holds a parameter that is not shared.
-            RuntimeError: the graph of the losses does not say which layer is the last, or the whole list is frozen.
+            NoLastLayerError: the graph of the losses does not say which layer is the last.
+            RuntimeError: the whole list is frozen.
         """
         found = [p for p in self.parameters if p.requires_grad]
         if self._list is None and not found:

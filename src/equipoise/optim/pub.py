@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
@@ -16,6 +17,7 @@ from equipoise.optim.entries import OwnState, rows_index
 from equipoise.optim.forms import FormName, form_named
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
+from equipoise.optim.last_layer import NoLastLayerError
 from equipoise.optim.measured_part import MeasuredPart, unscaled_gradients
 from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
@@ -68,15 +70,17 @@ class PUB(TaskOptimizer):
     - ``"shipped"``: as the published code behaves. Its solver never runs, so α stays 1: the sum of the M updates, over
       all parameters, with weight decay as in ``"literal"``. ``update_every`` has no effect.
 
-    ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. With all of them (the default) a
-    step that solves makes one backward pass per task through everything that is shared. With the last shared layer
-    alone these passes end there, right below the towers, before the step's pass with the weighted sum: nearly as cheap
-    as the steps between. α then knows nothing of conflicts further below. Where the last layer is all that is shared,
-    both are the same. Where several micro-batches add up to a step, the first one decides α, since what is shared sees
-    the weighted sum alone.
+    ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. By default it is the last shared
+    layer: the passes per task end there, right below the towers, before the step's pass with the weighted sum, so that
+    a step that solves is nearly as cheap as the others. α then knows nothing of conflicts further below. With all
+    shared parameters, the exact form, a step that solves makes one backward pass per task through everything that is
+    shared. Where the last layer is all that is shared, both are the same. Where several micro-batches add up to a step,
+    the first one decides α from the last layer, since what is shared sees the weighted sum alone; the exact form takes
+    them all.
 
-    The default is ours: on validation data it gains as much as any form does at its own learning rate, for a fraction
-    of the cost (``benchmarks/results/defaults-updates-complete-journey.md``).
+    The defaults are ours. On validation data this form gains as much as any does at its own learning rate, for a
+    fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``); from the last layer α gains as
+    much as from all, within the intervals (``benchmarks/results/questions-pub-last-layer.jsonl``).
 
     Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or whose norm
     overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and move nothing. Entries
@@ -99,7 +103,10 @@ class PUB(TaskOptimizer):
         update_every: K, at least 1.
         solve_on: ``"all"``; ``"last"``: the shared parameters above which no shared weight matrix stands, found in the
             graph of the losses of the first solve (of MMoE the last layer of each expert, of PLE that of the shared
-            experts at the top); or a list of some of the shared parameters.
+            experts at the top); or a list of some of the shared parameters. ``"auto"``: ``"last"`` in form ``"ours"``,
+            and ``"all"``, with a warning, where the graph does not say which layer is the last, as under
+            ``torch.compile``; in other forms and around :class:`MetaBalance` ``"all"``, since their steps need all
+            gradients of each task. :attr:`solved_on` and ``repr`` tell which it was.
         tasks: the tasks' names, for losses by name, for saved state, which is matched by name, and for the monitor; if
             not given those of a dict of losses, else "0", "1", …
         task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
@@ -113,7 +120,7 @@ class PUB(TaskOptimizer):
 
     Attributes:
         balanced: the parameters that α weighs: the shared ones, or all where the form spans the towers.
-        solved_on: the parameters that α is solved from, out of these; empty until ``"last"`` is found.
+        solved_on: the parameters that α is solved from, out of these; empty until the last layer is found.
         tasks: the tasks' names; empty before the first ``backward`` if not given.
         last_gram: G of the last solve, float64, shape [M, M], 0 for tasks that were absent.
         last_weights: the present α, float64, shape [M].
@@ -126,6 +133,9 @@ class PUB(TaskOptimizer):
             ``data_parallel`` holds no DDP, or one with other parameters than the optimizer's; ``solve_on`` is given to
             another form than ``"ours"``, or around MetaBalance, which needs all gradients of each task.
         RuntimeError: there are several ranks and no ``data_parallel``.
+
+    Warns:
+        UserWarning: in the first ``backward`` that solves, where ``"auto"`` had to choose ``"all"``.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -146,7 +156,7 @@ class PUB(TaskOptimizer):
         shared: Iterable[Parameter] | Literal["auto"],
         form: FormName | None = None,
         update_every: int = 10,
-        solve_on: Literal["all", "last"] | Iterable[Parameter] = "all",
+        solve_on: Literal["auto", "all", "last"] | Iterable[Parameter] = "auto",
         tasks: Sequence[str] | None = None,
         task_weights: Sequence[float] | None = None,
         data_parallel: Module | dist.ProcessGroup | None = None,
@@ -194,25 +204,30 @@ class PUB(TaskOptimizer):
                 "have no effect: give them to PUB."
             )
         self.update_every = update_every
-        self._part = self._part_of(solve_on)
+        self._chooses = isinstance(solve_on, str) and solve_on == "auto"
+        self._part = self._part_of("last" if self._chooses else solve_on)
         if not self.tasks:
             self._memory.update(_before_the_first_step(0, self._device))
         self._choose_balanced()
         self._take_averaging_over()
 
-    def _part_of(self, solve_on: Literal["all", "last"] | Iterable[Parameter]) -> MeasuredPart | None:
-        if solve_on == "all":
+    def _part_of(self, solve_on: str | Iterable[Parameter]) -> MeasuredPart | None:
+        if solve_on == "all" or (self._chooses and not self._may_solve_on_less):
             return None
         part = MeasuredPart(solve_on)
-        if self.form != "ours" or self._metabalance is not None:
+        if not self._may_solve_on_less:
             found = "MetaBalance inside" if self.form == "ours" else f"form {self.form!r}"
             raise ValueError(
                 f"solve_on={part!r} saves the tasks' passes through all that is shared, found {found}, which needs "
-                'them in any case. Leave solve_on at "all", or use form "ours" without MetaBalance.'
+                'them in any case. Set solve_on to "all", or use form "ours" without MetaBalance.'
             )
         if self._shared_is_known:
             part.check(self.shared)
         return part
+
+    @property
+    def _may_solve_on_less(self) -> bool:
+        return self.form == "ours" and self._metabalance is None
 
     @property
     def solved_on(self) -> list[Parameter]:
@@ -287,7 +302,12 @@ class PUB(TaskOptimizer):
             return
         if pending.marks or not self._due() or not (losses or averaging):  # marks: the step's first batch has solved
             return
-        parameters = part.trained(losses.values(), self.shared, averaging)
+        try:
+            parameters = part.trained(losses.values(), self.shared, averaging)
+        except NoLastLayerError as unknown:
+            self._solve_on_all(unknown)
+            pending.of_task = [[None for _ in self.balanced] for _ in self.tasks]
+            return
         if not parameters:
             return
         gradients, pending.unscaled = unscaled_gradients(losses, parameters, len(self.tasks), averaging)
@@ -296,12 +316,24 @@ class PUB(TaskOptimizer):
                 joint = JointStep(self.torch_optimizer, parameters, list(gradients.values()), counts=self._counts)
                 pending.solution = self._solution(joint, list(gradients))
 
+    def _solve_on_all(self, why: NoLastLayerError) -> None:
+        """Go over to solving from all shared parameters, where the last layer was not asked for by name."""
+        a_list = "pass solve_on=[parameters of the layer below the towers]"
+        if not self._chooses:
+            raise RuntimeError(f'PUB(solve_on="last") found that {why}: {a_list}, or "all".') from why
+        self._part = None
+        warnings.warn(
+            f"PUB solves from all {len(self.shared)} shared parameters, which takes a backward pass per task, since "
+            f'{why}. For cheaper steps {a_list}; to keep these, pass solve_on="all".',
+            stacklevel=4,
+        )
+
     def _overflown(self, pending: Pending) -> bool:
         if pending.solution and not pending.unscaled and getattr(self, "grad_scale", None) is not None:
             raise RuntimeError(
                 f"PUB(solve_on={self._part!r}) solves before the step, from gradients without a GradScaler's factor, "
                 "found losses whose factor is not known. Multiply them by `scale` of a torch.amp.GradScaler, not of a "
-                'subclass with a `scale` of its own; or use solve_on="all".'
+                'subclass with a `scale` of its own; or pass solve_on="all".'
             )
         return super()._overflown(pending)
 
@@ -409,8 +441,9 @@ class PUB(TaskOptimizer):
                 memory["gram"][place, other] = rows["gram"][kept, of_other]
 
     def __repr__(self) -> str:
+        solve_on = f", solve_on={self._part or 'all'!r}" if self._may_solve_on_less else ""
         return (
             f"PUB({self._inner_repr()}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
-            f"form={self.form!r}{'' if self._part is None else f', solve_on={self._part!r}'}"
+            f"form={self.form!r}{solve_on}"
             f"{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
         )
