@@ -46,7 +46,7 @@ SUITE, RESULTS = BENCHMARKS / "evidence.yaml", BENCHMARKS / "evidence"
 SETTINGS = ("complete-journey", "kuairand-slice", "funnel-rare")
 METHODS = {
     "equal": "equal weights", "multibalance": "MultiBalance", "multibalance-uw": "MultiBalance, uncertainty weighting",
-    "uw": "uncertainty weighting", "pub": "PUB",
+    "uw": "uncertainty weighting", "pub-exact": "PUB (exact)",
 }  # fmt: skip
 SEEDS = 10
 OLDEST = "the oldest processors' code"

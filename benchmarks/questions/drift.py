@@ -32,7 +32,7 @@ METHODS = {
     "equal": "equal weights",
     "multibalance": "MultiBalance, γ = 0.01",
     "multibalance:gamma=1.0": "γ = 1: equal lengths in each step",
-    "pub": "PUB",
+    "pub-exact": "PUB (exact)",
 }
 DRIFT_AT = 0.6
 KINDS = {

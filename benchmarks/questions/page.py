@@ -40,13 +40,13 @@ COMPARISONS = {
         ("multibalance", "multibalance-no-direction", "multibalance-no-magnitude"),
         "multibalance",
     ),
-    "update_every": (("update-every",), ("pub:update_every=1", "pub", "pub:update_every=100"), "pub"),
+    "update_every": (("update-every",), ("pub-exact:update_every=1", "pub-exact", "pub-exact:update_every=100"), "pub-exact"),
     "batch size": (("batch-1k", "batch-4k", "batch-16k", "batch-64k"), ("multibalance",)),
     "number of tasks": (
         ("tasks-2", "tasks-8", "tasks-32", "tasks-128"),
         ("multibalance", "multibalance-no-direction"),
     ),
-    "optimizer": (("adam", "sgd", "adagrad"), ("multibalance", "pub")),
+    "optimizer": (("adam", "sgd", "adagrad"), ("multibalance", "pub-exact")),
 }
 """Of each question that the suite answers: comparisons, methods to set against equal weights, and one of these to set
 the others against."""
@@ -56,9 +56,9 @@ LABELS = {
     "multibalance": "MultiBalance",
     "multibalance-no-direction": "MultiBalance, no direction",
     "multibalance-no-magnitude": "MultiBalance, no magnitude",
-    "pub:update_every=1": "PUB, α solved in every step",
-    "pub": "PUB, every 10",
-    "pub:update_every=100": "PUB, every 100",
+    "pub-exact:update_every=1": "PUB (exact), α solved in every step",
+    "pub-exact": "PUB (exact), every 10",
+    "pub-exact:update_every=100": "PUB (exact), every 100",
 }
 
 

@@ -35,7 +35,9 @@ UPDATES = {
     "equal": NOISE,
     "pub:update_every=1": "PUB, α solved in every step",
     "pub": "PUB, every 10",
-    "pub:update_every=100": "PUB, every 100",
+    "pub-exact:update_every=1": "PUB (exact), α solved in every step",
+    "pub-exact": "PUB (exact), every 10",
+    "pub-exact:update_every=100": "PUB (exact), every 100",
 }
 TASKS, BATCH_SIZES = (2, 8, 32, 128), (1024, 4096, 16_384, 65_536)
 BATCHES = 4

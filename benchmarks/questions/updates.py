@@ -30,7 +30,7 @@ from equipoise.settings import TrainingSettings
 from equipoise.training import Learner, count_steps
 from equipoise.training.optimizers import embedding_tables
 
-METHODS = {"equal": "Adam on the sum of the losses", "pub:update_every=1": "PUB, α solved in every step"}
+METHODS = {"equal": "Adam on the sum of the losses", "pub-exact:update_every=1": "PUB (exact), α solved in every step"}
 SETTINGS = {"lr": 0.03, "table_decay": 1.0, "epochs": 1}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam's defaults
 ANGLES = {
