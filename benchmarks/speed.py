@@ -178,8 +178,8 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "MultiBalance": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks)),
         "MultiBalance, one step in 4": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks, gram_every=4)),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
+        "PUB (exact)": lambda: pub(tasks, size, device, solve_on="all"),
         "PUB": lambda: pub(tasks, size, device),
-        "PUB, last layer": lambda: pub(tasks, size, device, solve_on="last"),
         "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
     }
     if TORCHJD:
@@ -257,7 +257,7 @@ def measure(
 
 
 FORKS = ["plain sum again", "MultiBalance", "MultiBalance, one step in 4", "MultiBalance, monitored"]
-OTHERS = ["PUB", "PUB, last layer", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
+OTHERS = ["PUB (exact)", "PUB", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 
 def plan(chosen: argparse.Namespace) -> list[tuple[str, int, int, list[str]]]:

@@ -158,7 +158,7 @@ def test_contenders_differ_by_what_they_add(floors: ModuleType, shape) -> None:
     gram = "Gram matrix at the fork"
     assert [added(name) for name in floors.FORKS] == [[(gram, 1)], [(gram, 4)]]
     assert [[every for _, every in added(name)] for name in floors.PUBS] == [[10, 10], [10, 10]]
-    assert added("PUB") != added("PUB, last layer")
+    assert added("PUB") != added("PUB (exact)")
 
 
 def test_every_part_of_a_step_stands_beside_the_terms_that_belong_to_it(
