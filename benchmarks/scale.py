@@ -45,6 +45,11 @@ class Workload:
     every: int = 10  # PUB's K
 
     @property
+    def last(self) -> float:
+        """Parameters of the last shared layer, which is as wide as the one below it."""
+        return self.representation**2
+
+    @property
     def rows(self) -> float:
         """Examples per rank."""
         return self.batch / self.ranks
@@ -118,6 +123,9 @@ def costs(w: Workload) -> dict[str, Cost]:
     passes = (m - 1 if w.replicated else m) * one_pass
     each = plain.plus(again=passes, exposed=m * shared + heads, waits=2, hidden=-plain.hidden, held=2 * m * shared)
     mixed = {"again": m**2 * shared / 2, "memory": 6 * m * shared}  # gathered, their updates, inner products, mixed
+    # PUB's step between two solves: the towers once more, and gradients averaged after the passes.
+    pub = plain.plus(again=towers, exposed=plain.hidden, hidden=-plain.hidden, waits=2)
+    last = FLOAT * w.last
     return {
         "plain sum": plain,
         "single task": plain_sum(Workload(1, w.ranks)).times(m).plus(
@@ -125,9 +133,13 @@ def costs(w: Workload) -> dict[str, Cost]:
         ),
         "MultiBalance": fork.plus(exposed=FLOAT * m**2, waits=1),
         "MultiBalance, overlap": fork.plus(hidden=FLOAT * m**2),
-        "PUB": plain.plus(
-            again=towers + k * (passes + mixed["again"]), memory=k * mixed["memory"],
-            exposed=plain.hidden + k * (m - 1) * shared, hidden=-plain.hidden, waits=2, held=2 * m * shared,
+        "PUB": pub.plus(
+            again=k * (towers + 2 * m * w.last * w.rows + m**2 * last / 2), memory=k * 6 * m * last,
+            exposed=k * m * last, held=2 * m * last,
+        ),
+        "PUB (exact)": pub.plus(
+            again=k * (passes + mixed["again"]), memory=k * mixed["memory"], exposed=k * (m - 1) * shared,
+            held=2 * m * shared,
         ),
         "PUB, authors' form": each.plus(**mixed),
         "AdaTask": each.plus(memory=8 * m * shared, state=2 * (m - 1) * shared),

@@ -39,7 +39,7 @@ SIZES = [4, 64, 1024, 4096, 1_000_000, 10_000_000]  # numbers; the first four ar
 REPEATS, WARM_UP = 101, 10
 METHODS = {
     "equal": "plain sum", "multibalance": "MultiBalance", "multibalance:overlap=true": "MultiBalance, overlap",
-    "pub": "PUB", "pub-authors": "PUB, authors' form", "adatask": "AdaTask",
+    "pub-exact": "PUB (exact)", "pub-authors": "PUB, authors' form", "adatask": "AdaTask",
 }  # fmt: skip
 """Those measured, and what scale.py calls them."""
 ROUNDS, STEPS, BATCH = 21, 10, 2048  # ten steps hold one of PUB's solves

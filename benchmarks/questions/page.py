@@ -40,7 +40,11 @@ COMPARISONS = {
         ("multibalance", "multibalance-no-direction", "multibalance-no-magnitude"),
         "multibalance",
     ),
-    "update_every": (("update-every",), ("pub-exact:update_every=1", "pub-exact", "pub-exact:update_every=100"), "pub-exact"),
+    "update_every": (
+        ("update-every",),
+        ("pub-exact:update_every=1", "pub-exact", "pub-exact:update_every=100"),
+        "pub-exact",
+    ),
     "batch size": (("batch-1k", "batch-4k", "batch-16k", "batch-64k"), ("multibalance",)),
     "number of tasks": (
         ("tasks-2", "tasks-8", "tasks-32", "tasks-128"),
