@@ -32,6 +32,18 @@ SETTINGS = {
         {"epochs": 1, "lr": 0.0316, "table_decay": 0.333, "batch_size": 512},
     ),
     "census-income": Setting("Census-Income", "census-income", {}, {"epochs": 1, "lr": 0.0316, "table_decay": 1.67}),
+    "ple": Setting(
+        "Complete Journey, PLE",
+        "complete-journey",
+        {"rows": 300_000},
+        {"epochs": 1, "lr": 0.0341, "table_decay": 0.507, "model": "ple"},
+    ),
+    "mmoe": Setting(
+        "Complete Journey, MMoE",
+        "complete-journey",
+        {"rows": 300_000},
+        {"epochs": 1, "lr": 0.0439, "table_decay": 2.86, "model": "mmoe"},
+    ),
 }
 
 

@@ -246,7 +246,8 @@ def test_a_step_takes_one_large_collective(ranks):
         ["reduce", "counts", TASKS * len(layer) + TASKS],
         ["reduce", "numbers", TASKS * sum(p.numel() for p in layer)],
     ]
-    found_once = [["reduce", "counts", 2 * len(net.shared()) + 1]]  # who is reached, who is covered, what is hidden
+    # Which parameters are reached and which are covered, what is hidden; and whether a path goes past the last layer.
+    found_once = [["reduce", "counts", 2 * len(net.shared()) + 1], ["reduce", "counts", 1]]
     assert found["pub"] == [single, found_once + measured + single, single]
 
 

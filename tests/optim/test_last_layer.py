@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from equipoise.optim.last_layer import NoLastLayerError, last_shared_layer
+from equipoise.optim.last_layer import HiddenLayersError, NoLastLayerError, goes_past, last_shared_layer
 from equipoise.ranking.models import build_model
 from equipoise.schema import Categorical, Numeric, Schema, Task
 
@@ -97,6 +97,34 @@ def test_what_no_shared_matrix_stands_above_is_the_last_layer(name):
     assert names(model, losses, list(model.shared.parameters())) == found
 
 
+@pytest.mark.parametrize(("model", "past"), [("shared-bottom", False), ("mmoe", True), ("ple", True)])
+def test_paths_go_past_the_last_layer_of_models_with_gates(model, past):
+    built = build_model(model, SCHEMA)
+    losses = [output.sum() for output in built(torch.tensor([[3, 1], [5, 2]]), torch.ones(2, 1))]
+    shared = list(built.shared_parameters())
+    assert goes_past(losses, shared, last_shared_layer(losses, shared)) == past
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_paths_go_past_the_last_layer_in_residual_graphs_alone(name):
+    forward, layers, _ = GRAPHS[name]
+    model = Made(forward, **layers)
+    losses, shared = model.losses(), list(model.shared.parameters())
+    assert goes_past(losses, shared, last_shared_layer(losses, shared)) == (
+        name in {"residual", "past the layer above"}
+    )
+
+
+def test_a_task_with_a_part_of_the_embedding_of_its_own_goes_past():
+    table, bottom = nn.Embedding(5, 4), nn.Linear(4, 4)
+    rows = table(torch.tensor([0, 1]))
+    losses = [bottom(rows).sum(), (bottom(rows).sum(1) * rows[:, 0]).sum()]
+    layer = [*bottom.parameters()]
+    assert not goes_past(losses[:1], [table.weight, *layer], layer)
+    assert goes_past(losses, [table.weight, *layer], layer)
+    assert not goes_past(losses, layer, layer)
+
+
 def test_towers_and_what_is_frozen_hide_nothing():
     model = Made(GRAPHS["one after the other"][0])
     for p in model.shared["c"].parameters():
@@ -110,7 +138,7 @@ def test_towers_and_what_is_frozen_hide_nothing():
 def test_a_compiled_graph_hides_which_of_several_layers_is_the_last():
     model = Made(lambda s, x: s["c"](torch.compile(nn.Sequential(s["a"], s["b"]), backend="aot_eager")(x)))
     message = "torch.compile hides .* the last: 2 shared weight matrices enter one compiled graph"
-    with pytest.raises(NoLastLayerError, match=message):
+    with pytest.raises(HiddenLayersError, match=message):
         last_shared_layer(model.losses(), list(model.shared.parameters()))
     model = Made(lambda s, x: s["b"](torch.compile(s["a"], backend="aot_eager")(x)))
     assert names(model, model.losses(), list(model.shared.parameters())) == ["shared.b.weight", "shared.b.bias"]

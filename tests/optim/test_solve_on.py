@@ -12,8 +12,12 @@ from torch._functorch import config as functorch_config
 
 from equipoise import Monitor
 from equipoise.optim import PUB, AdaTask, MetaBalance
+from equipoise.ranking.models import build_model
+from equipoise.schema import Categorical, Numeric, Schema, Task
 from tests.optim.pub_reference import solve
 from tests.optim.task_nets import OPTIMIZERS, Net, take_step, train, values
+
+SCHEMA = Schema([Categorical("user", 9), Categorical("item", 7)], [Numeric("age")], [Task("click"), Task("buy")])
 
 
 def of_last(net: Net, kind: str = "adam", **options) -> PUB:
@@ -236,6 +240,25 @@ def test_the_last_layer_is_the_default_of_our_form():
     assert torch.equal(values(nets[0]), values(nets[1]))
     assert ours.solved_on == list(nets[0].bottom.parameters())
     assert "solve_on='last'" in repr(ours)
+    assert "solve_on='auto'" in repr(of_last(Net(3), solve_on="auto"))
+
+
+@pytest.mark.parametrize("model", ["mmoe", "ple"])
+def test_where_a_path_goes_past_the_last_layer_it_solves_from_all_by_default(model):
+    found = []
+    for solve_on in ("auto", "all"):
+        torch.manual_seed(0)
+        built = build_model(model, SCHEMA)
+        shared = list(built.shared_parameters())
+        optimizer = PUB(torch.optim.Adam(built.parameters()), shared=shared, update_every=2, solve_on=solve_on)
+        for step in range(4):
+            outputs = built(torch.tensor([[step, 1], [5, step]]), torch.ones(2, 1))
+            take_step(optimizer, [(output - task).square().mean() for task, output in enumerate(outputs)])
+        assert optimizer.solved_on == shared
+        assert "solve_on='all'" in repr(optimizer)
+        found.append((values(built), optimizer.last_weights))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert (found[0][1] != 1).any()
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_preferences_of_what_pub_wraps_are_refused_since_pub_would_undo_them(ins
 def test_it_reads_like_its_constructor():
     optimizer = PUB(torch.optim.Adam((net := Net(2)).parameters()), shared=net.shared())
     assert repr(optimizer).startswith("PUB(Adam (")
-    expected = "shared=[3 parameters], update_every=10, form='ours', solve_on='last')"
+    expected = "shared=[3 parameters], update_every=10, form='ours', solve_on='auto')"
     assert expected in repr(optimizer)
     inner = AdaTask(torch.optim.Adam(net.parameters()), shared=net.shared())
     assert "form='matched')" in repr(PUB(inner, shared=net.shared()))

@@ -12,11 +12,15 @@ from torch.nn import Parameter
 
 from equipoise.reachability import is_elementwise, kind_of, losses_first
 
-__all__ = ["NoLastLayerError", "last_shared_layer"]
+__all__ = ["HiddenLayersError", "NoLastLayerError", "goes_past", "last_shared_layer"]
 
 
 class NoLastLayerError(RuntimeError):
     """The graph of the losses does not say which shared layer is the last."""
+
+
+class HiddenLayersError(NoLastLayerError):
+    """A compiled graph hides which shared layer is the last."""
 
 
 def last_shared_layer(
@@ -41,8 +45,8 @@ def last_shared_layer(
         In the order of ``shared``; empty if no loss on any rank reaches a shared parameter.
 
     Raises:
-        NoLastLayerError: the graph does not say, on any rank: several weight matrices enter one compiled graph, or
-            each parameter has another one above it.
+        HiddenLayersError: several weight matrices enter one compiled graph, on any rank.
+        NoLastLayerError: each parameter has another one above it.
     """
     above, hidden = _parameters_above(losses, shared)
     matrices = {place for place, p in enumerate(shared) if p.dim() > 1}
@@ -56,13 +60,48 @@ def last_shared_layer(
         *both, hidden = flags.tolist()
         reached, covered = both[: len(shared)], both[len(shared) :]
     if hidden:
-        raise NoLastLayerError(
+        raise HiddenLayersError(
             f"torch.compile hides which shared layer is the last: {hidden} shared weight matrices enter one compiled "
             "graph"
         )
     found = [p for p, here, lower in zip(shared, reached, covered, strict=True) if here and not lower]
     if any(reached) and not found:
         raise NoLastLayerError("no shared layer is the last: each shared parameter stands below another weight matrix")
+    return found
+
+
+def goes_past(
+    losses: Iterable[Tensor],
+    shared: Sequence[Parameter],
+    layer: Sequence[Parameter],
+    ranks: dist.ProcessGroup | None = None,
+) -> bool:
+    """Return whether a path from a loss to another shared parameter goes past this layer; a walk through the graph.
+
+    Gradients of the layer then say nothing of what comes down that path. So it is with MMoE, whose gates read the
+    embeddings, and with PLE, where each task reads experts of its own beside the shared ones at the top.
+
+    Args:
+        losses: those that are present.
+        shared: the parameters that tasks share.
+        layer: some of these.
+        ranks: those that train together; a path on one of them counts for all.
+    """
+    inside = {id(p): place for place, p in enumerate(layer)}
+    others = {id(p) for p in shared} - inside.keys()
+    roots = [get_gradient_edge(loss).node for loss in losses]
+    nodes = losses_first(roots)
+    made_of = _made_of_parameters(nodes, inside)
+    past, found = set(roots), False
+    for node in nodes:
+        following = [after for after, _ in node.next_functions if after is not None]
+        if node in past and (node in made_of or not any(made_of.get(after) for after in following)):
+            found = found or id(getattr(node, "variable", None)) in others
+            past.update(following)
+    if ranks is not None:
+        flag = torch.tensor([found], dtype=torch.int32, device=shared[0].device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=ranks)
+        found = bool(flag.item())
     return found
 
 

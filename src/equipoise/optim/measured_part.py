@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from equipoise.grad_scaler import note_grad_scalers
 from equipoise.optim.averaging import Averaging
 from equipoise.optim.checks import distinct
-from equipoise.optim.last_layer import last_shared_layer
+from equipoise.optim.last_layer import NoLastLayerError, goes_past, last_shared_layer
 from equipoise.optim.passes import gradients_of_each
 
 __all__ = ["MeasuredPart", "unscaled_gradients"]
@@ -20,20 +20,22 @@ class MeasuredPart:
     """The last shared layer, or the user's list of shared parameters.
 
     Args:
-        chosen: ``"last"`` or a list.
+        chosen: ``"last"``, ``"auto"`` for the last layer where no path goes past it, or a list.
 
     Attributes:
+        chooses: whether all shared parameters are to take the part's place where the last layer does not do.
         parameters: those of the list or the layer; empty until the layer is found.
 
     Raises:
-        ValueError: ``chosen`` is neither ``"last"`` nor a list that holds a parameter.
+        ValueError: ``chosen`` is none of these, or an empty list.
     """
 
     def __init__(self, chosen: str | Iterable[Parameter]) -> None:
-        if isinstance(chosen, str) and chosen != "last":
+        if isinstance(chosen, str) and chosen not in ("auto", "last"):
             raise ValueError(
                 f'solve_on must be "auto", "all", "last" or a list of shared parameters, found {chosen!r}.'
             )
+        self.chooses = isinstance(chosen, str) and chosen == "auto"
         self._list = None if isinstance(chosen, str) else distinct(chosen)
         if self._list == []:
             raise ValueError(
@@ -61,12 +63,17 @@ class MeasuredPart:
 
         Raises:
             ValueError: the list holds a parameter that is not shared.
-            NoLastLayerError: the graph of the losses does not say which layer is the last.
+            NoLastLayerError: the graph of the losses does not say which layer is the last; of ``"auto"`` also where a
+                path goes past it.
             RuntimeError: the whole list is frozen.
         """
         found = [p for p in self.parameters if p.requires_grad]
         if self._list is None and not found:
-            found = self.parameters = last_shared_layer(losses, shared, averaging.group if averaging else None)
+            ranks, losses = averaging.group if averaging else None, list(losses)
+            found = last_shared_layer(losses, shared, ranks)
+            if self.chooses and found and goes_past(losses, shared, found, ranks):
+                raise NoLastLayerError("paths from the losses to other shared parameters go past the last layer")
+            self.parameters = found
         self.check(shared)
         if self._list is not None and not found:
             raise RuntimeError(
@@ -76,6 +83,8 @@ class MeasuredPart:
         return found
 
     def __repr__(self) -> str:
+        if self.chooses and not self.parameters:
+            return "'auto'"
         return "'last'" if self._list is None else f"[{len(self._list)} parameters]"
 
 

@@ -17,7 +17,7 @@ from equipoise.optim.entries import OwnState, rows_index
 from equipoise.optim.forms import FormName, form_named
 from equipoise.optim.gradients import Pending
 from equipoise.optim.joint_step import JointStep
-from equipoise.optim.last_layer import NoLastLayerError
+from equipoise.optim.last_layer import HiddenLayersError, NoLastLayerError
 from equipoise.optim.measured_part import MeasuredPart, unscaled_gradients
 from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
@@ -71,16 +71,18 @@ class PUB(TaskOptimizer):
       all parameters, with weight decay as in ``"literal"``. ``update_every`` has no effect.
 
     ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. By default it is the last shared
-    layer: the passes per task end there, right below the towers, before the step's pass with the weighted sum, so that
-    a step that solves is nearly as cheap as the others. α then knows nothing of conflicts further below. With all
-    shared parameters, the exact form, a step that solves makes one backward pass per task through everything that is
-    shared. Where the last layer is all that is shared, both are the same. Where several micro-batches add up to a step,
-    the first one decides α from the last layer, since what is shared sees the weighted sum alone; the exact form takes
-    them all.
+    layer, where every path from a loss to shared parameters goes through it, as in a shared bottom. The passes per task
+    end there, right below the towers, before the step's pass with the weighted sum: a step that solves is nearly as
+    cheap as the others. α then knows nothing of conflicts further below. With all shared parameters, the
+    exact form, a step that solves makes one backward pass per task through everything that is shared. The default takes
+    it where a path goes past the last layer, as in MMoE through the gates, and in PLE through each task's own experts.
+    Where the last layer is all that is shared, both are the same. Where several micro-batches add up to a step, the
+    first one decides α from the last layer, since what is shared sees the weighted sum alone; the exact form takes them
+    all.
 
     The defaults are ours. On validation data this form gains as much as any does at its own learning rate, for a
-    fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``); from the last layer α gains as
-    much as from all, within the intervals (``benchmarks/results/questions-pub-last-layer.jsonl``).
+    fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``). From the last layer of a shared
+    bottom α gains as much as from all or more, from that of PLE it loses (``docs/evidence.md``, ``docs/questions.md``).
 
     Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or whose norm
     overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and move nothing. Entries
@@ -103,10 +105,10 @@ class PUB(TaskOptimizer):
         update_every: K, at least 1.
         solve_on: ``"all"``; ``"last"``: the shared parameters above which no shared weight matrix stands, found in the
             graph of the losses of the first solve (of MMoE the last layer of each expert, of PLE that of the shared
-            experts at the top); or a list of some of the shared parameters. ``"auto"``: ``"last"`` in form ``"ours"``,
-            and ``"all"``, with a warning, where the graph does not say which layer is the last, as under
-            ``torch.compile``; in other forms and around :class:`MetaBalance` ``"all"``, since their steps need all
-            gradients of each task. :attr:`solved_on` and ``repr`` tell which it was.
+            experts at the top); or a list of some of the shared parameters. ``"auto"``: in form ``"ours"`` ``"last"``
+            where no path from a loss to a shared parameter goes past that layer, else ``"all"``, with a warning where
+            ``torch.compile`` hides the layer; in other forms and around :class:`MetaBalance` ``"all"``, since their
+            steps need all gradients of each task. :attr:`solved_on` and ``repr`` tell which it was.
         tasks: the tasks' names, for losses by name, for saved state, which is matched by name, and for the monitor; if
             not given those of a dict of losses, else "0", "1", …
         task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
@@ -135,7 +137,7 @@ class PUB(TaskOptimizer):
         RuntimeError: there are several ranks and no ``data_parallel``.
 
     Warns:
-        UserWarning: in the first ``backward`` that solves, where ``"auto"`` had to choose ``"all"``.
+        UserWarning: in the first ``backward`` that solves, where ``torch.compile`` made ``"auto"`` choose ``"all"``.
 
     Example:
         >>> shared, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
@@ -204,17 +206,18 @@ class PUB(TaskOptimizer):
                 "have no effect: give them to PUB."
             )
         self.update_every = update_every
-        self._chooses = isinstance(solve_on, str) and solve_on == "auto"
-        self._part = self._part_of("last" if self._chooses else solve_on)
+        self._part = self._part_of(solve_on)
         if not self.tasks:
             self._memory.update(_before_the_first_step(0, self._device))
         self._choose_balanced()
         self._take_averaging_over()
 
     def _part_of(self, solve_on: str | Iterable[Parameter]) -> MeasuredPart | None:
-        if solve_on == "all" or (self._chooses and not self._may_solve_on_less):
+        if solve_on == "all":
             return None
         part = MeasuredPart(solve_on)
+        if part.chooses and not self._may_solve_on_less:
+            return None
         if not self._may_solve_on_less:
             found = "MetaBalance inside" if self.form == "ours" else f"form {self.form!r}"
             raise ValueError(
@@ -304,8 +307,8 @@ class PUB(TaskOptimizer):
             return
         try:
             parameters = part.trained(losses.values(), self.shared, averaging)
-        except NoLastLayerError as unknown:
-            self._solve_on_all(unknown)
+        except NoLastLayerError as error:
+            self._solve_on_all(part, error)
             pending.of_task = [[None for _ in self.balanced] for _ in self.tasks]
             return
         if not parameters:
@@ -316,17 +319,18 @@ class PUB(TaskOptimizer):
                 joint = JointStep(self.torch_optimizer, parameters, list(gradients.values()), counts=self._counts)
                 pending.solution = self._solution(joint, list(gradients))
 
-    def _solve_on_all(self, why: NoLastLayerError) -> None:
+    def _solve_on_all(self, part: MeasuredPart, why: NoLastLayerError) -> None:
         """Go over to solving from all shared parameters, where the last layer was not asked for by name."""
         a_list = "pass solve_on=[parameters of the layer below the towers]"
-        if not self._chooses:
+        if not part.chooses:
             raise RuntimeError(f'PUB(solve_on="last") found that {why}: {a_list}, or "all".') from why
         self._part = None
-        warnings.warn(
-            f"PUB solves from all {len(self.shared)} shared parameters, which takes a backward pass per task, since "
-            f'{why}. For cheaper steps {a_list}; to keep these, pass solve_on="all".',
-            stacklevel=4,
-        )
+        if isinstance(why, HiddenLayersError):  # the user can name the layer; else all parameters are the right choice
+            warnings.warn(
+                f"PUB solves from all {len(self.shared)} shared parameters, which takes a backward pass per task, "
+                f'since {why}. For cheaper steps {a_list}; to keep these, pass solve_on="all".',
+                stacklevel=4,
+            )
 
     def _overflown(self, pending: Pending) -> bool:
         if pending.solution and not pending.unscaled and getattr(self, "grad_scale", None) is not None:
