@@ -17,8 +17,8 @@ VARIANTS = {
     "equal": "equal weights",
     "pub-exact": "PUB, all that is shared, every 10",
     "pub-exact:update_every=50": "PUB, all that is shared, every 50",
-    "pub": "PUB, last shared layer, every 10",
-    "pub:update_every=1": "PUB, last shared layer, every step",
+    "pub:solve_on=last": "PUB, last shared layer, every 10",
+    "pub:solve_on=last,update_every=1": "PUB, last shared layer, every step",
 }
 
 SETTINGS = {
