@@ -173,6 +173,23 @@ def train_with_a_hidden_layer(rank: int) -> dict:
     return {"solved on": len(optimizer.solved_on), "told": told, "weights": optimizer.last_weights}
 
 
+def train_where_a_path_goes_past(rank: int) -> dict:
+    """Train two steps in which a loss of the first rank reaches the table by itself."""
+    net = Net(sparse=False)
+    optimizer = PUB(
+        torch.optim.Adam(net.parameters()), shared=net.shared(), update_every=1, data_parallel=dist.group.WORLD
+    )
+    for step in range(2):
+        ids = torch.tensor([[step, 7], [step, 20]])
+        losses = [score.square().mean() for score in net(ids)]
+        if rank == 0:
+            losses[1] = losses[1] + net.table(ids).square().sum()
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        optimizer.step()
+    return {"solved on": len(optimizer.solved_on), "weights": optimizer.last_weights}
+
+
 def message_without_a_loss() -> str:
     net = Net(sparse=False, forked=True)
     optimizer = ConsistentTowers(torch.optim.SGD(net.parameters(), lr=0.1), data_parallel=dist.group.WORLD)
@@ -194,6 +211,7 @@ def work(rank: int, folder: Path) -> None:
     results["collectives"] = count_collectives(rank)
     results["no loss"] = message_without_a_loss()
     results["hidden"] = train_with_a_hidden_layer(rank)
+    results["past"] = train_where_a_path_goes_past(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     end_rank()
 
@@ -246,8 +264,8 @@ def test_a_step_takes_one_large_collective(ranks):
         ["reduce", "counts", TASKS * len(layer) + TASKS],
         ["reduce", "numbers", TASKS * sum(p.numel() for p in layer)],
     ]
-    # Which parameters are reached and which are covered, what is hidden; and whether a path goes past the last layer.
-    found_once = [["reduce", "counts", 2 * len(net.shared()) + 1], ["reduce", "counts", 1]]
+    # Which parameters are reached, covered and hidden; then whether a path goes past the last layer, and is hidden.
+    found_once = [["reduce", "counts", 3 * len(net.shared())], ["reduce", "counts", 2]]
     assert found["pub"] == [single, found_once + measured + single, single]
 
 
@@ -268,3 +286,9 @@ def test_all_ranks_solve_from_all_that_is_shared_where_the_last_layer_is_hidden_
         assert [text.split(",")[0] for text in found["told"]] == ["PUB solves from all 4 shared parameters"]
         assert torch.equal(found["weights"], ranks[0]["hidden"]["weights"])
         assert (found["weights"] != 1).any()
+
+
+def test_all_ranks_solve_from_all_that_is_shared_where_a_path_goes_past_the_last_layer_on_one(ranks):
+    for found in (found["past"] for found in ranks):
+        assert found["solved on"] == len(Net(sparse=False).shared())
+        assert torch.equal(found["weights"], ranks[0]["past"]["weights"])

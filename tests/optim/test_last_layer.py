@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from equipoise.optim.last_layer import HiddenLayersError, NoLastLayerError, goes_past, last_shared_layer
+from equipoise.optim.last_layer import (
+    HiddenLayersError,
+    NoLastLayerError,
+    last_shared_layer,
+    refuse_what_goes_past,
+)
 from equipoise.ranking.models import build_model
 from equipoise.schema import Categorical, Numeric, Schema, Task
 
@@ -97,22 +102,52 @@ def test_what_no_shared_matrix_stands_above_is_the_last_layer(name):
     assert names(model, losses, list(model.shared.parameters())) == found
 
 
+def goes_past(losses: list[Tensor], shared: list[nn.Parameter], layer: list[nn.Parameter]) -> bool:
+    try:
+        refuse_what_goes_past(losses, shared, layer)
+    except NoLastLayerError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("model", "past"), [("shared-bottom", False), ("mmoe", True), ("ple", True)])
-def test_paths_go_past_the_last_layer_of_models_with_gates(model, past):
-    built = build_model(model, SCHEMA)
+def test_paths_go_past_the_last_layer_of_models_with_gates(model, past, scaled):
+    built, temperature = build_model(model, SCHEMA), nn.Parameter(torch.ones(()))
     losses = [output.sum() for output in built(torch.tensor([[3, 1], [5, 2]]), torch.ones(2, 1))]
     shared = list(built.shared_parameters())
+    if scaled:  # a scalar that all tasks share stops no path
+        losses, shared = [loss / temperature for loss in losses], [*shared, temperature]
     assert goes_past(losses, shared, last_shared_layer(losses, shared)) == past
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+class AddsItsInput(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x, weight):
+        context.save_for_backward(weight)
+        return x @ weight + x
+
+    @staticmethod
+    def backward(context, grad):
+        (weight,) = context.saved_tensors
+        return grad @ weight.T + grad, torch.zeros_like(weight)
+
+
+PAST = {
+    "residual, normalised": (lambda s, x: s["n"]((h := s["a"](x)) + s["b"](h.relu())), {"n": nn.LayerNorm(4)}),
+    "residual, then a bias": (lambda s, x: ((h := s["a"](x)) @ s["b"].weight + h) + s["b"].bias, {}),
+    "one product that adds": (lambda s, x: torch.addmm(h := s["a"](x), h, s["b"].weight), {}),
+    "a custom function": (lambda s, x: AddsItsInput.apply(s["a"](x), s["b"].weight), {}),
+}
+
+
+@pytest.mark.parametrize("name", [*GRAPHS, *PAST])
 def test_paths_go_past_the_last_layer_in_residual_graphs_alone(name):
-    forward, layers, _ = GRAPHS[name]
+    forward, layers = (GRAPHS | PAST)[name][:2]
     model = Made(forward, **layers)
     losses, shared = model.losses(), list(model.shared.parameters())
-    assert goes_past(losses, shared, last_shared_layer(losses, shared)) == (
-        name in {"residual", "past the layer above"}
-    )
+    past = name in {*PAST, "residual", "past the layer above"}
+    assert goes_past(losses, shared, last_shared_layer(losses, shared)) == past
 
 
 def test_a_task_with_a_part_of_the_embedding_of_its_own_goes_past():
@@ -123,6 +158,21 @@ def test_a_task_with_a_part_of_the_embedding_of_its_own_goes_past():
     assert not goes_past(losses[:1], [table.weight, *layer], layer)
     assert goes_past(losses, [table.weight, *layer], layer)
     assert not goes_past(losses, layer, layer)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own look
+def test_a_compiled_layer_hides_what_goes_past_it_unless_nothing_else_is_shared():
+    model = Made(lambda s, x: torch.compile(s["b"], backend="aot_eager")(s["a"](x)))
+    losses, layer = model.losses(), [*model.shared["b"].parameters()]
+    with pytest.raises(HiddenLayersError, match=r"torch.compile hides whether paths .* go past"):
+        refuse_what_goes_past(losses, [*model.shared["a"].parameters(), *layer], layer)
+    refuse_what_goes_past(losses, layer, layer)
+
+
+def test_a_scale_of_one_row_is_a_vector():
+    bottom, scale = nn.Linear(4, 4), nn.Parameter(torch.ones(1, 4))
+    losses = [(bottom(X).relu() * scale).sum()]
+    assert last_shared_layer(losses, [*bottom.parameters(), scale]) == [*bottom.parameters(), scale]
 
 
 def test_towers_and_what_is_frozen_hide_nothing():
@@ -136,12 +186,12 @@ def test_towers_and_what_is_frozen_hide_nothing():
 
 
 def test_a_compiled_graph_hides_which_of_several_layers_is_the_last():
-    model = Made(lambda s, x: s["c"](torch.compile(nn.Sequential(s["a"], s["b"]), backend="aot_eager")(x)))
-    message = "torch.compile hides .* the last: 2 shared weight matrices enter one compiled graph"
+    model = Made(lambda s, x: torch.compile(nn.Sequential(s["a"], s["b"]), backend="aot_eager")(x))
+    message = "torch.compile hides .* the last: 2 shared weight matrices enter compiled graphs together"
     with pytest.raises(HiddenLayersError, match=message):
         last_shared_layer(model.losses(), list(model.shared.parameters()))
-    model = Made(lambda s, x: s["b"](torch.compile(s["a"], backend="aot_eager")(x)))
-    assert names(model, model.losses(), list(model.shared.parameters())) == ["shared.b.weight", "shared.b.bias"]
+    model = Made(lambda s, x: s["c"](torch.compile(nn.Sequential(s["a"], s["b"]), backend="aot_eager")(x)))
+    assert names(model, model.losses(), list(model.shared.parameters())) == ["shared.c.weight", "shared.c.bias"]
 
 
 def test_matrices_in_a_ring_have_no_last_one():

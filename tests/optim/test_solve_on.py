@@ -190,7 +190,7 @@ def test_a_factor_that_is_not_known_is_refused_before_anything_moves():
     before = values(net)
     optimizer.backward([2.0 * loss for loss in net.losses(0)])
     with pytest.raises(
-        RuntimeError, match=r"solve_on='last'.* found losses whose factor is not known.* solve_on=.all."
+        RuntimeError, match=r"last shared layer.* found losses whose factor is not known.* solve_on=.all."
     ):
         scaler.step(optimizer)
     assert torch.equal(values(net), before)
@@ -301,6 +301,108 @@ def test_where_the_last_layer_is_hidden_it_warns_once_and_solves_from_all(update
     assert "solve_on='all'" in repr(found)
 
 
+def of_auto(net: Net, **options) -> PUB:
+    return of_last(net, update_every=1, solve_on="auto", **options)
+
+
+def weights_of(steps, solve_on: str = "auto") -> tuple[PUB, Tensor, Net]:
+    """Train by ``steps``: called with a net and its optimizer in each of six steps, it returns a list of batches."""
+    net = Net(3)
+    optimizer = of_last(net, update_every=1, solve_on=solve_on)
+    for step in range(6):
+        optimizer.zero_grad()
+        for losses in steps(net, step):
+            optimizer.backward(losses)
+        optimizer.step()
+    return optimizer, optimizer.last_weights, net
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda net, step: [net.losses(step), net.losses(step + 50)],
+        lambda net, step: [
+            [loss if task == batch else None for task, loss in enumerate(net.losses(step))] for batch in range(3)
+        ],
+    ],
+    ids=["all tasks in each", "a task in each"],
+)
+def test_steps_of_several_batches_solve_from_all_by_default(batches):
+    optimizer, _, net = weights_of(batches)
+    expected, _, _ = weights_of(batches, "all")
+    assert optimizer.solved_on == net.shared()
+    assert optimizer.last_present.all()
+    # The first step was solved before its second batch came, so that Adam's state differs a little.
+    torch.testing.assert_close(optimizer.last_weights, expected.last_weights, rtol=0.15, atol=0)
+    assert (optimizer.last_weights != 1).all()
+
+
+def test_a_batch_without_a_loss_before_another_one_does_not_keep_it_from_solving():
+    found, weights, net = weights_of(lambda net, step: [[None] * 3, net.losses(step)])
+    _, expected, _ = weights_of(lambda net, step: [net.losses(step)])
+    assert torch.equal(weights, expected)
+    assert (weights != 1).any()
+    assert found.solved_on == list(net.bottom.parameters())
+
+
+def test_a_task_that_comes_later_and_goes_past_the_layer_lets_it_solve_from_all():
+    net = Net(2)
+    optimizer = of_auto(net)
+    for step in range(4):
+        first, second = net.losses(step)
+        direct = net.table(torch.tensor([step, 3])).square().sum() if step > 1 else None
+        take_step(optimizer, [first, second, direct])
+        assert optimizer.solved_on == (list(net.bottom.parameters()) if step < 2 else net.shared())
+    assert optimizer.last_weights[2] != 1
+
+
+def test_a_task_that_comes_later_with_a_layer_of_its_own_adds_it():
+    net, other = Net(2), nn.Linear(6, 5)
+    shared = [*net.bottom.parameters(), *other.parameters()]
+    optimizer = PUB(
+        torch.optim.Adam([*net.parameters(), *other.parameters()]), shared=shared, update_every=1, solve_on="auto"
+    )
+    for step in range(4):
+        losses = net.losses(step)
+        if step % 2:
+            z = torch.tanh(other(torch.ones(2, 6)))
+            losses = [None, None, z.square().sum(), 5 * (z - 1).square().sum()]
+        else:
+            losses = [*losses, None, None]
+        take_step(optimizer, losses)
+        assert optimizer.solved_on == (shared[:2] if step == 0 else shared)
+    assert (optimizer.last_weights != 1).all()
+
+
+def test_a_table_that_is_trained_later_counts_again():
+    net = Net(2)
+    net.table.requires_grad_(False)
+    optimizer = of_auto(net)
+    for step in range(3):
+        if step == 2:
+            net.table.requires_grad_(True)
+        losses = net.losses(step)
+        take_step(optimizer, [losses[0] + net.table(torch.tensor([step])).sum(), losses[1]])
+        assert optimizer.solved_on == (list(net.bottom.parameters()) if step < 2 else net.shared())
+
+
+def test_the_choice_is_saved():
+    net = Net(3)
+    optimizer = of_auto(net)
+    for step in range(2):
+        optimizer.zero_grad()
+        for batch in (0, 50):
+            optimizer.backward(net.losses(step + batch))
+        optimizer.step()
+    resumed = of_auto(net, tasks=["0", "1", "2"])
+    assert resumed.solved_on == []
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.solved_on == optimizer.solved_on == net.shared()
+    named = of_last(net)
+    named.load_state_dict(optimizer.state_dict())
+    assert named.solved_on == []  # who asks for the last layer gets it
+
+
 @functorch_config.patch(donated_buffer=False)
 def test_who_asks_for_a_last_layer_that_is_hidden_is_told_what_to_pass():
     message = r"solve_on=\"last\"\) found that torch.compile hides .*: pass solve_on=\[parameters of the layer below"
@@ -351,7 +453,7 @@ def test_a_frozen_layer_gives_way_to_the_one_below_and_a_frozen_list_is_refused(
     assert optimizer.solved_on == list(net.bottom.parameters())
     net.bottom.weight.requires_grad_(False)
     train(net, optimizer, [1])
-    assert optimizer.solved_on == list(net.bottom.parameters())
+    assert optimizer.solved_on == [net.table.weight, net.bottom.bias]
     listed.zero_grad()
     with pytest.raises(RuntimeError, match="solve_on holds 1 parameters, all of which are frozen"):
         listed.backward(net.losses(2))

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from equipoise.grad_scaler import note_grad_scalers
 from equipoise.optim.averaging import Averaging
 from equipoise.optim.checks import distinct
-from equipoise.optim.last_layer import NoLastLayerError, goes_past, last_shared_layer
+from equipoise.optim.last_layer import last_shared_layer, refuse_what_goes_past
 from equipoise.optim.passes import gradients_of_each
 
 __all__ = ["MeasuredPart", "unscaled_gradients"]
@@ -42,6 +42,8 @@ class MeasuredPart:
                 'solve_on must hold at least one shared parameter, or be "auto", "all" or "last"; found none.'
             )
         self.parameters: list[Parameter] = self._list or []
+        self._tasks: set[int] = set()  # those that were present when the layer was found
+        self._trained: set[int] = set()  # the shared parameters that required a gradient then
         note_grad_scalers()  # gradients are measured before a GradScaler takes its factor out
 
     def check(self, shared: Sequence[Parameter]) -> None:
@@ -59,7 +61,7 @@ class MeasuredPart:
     def trained(
         self, losses: Iterable[Tensor], shared: Sequence[Parameter], averaging: Averaging | None
     ) -> list[Parameter]:
-        """Return the parameters that require a gradient; finds the layer anew where all of it has been frozen.
+        """Return the parameters that require a gradient; finds the layer first, and anew where others are trained.
 
         Raises:
             ValueError: the list holds a parameter that is not shared.
@@ -67,20 +69,53 @@ class MeasuredPart:
                 path goes past it.
             RuntimeError: the whole list is frozen.
         """
-        found = [p for p in self.parameters if p.requires_grad]
-        if self._list is None and not found:
-            ranks, losses = averaging.group if averaging else None, list(losses)
-            found = last_shared_layer(losses, shared, ranks)
-            if self.chooses and found and goes_past(losses, shared, found, ranks):
-                raise NoLastLayerError("paths from the losses to other shared parameters go past the last layer")
-            self.parameters = found
+        trained = {id(p) for p in shared if p.requires_grad}
+        if self._list is None and (not self.parameters or trained != self._trained):
+            self.parameters, self._tasks, self._trained = [], set(), trained
+            self._find(losses, shared, averaging)
         self.check(shared)
+        found = [p for p in self.parameters if p.requires_grad]
         if self._list is not None and not found:
             raise RuntimeError(
                 f"solve_on holds {len(self._list)} parameters, all of which are frozen, so that there is no gradient "
                 "to solve from. Name those of a layer that is trained."
             )
         return found
+
+    def grown(
+        self,
+        tasks: Iterable[int],
+        losses: Iterable[Tensor],
+        shared: Sequence[Parameter],
+        averaging: Averaging | None,
+    ) -> bool:
+        """Return whether the layer holds more parameters now that these tasks are present, and note the tasks.
+
+        Looks only where a task was never present before; it may reach shared parameters by a path of its own.
+
+        Args:
+            tasks: those present on any rank.
+            losses: those present on this one.
+            shared: the parameters that tasks share.
+            averaging: the ranks; None for one process.
+
+        Raises:
+            NoLastLayerError: as by :meth:`trained`.
+        """
+        known, self._tasks = self._tasks, self._tasks | set(tasks)
+        before = len(self.parameters)
+        if self._list is None and known and known != self._tasks:
+            self._find(losses, shared, averaging)
+        return len(self.parameters) > before
+
+    def _find(self, losses: Iterable[Tensor], shared: Sequence[Parameter], averaging: Averaging | None) -> None:
+        """Add the last layer of these losses to the parameters."""
+        ranks, losses = averaging.group if averaging else None, list(losses)
+        layer = {id(p) for p in (*self.parameters, *last_shared_layer(losses, shared, ranks))}
+        parameters = [p for p in shared if id(p) in layer]
+        if self.chooses and parameters:
+            refuse_what_goes_past(losses, shared, parameters, ranks)
+        self.parameters = parameters
 
     def __repr__(self) -> str:
         if self.chooses and not self.parameters:

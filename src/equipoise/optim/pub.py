@@ -36,7 +36,7 @@ _WHY_NOT_AROUND_ADATASK: Final = {
 def _before_the_first_step(count: int, device: torch.device) -> dict[str, Any]:
     alpha = torch.ones(count, dtype=torch.float64, device=device)
     gram, present = alpha.new_zeros(count, count), torch.zeros_like(alpha, dtype=torch.bool)
-    return {"steps": 0, "solved": False, "alpha": alpha, "gram": gram, "present": present}
+    return {"steps": 0, "solved": False, "solves_on_all": False, "alpha": alpha, "gram": gram, "present": present}
 
 
 class PUB(TaskOptimizer):
@@ -73,16 +73,17 @@ class PUB(TaskOptimizer):
     ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. By default it is the last shared
     layer, where every path from a loss to shared parameters goes through it, as in a shared bottom. The passes per task
     end there, right below the towers, before the step's pass with the weighted sum: a step that solves is nearly as
-    cheap as the others. α then knows nothing of conflicts further below. With all shared parameters, the
-    exact form, a step that solves makes one backward pass per task through everything that is shared. The default takes
-    it where a path goes past the last layer, as in MMoE through the gates, and in PLE through each task's own experts.
-    Where the last layer is all that is shared, both are the same. Where several micro-batches add up to a step, the
-    first one decides α from the last layer, since what is shared sees the weighted sum alone; the exact form takes them
-    all.
+    cheap as the others. α then knows nothing of conflicts further below. With all
+    shared parameters, the exact form, a step that solves makes one backward pass per task through everything that is
+    shared. The default takes the exact form where a path goes past the last layer: in MMoE through the gates, in PLE
+    through each task's own experts, in a residual network past its last block. It looks again when a task comes for the
+    first time, or other parameters are trained. It also takes the exact form once several micro-batches add up to a
+    step: the first one would decide α for all, as it does with ``"last"``.
 
     The defaults are ours. On validation data this form gains as much as any does at its own learning rate, for a
     fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``). From the last layer of a shared
-    bottom α gains as much as from all or more, from that of PLE it loses (``docs/evidence.md``, ``docs/questions.md``).
+    bottom α gains as much as from all or more (``docs/evidence.md``). From the last layer of PLE it loses
+    (``docs/questions.md``).
 
     Defined for odd cases: an absent task keeps its α and has no part; so does one whose update is zero or whose norm
     overflows. Opposed tasks (u_1 = −u_2) get large, equal α, bounded by the solver's ridge, and move nothing. Entries
@@ -106,9 +107,10 @@ class PUB(TaskOptimizer):
         solve_on: ``"all"``; ``"last"``: the shared parameters above which no shared weight matrix stands, found in the
             graph of the losses of the first solve (of MMoE the last layer of each expert, of PLE that of the shared
             experts at the top); or a list of some of the shared parameters. ``"auto"``: in form ``"ours"`` ``"last"``
-            where no path from a loss to a shared parameter goes past that layer, else ``"all"``, with a warning where
-            ``torch.compile`` hides the layer; in other forms and around :class:`MetaBalance` ``"all"``, since their
-            steps need all gradients of each task. :attr:`solved_on` and ``repr`` tell which it was.
+            where no path from a loss to a shared parameter goes past that layer and a step has one ``backward``, else
+            ``"all"``, with a warning where ``torch.compile`` hides the layer; in other forms and around
+            :class:`MetaBalance` ``"all"``, since their steps need all gradients of each task. :attr:`solved_on` and
+            ``repr`` tell which it was.
         tasks: the tasks' names, for losses by name, for saved state, which is matched by name, and for the monitor; if
             not given those of a dict of losses, else "0", "1", …
         task_weights: the user's preferences p, one positive number per task in the order of ``tasks``, brought to the
@@ -233,9 +235,15 @@ class PUB(TaskOptimizer):
         return self.form == "ours" and self._metabalance is None
 
     @property
+    def _measured(self) -> MeasuredPart | None:
+        """The part to solve from; None for all shared parameters."""
+        part = self._part
+        return None if part is not None and part.chooses and self._memory["solves_on_all"] else part
+
+    @property
     def solved_on(self) -> list[Parameter]:
         """The parameters that α is solved from; empty until the last layer is found."""
-        return self.balanced if self._part is None else self._part.parameters
+        return self.balanced if self._measured is None else self._measured.parameters
 
     @property
     def last_weights(self) -> Tensor:
@@ -285,7 +293,7 @@ class PUB(TaskOptimizer):
         if len(self.tasks) == 1:
             return False
         sum_is_enough = self._rule.affine and not self._own and not self._form.spans_towers
-        solves_now = self._part is None and self._due()
+        solves_now = self._measured is None and self._due()
         return solves_now or self._metabalance is not None or not (self._weighs_gradients() or sum_is_enough)
 
     def _needs_total(self) -> bool:
@@ -300,42 +308,60 @@ class PUB(TaskOptimizer):
 
     def _before_passes(self, pending: Pending, losses: dict[int, Tensor]) -> None:
         """Solve for α from a part of the shared parameters, where that is due."""
-        part, averaging = self._part, self._averaging
-        if part is None or len(self.tasks) == 1:
+        part, averaging = self._measured, self._averaging
+        if part is None or len(self.tasks) == 1 or not (losses or averaging):
             return
-        if pending.marks or not self._due() or not (losses or averaging):  # marks: the step's first batch has solved
+        if any(pending.present):  # the step's first batch has solved for all of them
+            if part.chooses and not pending.of_task:
+                self._memory["solves_on_all"] = (
+                    True  # from the next step on: a batch may lack tasks that the others have
+                )
+            return
+        if not self._due():
             return
         try:
-            parameters = part.trained(losses.values(), self.shared, averaging)
+            gradients = self._gradients_of(part, pending, losses)
         except NoLastLayerError as error:
-            self._solve_on_all(part, error)
+            if not part.chooses:
+                a_list = "pass solve_on=[parameters of the layer below the towers]"
+                raise RuntimeError(f'PUB(solve_on="last") found that {error}: {a_list}, or "all".') from error
+            self._memory["solves_on_all"] = True
+            if isinstance(error, HiddenLayersError):  # the user can name the layer; else all is the right choice
+                self._warn_of_hidden_layers(error)
             pending.of_task = [[None for _ in self.balanced] for _ in self.tasks]
             return
-        if not parameters:
-            return
-        gradients, pending.unscaled = unscaled_gradients(losses, parameters, len(self.tasks), averaging)
         if gradients:
             with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                parameters = [p for p in part.parameters if p.requires_grad]
                 joint = JointStep(self.torch_optimizer, parameters, list(gradients.values()), counts=self._counts)
                 pending.solution = self._solution(joint, list(gradients))
 
-    def _solve_on_all(self, part: MeasuredPart, why: NoLastLayerError) -> None:
-        """Go over to solving from all shared parameters, where the last layer was not asked for by name."""
-        a_list = "pass solve_on=[parameters of the layer below the towers]"
-        if not part.chooses:
-            raise RuntimeError(f'PUB(solve_on="last") found that {why}: {a_list}, or "all".') from why
-        self._part = None
-        if isinstance(why, HiddenLayersError):  # the user can name the layer; else all parameters are the right choice
-            warnings.warn(
-                f"PUB solves from all {len(self.shared)} shared parameters, which takes a backward pass per task, "
-                f'since {why}. For cheaper steps {a_list}; to keep these, pass solve_on="all".',
-                stacklevel=4,
-            )
+    def _gradients_of(
+        self, part: MeasuredPart, pending: Pending, losses: dict[int, Tensor]
+    ) -> dict[int, list[Tensor | None]]:
+        """Return the gradients of the part by task, of those that any rank has."""
+        averaging, count = self._averaging, len(self.tasks)
+        parameters = part.trained(losses.values(), self.shared, averaging)
+        if not parameters:
+            return {}
+        gradients, pending.unscaled = unscaled_gradients(losses, parameters, count, averaging)
+        if part.grown(gradients, losses.values(), self.shared, averaging):
+            parameters = [p for p in part.parameters if p.requires_grad]
+            gradients, pending.unscaled = unscaled_gradients(losses, parameters, count, averaging)
+        return gradients
+
+    def _warn_of_hidden_layers(self, error: HiddenLayersError) -> None:
+        warnings.warn(
+            f"PUB solves from all {len(self.shared)} shared parameters, which takes a backward pass per task, since "
+            f"{error}. For cheaper steps pass solve_on=[parameters of the layer below the towers]; to keep these, pass "
+            'solve_on="all".',
+            stacklevel=4,
+        )
 
     def _overflown(self, pending: Pending) -> bool:
         if pending.solution and not pending.unscaled and getattr(self, "grad_scale", None) is not None:
             raise RuntimeError(
-                f"PUB(solve_on={self._part!r}) solves before the step, from gradients without a GradScaler's factor, "
+                "PUB solves from the last shared layer before the step, from gradients without a GradScaler's factor, "
                 "found losses whose factor is not known. Multiply them by `scale` of a torch.amp.GradScaler, not of a "
                 'subclass with a `scale` of its own; or pass solve_on="all".'
             )
@@ -430,22 +456,21 @@ class PUB(TaskOptimizer):
 
     def _take_over(self, saved: dict[str, Any], places: list[int | None]) -> None:
         memory = self._memory
-        memory["steps"], memory["solved"] = saved["steps"], saved["solved"]
+        scalars = {name: saved[name] for name in ("steps", "solved", "solves_on_all")}
+        memory.update(scalars)
         rows = {name: saved[name].to(self._device, copy=True) for name in ("alpha", "gram", "present")}
         if places == list(range(len(saved["tasks"]))):
             memory.update(rows)
             return
         known = [(place, kept) for place, kept in enumerate(places) if kept is not None]
-        memory.update(
-            _before_the_first_step(len(places), self._device) | {"steps": saved["steps"], "solved": saved["solved"]}
-        )
+        memory.update(_before_the_first_step(len(places), self._device) | scalars)
         for place, kept in known:
             memory["alpha"][place], memory["present"][place] = rows["alpha"][kept], rows["present"][kept]
             for other, of_other in known:
                 memory["gram"][place, other] = rows["gram"][kept, of_other]
 
     def __repr__(self) -> str:
-        solve_on = f", solve_on={self._part or 'all'!r}" if self._may_solve_on_less else ""
+        solve_on = f", solve_on={self._measured or 'all'!r}" if self._may_solve_on_less else ""
         return (
             f"PUB({self._inner_repr()}, shared=[{len(self.shared)} parameters], update_every={self.update_every}, "
             f"form={self.form!r}{solve_on}"
