@@ -26,8 +26,7 @@ STEPS, ROWS, LR = 6, 32, 0.05
 TORCHREC = ("table-wise", "row-wise", "column-wise", "data-parallel", "planner")
 WITH_FSDP = ("table-wise+fsdp", "row-wise+fsdp", "column-wise+fsdp", "planner+fsdp")
 MULTIBALANCE = [name for name in METHODS if name.startswith("multibalance")] + ["multibalance:overlap=true"]
-PUB_LAST = "pub:update_every=2,solve_on=last"
-PUBS = ["pub:update_every=2", PUB_LAST, "pub-authors:update_every=2", "pub-adatask:update_every=2"]
+PUBS = [f"{name}:update_every=2" for name in ("pub", "pub-exact", "pub-authors", "pub-adatask")]
 ADAGRAD = {"lr": LR, "eps": 1e-8}
 # (sharding, method, model)
 CASES = [
@@ -96,8 +95,8 @@ def train(case: tuple[str, str, str], rank: int | None = None) -> dict:
         method.backward(optimizer, losses)
         optimizer.step()
         if apart and rank is None:
-            if name == PUB_LAST:  # knows its weights before the pass that steps the table
-                alpha = optimizer.last_weights
+            if isinstance(optimizer, PUB) and len(optimizer.solved_on) < len(optimizer.balanced):
+                alpha = optimizer.last_weights  # known before the pass that steps the table
             table.grad = torch.einsum("t,tij->ij", alpha.float(), torch.stack(of_table))
             by_hand.step()
         if fused is not None:
