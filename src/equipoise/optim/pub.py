@@ -73,12 +73,12 @@ class PUB(TaskOptimizer):
     ``solve_on`` says from which of the shared parameters α is solved in ``"ours"``. By default it is the last shared
     layer, where every path from a loss to shared parameters goes through it, as in a shared bottom. The passes per task
     end there, right below the towers, before the step's pass with the weighted sum: a step that solves is nearly as
-    cheap as the others. α then knows nothing of conflicts further below. With all
-    shared parameters, the exact form, a step that solves makes one backward pass per task through everything that is
-    shared. The default takes the exact form where a path goes past the last layer: in MMoE through the gates, in PLE
-    through each task's own experts, in a residual network past its last block. It looks again when a task comes for the
-    first time, or other parameters are trained. It also takes the exact form once several micro-batches add up to a
-    step: the first one would decide α for all, as it does with ``"last"``.
+    cheap as the others. α then knows nothing of conflicts further below. With all shared parameters, the exact form, a
+    step that solves makes one backward pass per task through everything that is shared. The default takes the exact
+    form where a path goes past the last layer: in MMoE through the gates, in PLE through each task's own experts, in a
+    residual network past its last block. It looks again when a task comes for the first time, or other parameters are
+    trained. It also takes the exact form once several micro-batches add up to a step: the first one would decide α for
+    all, as it does with ``"last"``.
 
     The defaults are ours. On validation data this form gains as much as any does at its own learning rate, for a
     fraction of the cost (``benchmarks/results/defaults-updates-complete-journey.md``). From the last layer of a shared
@@ -218,9 +218,9 @@ class PUB(TaskOptimizer):
         if solve_on == "all":
             return None
         part = MeasuredPart(solve_on)
-        if part.chooses and not self._may_solve_on_less:
-            return None
         if not self._may_solve_on_less:
+            if part.chooses:
+                return None
             found = "MetaBalance inside" if self.form == "ours" else f"form {self.form!r}"
             raise ValueError(
                 f"solve_on={part!r} saves the tasks' passes through all that is shared, found {found}, which needs "
@@ -311,16 +311,14 @@ class PUB(TaskOptimizer):
         part, averaging = self._measured, self._averaging
         if part is None or len(self.tasks) == 1 or not (losses or averaging):
             return
-        if any(pending.present):  # the step's first batch has solved for all of them
-            if part.chooses and not pending.of_task:
-                self._memory["solves_on_all"] = (
-                    True  # from the next step on: a batch may lack tasks that the others have
-                )
+        if any(pending.present):  # the step's first batch has solved for all of them, and may lack tasks of the others
+            if part.chooses:
+                self._memory["solves_on_all"] = True  # from the next step on
             return
         if not self._due():
             return
         try:
-            gradients = self._gradients_of(part, pending, losses)
+            parameters, gradients = self._gradients_of(part, pending, losses)
         except NoLastLayerError as error:
             if not part.chooses:
                 a_list = "pass solve_on=[parameters of the layer below the towers]"
@@ -332,23 +330,22 @@ class PUB(TaskOptimizer):
             return
         if gradients:
             with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-                parameters = [p for p in part.parameters if p.requires_grad]
                 joint = JointStep(self.torch_optimizer, parameters, list(gradients.values()), counts=self._counts)
                 pending.solution = self._solution(joint, list(gradients))
 
     def _gradients_of(
         self, part: MeasuredPart, pending: Pending, losses: dict[int, Tensor]
-    ) -> dict[int, list[Tensor | None]]:
-        """Return the gradients of the part by task, of those that any rank has."""
+    ) -> tuple[list[Parameter], dict[int, list[Tensor | None]]]:
+        """Return the part's parameters, and their gradients by task, of those that any rank has."""
         averaging, count = self._averaging, len(self.tasks)
         parameters = part.trained(losses.values(), self.shared, averaging)
         if not parameters:
-            return {}
+            return [], {}
         gradients, pending.unscaled = unscaled_gradients(losses, parameters, count, averaging)
         if part.grown(gradients, losses.values(), self.shared, averaging):
-            parameters = [p for p in part.parameters if p.requires_grad]
+            parameters = part.trained(losses.values(), self.shared, averaging)
             gradients, pending.unscaled = unscaled_gradients(losses, parameters, count, averaging)
-        return gradients
+        return parameters, gradients
 
     def _warn_of_hidden_layers(self, error: HiddenLayersError) -> None:
         warnings.warn(
