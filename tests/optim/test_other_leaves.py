@@ -111,7 +111,7 @@ def test_accumulated_micro_batches_add_up_for_them_too(wrapper):
 
 
 @pytest.mark.parametrize(
-    ("make", "passes"), [(PUB, 1 + 2 + 2), (partial(PUB, solve_on="all"), 1 + 3 + 2), (AdaTask, 3 * 3)]
+    ("make", "passes"), [(PUB, 1 + 1 + 1), (partial(PUB, solve_on="all"), 1 + 3 + 1), (AdaTask, 3 * 3)]
 )
 def test_without_other_leaves_there_is_no_further_pass(make, passes, monkeypatch):
     net, calls = Net(3), []

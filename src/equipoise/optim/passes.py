@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from equipoise.grad_scaler import factor_of_backward
+from equipoise.optim.crossings import crossings_into
 from equipoise.optim.gradients import Pending, sum_of, take
 
 __all__ = ["Passes", "gradients_of_each", "other_leaves"]
@@ -20,14 +21,15 @@ __all__ = ["Passes", "gradients_of_each", "other_leaves"]
 class Passes:
     """The passes through the graph of one call of ``backward``.
 
-    A pass is restricted to the leaves that it is for, so that no other leaf sees a part of the sum. Leaves that the
-    optimizer does not hold come last, in one pass with the plain sum of the losses: their hooks run once, and one that
-    steps (an optimizer in the backward pass) changes no parameter that a later pass needs.
+    A step that needs the weighted sum alone makes one pass, where each task enters the shared part of the graph by
+    edges of its own (:mod:`equipoise.optim.crossings`). Otherwise a pass is restricted to the leaves that it is for, so
+    that no other leaf sees a part of the sum. Leaves that the optimizer does not hold come last, in one pass with the
+    plain sum of the losses: their hooks run once, and one that steps (an optimizer in the backward pass) changes no
+    parameter that a later pass needs.
 
     Attributes:
         balanced: the parameters of which the step needs weighted sums, or each task's gradient.
         towers: the optimizer's other parameters.
-        others: leaves that the optimizer does not hold, such as tables of another optimizer, or inputs.
         weights: one per loss; None for all 1.
         needs_total: also keep the plain sum of the gradients of ``balanced``.
         fused: parameters upstream are stepped by the pass that reaches them, as TorchRec's tables are: end with one
@@ -36,7 +38,6 @@ class Passes:
 
     balanced: list[Parameter]
     towers: list[Parameter]
-    others: list[Tensor]
     weights: list[Tensor] | None
     needs_total: bool
     fused: bool
@@ -57,7 +58,8 @@ class Passes:
     def _each(self, pending: Pending, losses: dict[int, Tensor]) -> None:
         take(self.balanced)
         last = max(losses)
-        more = self.fused or bool(self.others)
+        others = self._others(losses.values())
+        more = self.fused or bool(others)
         for task, loss in losses.items():
             _pass([loss], [*self._balanced, *self._towers], keep=more or task != last)
             pending.of_task[task] = [
@@ -67,7 +69,7 @@ class Passes:
             self._everything(list(losses.values()))
             take(self.balanced)
         else:
-            _pass(list(losses.values()), self.others)
+            _pass(list(losses.values()), others)
         for p, *of_p in zip(self.balanced, *pending.of_task, strict=True):
             p.grad = sum_of(of_p)
 
@@ -75,7 +77,11 @@ class Passes:
         if self.weights is None:
             torch.autograd.backward(losses)
             return
-        plain = [*self._towers, *self.others, *(self._balanced if self.needs_total else [])]
+        one_pass = not (self.fused or self.needs_total)
+        if one_pass and (crossings := crossings_into(self._balanced, losses)) is not None:
+            crossings.backward(losses, self.weights)
+            return
+        plain = [*self._towers, *self._others(losses), *(self._balanced if self.needs_total else [])]
         if not self.fused:
             _pass(losses, self._balanced, self.weights, keep=bool(plain))
         kept = take(self.balanced)
@@ -88,6 +94,10 @@ class Passes:
             p.grad = grad
         if self.fused:
             self._everything(losses)
+
+    def _others(self, losses: Iterable[Tensor]) -> list[Tensor]:
+        """Return the leaves that the optimizer does not hold, without fused ones, which step by themselves."""
+        return [] if self.fused else other_leaves(losses, [*self.balanced, *self.towers])
 
     def _everything(self, losses: list[Tensor]) -> None:
         """Make one pass of the weighted losses through the whole graph, which steps fused tables but not towers."""

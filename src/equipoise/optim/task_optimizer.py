@@ -110,7 +110,7 @@ class TaskOptimizer(Wrapper):
         present = {task: loss for task, loss in enumerate(found) if loss is not None}
         self._before_passes(pending, present)
         if self._averaging is None:
-            self._passes(present, self._weights(list(present)), bool(pending.of_task)).run(pending, present)
+            self._passes(present, self._weights(list(present))).run(pending, present)
         else:
             self._backward_averaged(self._averaging, pending, present)
         pending.marks = marks_of(self.balanced)
@@ -146,14 +146,12 @@ class TaskOptimizer(Wrapper):
             self.optimizer._settle_shared(shared)
         self._choose_balanced()
 
-    def _passes(self, losses: dict[int, Tensor], weights: list[Tensor] | None, each: bool) -> Passes:
+    def _passes(self, losses: dict[int, Tensor], weights: list[Tensor] | None) -> Passes:
         fused = self._averaging is not None and self._averaging.fused
-        others: list[Tensor] = []
-        if not fused and (each or weights is not None or self._averaging is not None):
-            others = other_leaves(losses.values(), (p for group in self.param_groups for p in group["params"]))
-        if self._averaging is not None:
-            refuse_unaveraged(others, type(self).__name__)
-        return Passes(self.balanced, self._towers(), others, weights, self._needs_total(), fused)
+        if self._averaging is not None and not fused:
+            own = (p for group in self.param_groups for p in group["params"])
+            refuse_unaveraged(other_leaves(losses.values(), own), type(self).__name__)
+        return Passes(self.balanced, self._towers(), weights, self._needs_total(), fused)
 
     def total(self, losses: Losses, /) -> Tensor:
         """Return a scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
@@ -315,7 +313,7 @@ class TaskOptimizer(Wrapper):
         everywhere, size = [*self.balanced, *towers], len(self.balanced)
         before = take(everywhere)
         own = Pending([False for _ in pending.present], [[None] * size for _ in pending.of_task])
-        self._passes(losses, self._weights(list(losses)), bool(own.of_task)).run(own, losses)
+        self._passes(losses, self._weights(list(losses))).run(own, losses)
         rows = own.of_task or [[p.grad for p in self.balanced]]
         if self._needs_total() and not own.of_task:
             rows = [*rows, own.total or [None] * size]
