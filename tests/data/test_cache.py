@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from equipoise.data.cache import cache_folder, cached, read_dataset, replace_file, write_dataset
+from equipoise.data.cache import cache_folder, cached, read_dataset, write_dataset
 from equipoise.data.dataset import Dataset, Split
 from equipoise.schema import Categorical, Categories, Numeric, Sampled, Schema, Task, Vector
 
@@ -142,27 +142,6 @@ def test_an_error_while_building_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no"):
         cached("toy", {}, build, version="1")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_file_is_replaced_whole_or_not_at_all(error: type[BaseException], tmp_path: Path) -> None:
-    path = tmp_path / "answer"
-    path.write_text("old")
-
-    def write(text: str) -> None:
-        with replace_file(path) as temporary:
-            assert temporary.parent == path.parent
-            temporary.write_text(text)
-            if text == "half":
-                raise error
-            assert path.read_text() == "old"
-
-    with pytest.raises(error):
-        write("half")
-    assert path.read_text() == "old"
-    write("new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_folder_is_that_of_the_variable_else_the_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ CASES = {
     },
     **{
         f"{form}, accumulated": (form, "adam", "ddp", NOBODY, False)
-        for form in ("pub-exact", "pub-authors", "adatask", "towers")
+        for form in ("pub-exact", "pub-authors", "pub", "adatask", "towers")
     },
     **{
         f"{form}, sparse": (form, "adagrad", "group", (set(), {1}), True)

@@ -67,10 +67,10 @@ def replay(
     """
     from equipoise.cli.tables import terminal_table
     from equipoise.report.replay_page import replay_cautions, replay_findings, replay_markdown, replay_table
-    from equipoise.report.web_page import write_whole
     from equipoise.serving.replay import BanditLog, RankedSide, RankingPolicy
     from equipoise.serving.replay import replay as replay_on
     from equipoise.training.faults import interrupted_by_sigterm
+    from equipoise.whole_files import write_whole
 
     with plainly(), interrupted_by_sigterm():
         sides = [RankedSide(label, rankers) for label, rankers in _sides(runs).items()]
@@ -107,9 +107,9 @@ def auction(
     """
     from equipoise.cli.tables import terminal_table
     from equipoise.report.auction_page import SIMULATED, auction_findings, auction_markdown, auction_table
-    from equipoise.report.web_page import write_whole
     from equipoise.serving.auction import Market, MarketSide, funnel_of, simulate
     from equipoise.training.faults import interrupted_by_sigterm
+    from equipoise.whole_files import write_whole
 
     with plainly(), interrupted_by_sigterm():
         sides = _sides(runs)

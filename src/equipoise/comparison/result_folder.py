@@ -20,6 +20,7 @@ from equipoise.comparison.results import PlannedRuns, Results, Throughput
 from equipoise.comparison.tuned_rates import Choice
 from equipoise.errors import SettingError
 from equipoise.training import Run
+from equipoise.whole_files import write_whole
 
 __all__ = ["FolderError", "ResultFolder", "without_details", "write_json"]
 
@@ -179,12 +180,7 @@ def write_json(path: Path, content: Mapping[str, Any], /) -> None:
     Raises:
         ValueError: ``content`` holds a number that is not finite.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _append(path: Path, run: Run) -> None:

@@ -6,9 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -22,8 +20,9 @@ from pydantic import PositiveInt, TypeAdapter
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.encoding import Encoding
 from equipoise.schema import Schema
+from equipoise.whole_files import replace_file
 
-__all__ = ["cache_folder", "cached", "read_dataset", "replace_file", "write_dataset"]
+__all__ = ["cache_folder", "cached", "read_dataset", "write_dataset"]
 
 _LOG = logging.getLogger(__name__)
 _KEY: Final = b"equipoise"  # where a file's own description lies among the Parquet metadata
@@ -63,27 +62,6 @@ def cache_folder() -> Path:
     import pooch  # only this branch needs it
 
     return Path(pooch.os_cache("equipoise"))
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; move it onto ``path`` when the block succeeds, else remove it.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     with replace_file(Path(folder) / "new" / "answer.txt") as temporary:
-        ...         _ = temporary.write_text("42")
-        ...     (Path(folder) / "new" / "answer.txt").read_text()
-        '42'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cached(

@@ -23,8 +23,9 @@ from equipoise.report.phrases import counted
 from equipoise.report.procedure_tables import data_table, methods_table, tuning_table
 from equipoise.report.slices import slice_findings, slice_tables
 from equipoise.report.user_groups import gap_table, group_findings, group_tables
-from equipoise.report.web_page import write_page, write_whole
+from equipoise.report.web_page import write_page
 from equipoise.settings import Settings, command_line
+from equipoise.whole_files import write_whole
 
 __all__ = ["headline", "result_rows", "write_markdown", "write_report"]
 

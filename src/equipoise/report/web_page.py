@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from equipoise.report.charts import Chart
+from equipoise.whole_files import write_whole
 
-__all__ = ["write_page", "write_whole"]
+__all__ = ["write_page"]
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any], /) -> Path:
@@ -33,17 +34,6 @@ def write_page(path: Path, template: str, content: Mapping[str, Any], /) -> Path
         "plotly": get_plotlyjs(),
     }
     return write_whole(path, environment.get_template(template).render(content, **shared))
-
-
-def write_whole(path: Path, content: str, /) -> Path:
-    """Write a text file, whole or not at all, and return its path."""
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 def _with_code(sentence: str) -> Markup:

@@ -19,10 +19,10 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
-from equipoise.data.cache import replace_file
 from equipoise.data.encoding import Encoding
 from equipoise.errors import DataError
 from equipoise.schema import Schema
+from equipoise.whole_files import replace_file
 
 __all__ = ["DESCRIPTION", "RankerFiles", "read_ranker", "set_ranker_aside", "versions", "write_ranker"]
 

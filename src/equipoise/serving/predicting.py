@@ -12,11 +12,11 @@ import polars as pl
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from equipoise.data.cache import replace_file
 from equipoise.data.encoding import Encoding
 from equipoise.data.tables.files import Block, Source
 from equipoise.errors import DataError, SettingError
 from equipoise.serving.unseen import UnseenValues
+from equipoise.whole_files import replace_file
 
 __all__ = ["ROWS", "PredictedFile", "RowPredictor"]
 

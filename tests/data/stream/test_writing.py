@@ -75,6 +75,17 @@ def test_a_finished_folder_is_not_written_again(tmp_path: Path) -> None:
     assert seen == [0, 1, 2, 3]
 
 
+def test_a_finished_folder_with_a_changed_part_is_not_called_done(tmp_path: Path) -> None:
+    """Its size is as before, which is all that a reader of the manifest looks at."""
+    write_prepared(tmp_path, {}, noted(made_up_blocks(ROWS), []))
+    part = tmp_path / "train/part-00002.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DataError, match=f"{part} was changed since its preparation: put it back, or remove the folder"):
+        write_prepared(tmp_path, {}, noted(made_up_blocks(ROWS), []))
+
+
 def test_other_facts_about_the_same_files_are_refused(tmp_path: Path) -> None:
     blocks = made_up_blocks(ROWS)
     with pytest.raises(KilledError):

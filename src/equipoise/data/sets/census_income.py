@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from equipoise.data.cache import cache_folder, replace_file
+from equipoise.data.cache import cache_folder
 from equipoise.data.dataset import Dataset, Split
 from equipoise.data.source import DataSource
 from equipoise.errors import DataError
 from equipoise.schema import Categorical, Numeric, Schema, Task
+from equipoise.whole_files import replace_file
 
 if TYPE_CHECKING:
     import polars as pl

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from equipoise.data.stream.manifest import JOURNAL, SPLITS, About, File, Part
 from equipoise.errors import DataError
 
-__all__ = ["Journal", "crc32_of", "refuse_others"]
+__all__ = ["Journal", "crc32_of", "is_whole", "refuse_others"]
 
 _CHUNK: Final = 2**22
 _NO_LOCKS: Final = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -62,7 +62,7 @@ class Journal:
             found = cls(file, about, [])
             for line in filter(None, lines):
                 parts = _PARTS.validate_json(line)
-                if not all(_is_whole(folder, part) for part in parts):
+                if not all(is_whole(folder, part) for part in parts):
                     break
                 found.blocks.append(parts)
             kept = [line for line in (head, about, *lines[: len(found.blocks)]) if line]
@@ -153,9 +153,10 @@ def crc32_of(path: Path, /) -> int:
     return found
 
 
-def _is_whole(folder: Path, part: Part) -> bool:
-    path = folder / part.file
-    return path.is_file() and path.stat().st_size == part.size and crc32_of(path) == part.crc32
+def is_whole(folder: Path, file: File, /) -> bool:
+    """Return whether a file of the folder has the size and the content that it was written with."""
+    path = folder / file.file
+    return path.is_file() and path.stat().st_size == file.size and crc32_of(path) == file.crc32
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

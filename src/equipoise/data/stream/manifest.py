@@ -108,6 +108,11 @@ class Manifest(_Stated):
     encoding: File | None
     parts: tuple[Part, ...]
 
+    @property
+    def files(self) -> tuple[File, ...]:
+        """All files besides the manifest."""
+        return self.parts if self.encoding is None else (*self.parts, self.encoding)
+
     def of_split(self, split: str, /) -> Sequence[Part]:
         """Return the parts of one split."""
         return [part for part in self.parts if part.split == split]
@@ -148,7 +153,7 @@ def read_manifest(folder: Path, /) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{folder / MANIFEST} is damaged ({where}: {first['msg']}): {_AGAIN}.") from error
-    for file in [*manifest.parts, *([] if manifest.encoding is None else [manifest.encoding])]:
+    for file in manifest.files:
         _check_size(folder, file)
     return manifest
 

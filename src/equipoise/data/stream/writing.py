@@ -12,10 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from equipoise.data.cache import replace_file
 from equipoise.data.dataset import Split
 from equipoise.data.encoding import Encoding
-from equipoise.data.stream.journal import Journal, crc32_of, refuse_others
+from equipoise.data.stream.journal import Journal, crc32_of, is_whole, refuse_others
 from equipoise.data.stream.layout import Layout, rows_per_group
 from equipoise.data.stream.manifest import (
     ENCODING,
@@ -30,6 +29,7 @@ from equipoise.data.stream.manifest import (
     read_manifest,
 )
 from equipoise.errors import DataError
+from equipoise.whole_files import replace_file
 
 __all__ = ["Block", "Content", "write_prepared"]
 
@@ -69,7 +69,8 @@ def write_prepared(
         on_rows: called after each block with the number of rows written so far, those of an earlier call included.
 
     Raises:
-        DataError: the folder holds something else, a block does not fit the schema, or a split has no rows.
+        DataError: the folder holds something else, is whole but for a file that was changed, a block does not fit the
+            schema, or a split has no rows.
         OSError: the folder cannot be written, such as for lack of space; whole parts stay.
 
     Example:
@@ -88,6 +89,7 @@ def write_prepared(
     if is_prepared(folder):
         manifest = read_manifest(folder)
         refuse_others(folder, manifest.made_from, made_from)
+        _refuse_changed(folder, manifest)
         return manifest
     with _named_when_full(folder), Journal.held(folder, made_from) as journal:
         found = content()
@@ -114,6 +116,15 @@ def write_prepared(
             temporary.write_text(manifest.model_dump_json(indent=1))
         journal.remove()
     return manifest
+
+
+def _refuse_changed(folder: Path, manifest: Manifest) -> None:
+    for file in manifest.files:
+        if not is_whole(folder, file):
+            raise DataError(
+                f"{folder / file.file} was changed since its preparation: put it back, or remove the folder and "
+                "prepare it again."
+            )
 
 
 def _write_encoding(folder: Path, encoding: Encoding) -> File:

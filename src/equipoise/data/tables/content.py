@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from equipoise.data.cache import cache_folder, replace_file
+from equipoise.data.cache import cache_folder
+from equipoise.whole_files import replace_file
 
 __all__ = ["Stamp", "code_hash", "content_hash", "stamp_of"]
 

@@ -12,9 +12,10 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from equipoise.data.cache import cache_folder, replace_file
+from equipoise.data.cache import cache_folder
 from equipoise.data.tables.config import FileFormat
 from equipoise.errors import DataError, did_you_mean
+from equipoise.whole_files import replace_file
 
 __all__ = ["Location", "find_files"]
 

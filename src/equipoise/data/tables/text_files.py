@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from equipoise.data.cache import cache_folder, replace_file
+from equipoise.data.cache import cache_folder
 from equipoise.data.tables.content import content_hash
 from equipoise.data.tables.faults import check_names_differ
 from equipoise.errors import DataError
+from equipoise.whole_files import replace_file
 
 __all__ = ["as_parquet", "header_of"]
 

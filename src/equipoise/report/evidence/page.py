@@ -18,7 +18,8 @@ from equipoise.report.evidence.suite import Setting, Suite, read_suite
 from equipoise.report.markdown import markdown_table, no_tags
 from equipoise.report.phrases import counted, listed
 from equipoise.report.statistics import DRAWS
-from equipoise.report.web_page import write_page, write_whole
+from equipoise.report.web_page import write_page
+from equipoise.whole_files import write_whole
 
 __all__ = ["evidence_section", "write_evidence", "write_evidence_markdown"]
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from equipoise.data.cache import replace_file
 from equipoise.data.sets.complete_journey.build import VERSION, ignore_stage
 from equipoise.data.sets.complete_journey.encoding import Encoding
 from equipoise.data.sets.complete_journey.examples import TASKS, Examples
@@ -22,6 +21,7 @@ from equipoise.data.sets.complete_journey.sampling import ROWS, Sample, check_op
 from equipoise.data.sets.complete_journey.tables import LAST_WEEK, Tables
 from equipoise.data.source import StageListener
 from equipoise.errors import DataError
+from equipoise.whole_files import replace_file
 
 __all__ = ["stream_all"]
 
