@@ -31,7 +31,7 @@ def commands(title: str) -> Iterator[str]:
 def run(line: str) -> str:
     """Run one command of the page; trainings are cut to one seed, one trial, one epoch and few steps."""
     short = re.sub(r"--seeds \d+", "--seeds 1 --epochs 1 --batch-size 2048 --jobs 1", line)
-    words = shlex.split(re.sub(r"--trials \d+", "--trials 1", short))
+    words = shlex.split(re.sub(r"-trials \d+", "-trials 1", short))
     target = Path(words[-1]) if ">" in words else None
     if words[0] != "equipoise":
         words[0] = sys.executable if words[0] == "python" else words[0]

@@ -336,6 +336,11 @@ class Settings(TrainingSettings):
     decays: Annotated[dict[str, NotNegative], About(_COMPARE.commands, False, option="--decay", metavar="METHOD=D")] = (
         Field(default_factory=dict, description="A method's table decay, instead of the tuned one.")
     )
+    rates_from: Annotated[str | None, About(("train", "compare"), False, metavar="FOLDER")] = Field(
+        None,
+        description="A folder that `equipoise compare --tune` wrote: its rates, table decays and options of methods "
+        "take the place of those that come with equipoise.",
+    )
 
     @property
     def data_name(self) -> str:

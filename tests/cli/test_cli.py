@@ -63,6 +63,18 @@ def test_compare_ends_with_a_table_and_where_the_report_lies(tmp_path: Path) -> 
     assert (out / "report.html").is_file()
 
 
+def test_a_tuned_comparison_says_how_to_train_at_its_rates(tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    code, output = run("compare", *FUNNEL, "--methods", "equal", "--seeds", "1", "--jobs", "1", "--tune",
+                       "--grid", "0.02", "--decay-grid", "0.5", "--out", str(out))  # fmt: skip
+    assert code == 0
+    line = " ".join(output.split("Train a method at its tuned rate: ")[1].split()).replace("METHOD", "equal")
+    code, _ = run(*shlex.split(line)[1:], "--out", str(tmp_path / "run"))
+    assert code == 0
+    written = json.loads((tmp_path / "run/run.json").read_text())
+    assert (written["lr"], written["table_decay"], written["steps"]) == (0.02, 0.5, 4)
+
+
 def test_train_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     words = ["train", *FUNNEL, "--method", "equal", "--lr", "0.01", "--out", str(tmp_path)]
     code, output = run(*words)

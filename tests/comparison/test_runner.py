@@ -328,6 +328,27 @@ def test_training_once_leaves_checkpoint_and_run_and_can_be_resumed(tmp_path: Pa
     assert again.to_json() == run.to_json()
 
 
+def test_a_training_takes_the_rate_that_a_comparison_has_tuned(tmp_path: Path) -> None:
+    tuning = plan(tune=True, grid=[0.004, 0.02], decay_grid=[0.5, 1.0], seeds=1)
+    run_comparison(tuning, tmp_path / "compared", jobs=1)
+    chosen = json.loads((tmp_path / "compared/tuned.json").read_text())["chosen"]["multibalance"]
+    once, listener = plan(method="multibalance", rates_from=str(tmp_path / "compared")), Recorder()
+    run = train_into(tmp_path / "run", once, listener=listener)
+    assert (run.lr, run.table_decay) == (chosen["lr"], chosen["table_decay"])
+    assert chosen["lr"] in {0.004, 0.02}
+    assert not any("may not suit" in note for note in listener.notes)
+    stated = train_into(tmp_path / "stated", plan(method="multibalance", rates_from=once.rates_from, lr=0.1))
+    assert (stated.lr, stated.table_decay) == (0.1, chosen["table_decay"])
+
+
+def test_a_training_does_not_take_the_default_rate_where_the_named_folder_has_none(tmp_path: Path) -> None:
+    run_comparison(plan(tune=True, grid=[0.02], seeds=1), tmp_path / "compared", jobs=1)
+    once = plan(method="pub", rates_from=str(tmp_path / "compared"))
+    with pytest.raises(SettingError, match=r"expected a rate of pub in .*compared, found those of equal, multibalance"):
+        train_into(tmp_path / "run", once)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_comparison_and_a_training_are_refused_in_a_folder_where_another_writes(tmp_path: Path) -> None:
     once = plan(methods=["equal"])
     with own_folder(tmp_path):

@@ -1,12 +1,15 @@
 """Tuned rates come from files that tuning wrote; using them for another recipe is reported."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from equipoise.comparison import tuned_rates
+from equipoise.comparison.result_folder import ResultFolder
 from equipoise.comparison.tuned_rates import DEFAULT_RATE, Choice, Rate, chosen_rate, source_commit, tuned_choices
 from equipoise.data import DATASETS
+from equipoise.errors import SettingError
 from equipoise.settings import Settings
 
 JOURNEY = {
@@ -79,6 +82,30 @@ def test_a_rate_that_was_tuned_without_table_decay_is_taken_with_a_word(monkeypa
     assert chosen_rate(JOURNEY, "equal") == (Rate(0.1), "tuned without a decay of the embedding tables")
     both = chosen_rate(JOURNEY | {"epochs": 1}, "equal").doubt
     assert both == "tuned with epochs 2 (here 1); tuned without a decay of the embedding tables"
+
+
+def write_choice(folder: Path, found: Choice) -> None:
+    ResultFolder(folder).write_tuned(found)
+
+
+def test_a_named_folder_comes_before_what_comes_with_equipoise(tmp_path: Path) -> None:
+    write_choice(tmp_path, choice("equal", 0.7))
+    assert chosen_rate(JOURNEY | {"rates_from": str(tmp_path)}, "equal") == (Rate(0.7, 1.0), "")
+    assert chosen_rate(JOURNEY | {"rates_from": str(tmp_path)}, "pub") == chosen_rate(JOURNEY, "pub")
+
+
+def test_rates_of_another_data_set_in_a_named_folder_are_taken_with_a_word(tmp_path: Path) -> None:
+    write_choice(tmp_path, choice("equal", 0.7, data={"name": "mails", "files": "mails.csv"}))
+    found = chosen_rate(JOURNEY | {"rates_from": str(tmp_path)}, "equal")
+    assert found == (Rate(0.7, 1.0), "tuned with data mails (here complete-journey)")
+
+
+def test_a_named_folder_without_a_tuning_or_with_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=f"with a tuned.json in it, found none in {tmp_path}: name another"):
+        chosen_rate(JOURNEY | {"rates_from": str(tmp_path)}, "equal")
+    (tmp_path / "tuned.json").write_text("{}")
+    with pytest.raises(SettingError, match=r"tuned.json is damaged: tune again into another folder"):
+        chosen_rate(JOURNEY | {"rates_from": str(tmp_path)}, "equal")
 
 
 def test_a_choice_comes_back_from_its_file() -> None:

@@ -25,7 +25,7 @@ from equipoise.cli.app import app
 from equipoise.cli.messages import console, errors, plainly, say
 from equipoise.cli.options import Words, stated_settings, takes_settings
 from equipoise.errors import MisplacedForkWarning, SettingError
-from equipoise.settings import Settings
+from equipoise.settings import Settings, command_words
 
 __all__ = ["Config", "app", "check_writable", "main", "settings_of"]
 
@@ -133,6 +133,17 @@ def compare(
         report_file = write_report(out)
         console.print(summary_table(out))
     say(f"Report: {report_file}")
+    if settings.tune:
+        given = [] if config is None else [str(config)]
+        training = [
+            "equipoise",
+            "train",
+            *given,
+            *command_words("train", _stated(words, rows)),
+            "--rates-from",
+            str(out),
+        ]
+        say(f"Train a method at its tuned rate: {shlex.join(training)} --method METHOD")
 
 
 @app.command()
@@ -164,10 +175,12 @@ def methods() -> None:
 
 def settings_of(config: Path | None, words: Words, rows: int | None) -> Settings:
     """Return the settings of the file, overridden by those that the options state."""
+    return Settings.of(config, **_stated(words, rows))
+
+
+def _stated(words: Words, rows: int | None) -> dict[str, Any]:
     stated = stated_settings(words)
-    if rows is not None:
-        stated = {**stated, "data_options": {**stated.get("data_options", {}), "rows": rows}}
-    return Settings.of(config, **stated)
+    return stated if rows is None else {**stated, "data_options": {**stated.get("data_options", {}), "rows": rows}}
 
 
 def _check_comparable(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from equipoise.comparison.results import PlannedRuns, Results, Throughput
-from equipoise.comparison.tuned_rates import Choice
+from equipoise.comparison.tuned_rates import TUNED_FILE, Choice
 from equipoise.errors import SettingError
 from equipoise.training import Run
 from equipoise.whole_files import write_whole
@@ -53,7 +53,7 @@ class ResultFolder:
         self.path = path
         self._plan, self._throughput = path / "plan.json", path / "throughput.json"
         self._runs, self._tuning = path / "runs.jsonl", path / "tuning.jsonl"
-        self._tuned = path / "tuned.json"
+        self._tuned = path / TUNED_FILE
 
     def __repr__(self) -> str:
         return f"ResultFolder({self.path})"

@@ -23,7 +23,7 @@ from equipoise.comparison.result_folder import ResultFolder, without_details, wr
 from equipoise.comparison.results import EQUAL_WEIGHTS, STATIC_WEIGHTS
 from equipoise.comparison.throughput import peak_memory, throughput_ratio
 from equipoise.comparison.time_left import TimeLeft
-from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate
+from equipoise.comparison.tuned_rates import Choice, ChosenRate, Rate, chosen_rate, rates_in
 from equipoise.comparison.tuning import best_rates, choose_rates, scores_of
 from equipoise.data import Dataset
 from equipoise.errors import MisplacedForkWarning
@@ -298,6 +298,18 @@ def starting_rate(settings: Settings, method: str, /) -> ChosenRate:
     return ChosenRate(Rate(settings.rates[method], settings.decays.get(method, found.rate.table_decay)), "")
 
 
+def _check_rates_from(settings: Settings, method: str) -> None:
+    """Refuse a method that was not tuned in the folder that the settings name for rates."""
+    if settings.rates_from is None:
+        return
+    chosen = rates_in(settings.rates_from).chosen
+    if not {method, method.partition(":")[0]} & chosen.keys():
+        raise SettingError(
+            f"rates_from: expected a rate of {method} in {settings.rates_from}, found those of {', '.join(chosen)}: "
+            "tune it there, or name another method."
+        )
+
+
 def _as_planned(rates: Mapping[str, Rate], doubts: Mapping[str, str]) -> dict[str, Any]:
     """Return the part of the plan that holds the rates."""
     return {
@@ -347,6 +359,7 @@ def train_into(
         dataset = load_data(settings, listener)
         settings = settings.suited_to(dataset)
         _note_large_tables(dataset, settings, listener)
+        _check_rates_from(settings, method.name)
         tuned = starting_rate(settings, method.name)
         if tuned.doubt and "lr" not in settings.model_fields_set:
             listener.noted(f"Learning rate {tuned.rate}, which may not suit: {tuned.doubt}. State one: --lr.")

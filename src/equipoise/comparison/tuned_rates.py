@@ -1,7 +1,7 @@
 """Learning rates and table decays that tuning chose, for comparisons that do not tune.
 
-They lie in ``tuned/``, one file for each recipe. ``equipoise compare --tune`` leaves such a file in its folder:
-copy it there to make its choice the default.
+They lie in ``tuned/``, one file for each recipe. ``equipoise compare --tune`` leaves such a file in its folder, which
+the setting ``rates_from`` names.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from equipoise.errors import SettingError
 from equipoise.scalars import spell_value
 from equipoise.settings import Settings
 from equipoise.training import Run
 
 __all__ = [
     "DEFAULT_RATE",
+    "TUNED_FILE",
     "Choice",
     "ChosenRate",
     "Rate",
     "chosen_rate",
     "rate_of",
     "rates_by_model",
+    "rates_in",
     "source_commit",
     "tuned_choices",
 ]
+
+TUNED_FILE: Final = "tuned.json"
 
 _RECIPE: Final = (
     "data", "data_options", "model", "model_options", "schedule", "epochs", "batch_size", "loss_scale", "task_weights",
@@ -123,11 +128,15 @@ class Choice(BaseModel):
 def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
     """Return the rate that tuning chose for a method, and a sentence where it was chosen under another recipe.
 
-    A method with options takes the rate of the method without them unless it was tuned itself. A method that was never
-    tuned on this data set and model with this optimizer takes :data:`DEFAULT_RATE`.
+    A method with options takes the rate of the method without them unless it was tuned itself. What ``rates_from``
+    names comes first, under any recipe. A method that was never tuned on this data set and model with this optimizer
+    takes :data:`DEFAULT_RATE`.
 
     Args:
         settings: those of the comparison, by name; those that are missing have their defaults.
+
+    Raises:
+        SettingError: as by :func:`rates_in`.
 
     Example:
         >>> chosen_rate({"data": "my-data", "model": "shared-bottom"}, "equal")
@@ -135,17 +144,36 @@ def chosen_rate(settings: Mapping[str, Any], method: str, /) -> ChosenRate:
 optimizer')
     """
     recipe = _recipe(settings)
-    for name in dict.fromkeys([method, method.partition(":")[0]]):
-        known = [
-            choice
-            for choice in tuned_choices()
-            if name in choice.chosen and all(_recipe(choice.recipe)[key] == recipe[key] for key in _MUST_AGREE)
-        ]
-        if known:
-            nearest = min(known, key=lambda choice: (len(_differing(choice, recipe)), len(choice.decay_grid) == 1))
-            rate = nearest.chosen[name]
-            return ChosenRate(rate if name == method else rate._replace(options=""), _doubt(nearest, recipe))
+    agreeing = [
+        choice for choice in tuned_choices() if all(_recipe(choice.recipe)[key] == recipe[key] for key in _MUST_AGREE)
+    ]
+    named = [rates_in(settings["rates_from"])] if settings.get("rates_from") else []
+    for choices in (named, agreeing):
+        for name in dict.fromkeys([method, method.partition(":")[0]]):
+            known = [choice for choice in choices if name in choice.chosen]
+            if known:
+                nearest = min(known, key=lambda choice: (len(_differing(choice, recipe)), len(choice.decay_grid) == 1))
+                rate = nearest.chosen[name]
+                return ChosenRate(rate if name == method else rate._replace(options=""), _doubt(nearest, recipe))
     return ChosenRate(DEFAULT_RATE, "never tuned on this data set, model and optimizer")
+
+
+def rates_in(folder: Path | str, /) -> Choice:
+    """Return the choice that ``equipoise compare --tune`` has left in its folder.
+
+    Raises:
+        SettingError: there is none, or it cannot be read.
+    """
+    file = Path(folder) / TUNED_FILE
+    try:
+        return Choice.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise SettingError(
+            f"rates_from: expected a folder that `equipoise compare --tune` wrote, with a {file.name} in it, found "
+            f"none in {folder}: name another."
+        ) from error
+    except ValidationError as error:
+        raise SettingError(f"rates_from: {file} is damaged: tune again into another folder.") from error
 
 
 @cache
@@ -174,7 +202,16 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differing(choice: Choice, recipe: Mapping[str, Any]) -> list[str]:
     there = _recipe(choice.recipe)
-    return [f"{name} {there[name]} (here {recipe[name]})" for name in _RECIPE if there[name] != recipe[name]]
+    return [
+        f"{name} {_spelled(there[name])} (here {_spelled(recipe[name])})"
+        for name in _RECIPE
+        if there[name] != recipe[name]
+    ]
+
+
+def _spelled(value: Any) -> str:
+    """Spell a value of a recipe; of the description of own tables, only their name."""
+    return str(value["name"]) if isinstance(value, Mapping) and "name" in value else str(value)
 
 
 def _doubt(choice: Choice, recipe: Mapping[str, Any]) -> str:
