@@ -20,8 +20,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
 __all__ = [
-    "Leaf", "Reach", "inputs_of", "is_elementwise", "kind_of", "leaves_reached", "losses_first", "reach_of",
-    "shared_leaves",
+    "Leaf", "Reach", "inputs_of", "is_copying", "is_elementwise", "kind_of", "leaves_reached", "losses_first",
+    "reach_of", "shared_leaves",
 ]  # fmt: skip
 
 _LARGEST_MASK = 2**24  # elements; of a larger tensor, all counts as reached once a slice is
@@ -144,6 +144,11 @@ def inputs_of(node: Node, output: int, /) -> list[tuple[Node, int]]:
 def kind_of(node: Node, /) -> str:
     """Return the name of a node's operation, such as "Addmm"."""
     return re.sub(r"^torch::autograd::|Backwards?\d*$", "", node.name())
+
+
+def is_copying(node: Node, /) -> bool:
+    """Return whether a node hands each input on as the output of the same number, as a wrapper around a model does."""
+    return kind_of(node) in _COPYING
 
 
 def is_elementwise(node: Node, /) -> bool:
@@ -301,7 +306,7 @@ def _source(node: Any, kind: str) -> Callable[[int], int] | None:
     """Return the input that each output of a custom function copies; None if any may depend on any input."""
     if kind == "Meeting":  # a fork: one copy of every piece per task, or one of all tasks
         return lambda output: output % int(node.pieces)
-    return (lambda output: output) if kind in _COPYING else None
+    return (lambda output: output) if is_copying(node) else None
 
 
 def _outputs(node: Any) -> int:

@@ -183,6 +183,80 @@ def test_a_step_of_pub_takes_one_pass_where_tasks_enter_apart_and_two_where_not(
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+class _DDPSink(torch.autograd.Function):
+    """Hands all outputs of a model on, as DistributedDataParallel's function of this name does."""
+
+    @staticmethod
+    def forward(_ctx, _state: object, *outputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.clone() for output in outputs)
+
+    @staticmethod
+    def backward(_ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *gradients
+
+
+def test_a_wrapper_around_the_model_keeps_the_tasks_apart():
+    net = Made(lambda net: [z.square().mean() for z in _DDPSink.apply(None, *(tower(net.z()) for tower in net.towers))])
+    losses = net.losses()
+    crossings = crossings_into(net.shared(), losses, alike=True)
+    assert crossings is not None
+    expected = expected_gradients(net, net.shared(), losses)
+    crossings.backward(losses, WEIGHTS)
+    torch.testing.assert_close([p.grad for p in net.parameters()], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_ranks_make_two_passes_where_a_custom_function_may_exchange_something():
+    """One of them may lack a task, so that the others alone see tasks enter together."""
+    net = Made(a_custom_function)
+    assert crossings_into(net.shared(), net.losses(), alike=True) is None
+    below = Made(lambda net: [tower(Scaled.apply(2.0, net.z(), net.z())).square().mean() for tower in net.towers])
+    assert crossings_into(below.shared(), below.losses(), alike=True) is not None
+
+
+@pytest.mark.parametrize("hidden", ["tower", "bottom"])
+def test_a_reentrant_checkpoint_that_comes_later_is_refused(hidden):
+    net, late = Made(plain_towers), []
+    optimizer = PUB(torch.optim.SGD(net.parameters(), lr=0.1), shared=net.shared(), solve_on="all")
+
+    def losses(net: Made) -> list[Tensor]:
+        if not late:
+            return plain_towers(net)
+        if hidden == "tower":
+            z = net.z()
+            found = [checkpoint(tower, z, use_reentrant=True) for tower in net.towers]
+        else:
+            z = checkpoint(lambda own: torch.tanh(net.bottom(X) + own), net.own[0], use_reentrant=True)
+            found = [tower(z) for tower in net.towers]
+        return [score.square().mean() for score in found]
+
+    net._losses = losses
+    for step in range(4):
+        late[:] = [True] * (step == 3)
+        optimizer.zero_grad()
+        if late:
+            with pytest.raises(RuntimeError, match="activation checkpointing of the reentrant kind"):
+                optimizer.backward(net.losses())
+            break
+        optimizer.backward(net.losses())
+        optimizer.step()
+    assert late
+
+
+@pytest.mark.filterwarnings("ignore::equipoise.errors.MisplacedForkWarning")  # each parameter has one task
+def test_accumulated_gradients_do_not_reach_the_weights_through_shared_memory():
+    """A loss that is a view of a parameter hands its weight on as that parameter's gradient."""
+    one, three, own = (nn.Parameter(torch.ones(size, dtype=torch.float64)) for size in (1, 3, 1))
+    optimizer = PUB(torch.optim.SGD([one, three, own], lr=0.01), shared=[one, three], solve_on="all")
+    for _ in range(3):
+        optimizer.zero_grad()
+        before = optimizer.last_weights.clone()
+        for _ in range(2):
+            optimizer.backward([one.squeeze(), three.square().sum() * own.sum()])
+        assert torch.equal(optimizer.last_weights, before) or not before.numel()
+        optimizer.step()
+    assert one.grad.item() == pytest.approx(2 * before[0].item())
+
+
 def test_hooks_of_a_tower_see_its_own_gradient_once_a_step():
     net = Net(3)
     optimizer = PUB(torch.optim.SGD(net.parameters(), lr=0.1), shared=net.shared())

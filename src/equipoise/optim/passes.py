@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from equipoise.grad_scaler import factor_of_backward
-from equipoise.optim.crossings import crossings_into
+from equipoise.optim.crossings import crossings_into, seeds_of
 from equipoise.optim.gradients import Pending, sum_of, take
 
 __all__ = ["Passes", "gradients_of_each", "other_leaves"]
@@ -23,8 +23,8 @@ class Passes:
 
     A step that needs the weighted sum alone makes one pass, where each task enters the shared part of the graph by
     edges of its own (:mod:`equipoise.optim.crossings`). Otherwise a pass is restricted to the leaves that it is for, so
-    that no other leaf sees a part of the sum. Leaves that the optimizer does not hold come last, in one pass with the
-    plain sum of the losses: their hooks run once, and one that steps (an optimizer in the backward pass) changes no
+    that no other leaf sees a part of the sum. Leaves that the optimizer does not hold then come last, in one pass with
+    the plain sum of the losses: their hooks run once, and one that steps (an optimizer in the backward pass) changes no
     parameter that a later pass needs.
 
     Attributes:
@@ -32,6 +32,7 @@ class Passes:
         towers: the optimizer's other parameters.
         weights: one per loss; None for all 1.
         needs_total: also keep the plain sum of the gradients of ``balanced``.
+        ranks: several ranks train together, so that each must make the passes that the others make.
         fused: parameters upstream are stepped by the pass that reaches them, as TorchRec's tables are: end with one
             pass of the weighted losses through everything.
     """
@@ -40,6 +41,7 @@ class Passes:
     towers: list[Parameter]
     weights: list[Tensor] | None
     needs_total: bool
+    ranks: bool
     fused: bool
 
     def __post_init__(self) -> None:
@@ -56,9 +58,9 @@ class Passes:
             self._joint(pending, list(losses.values()))
 
     def _each(self, pending: Pending, losses: dict[int, Tensor]) -> None:
+        others = self._others(losses.values())
         take(self.balanced)
         last = max(losses)
-        others = self._others(losses.values())
         more = self.fused or bool(others)
         for task, loss in losses.items():
             _pass([loss], [*self._balanced, *self._towers], keep=more or task != last)
@@ -78,7 +80,7 @@ class Passes:
             torch.autograd.backward(losses)
             return
         one_pass = not (self.fused or self.needs_total)
-        if one_pass and (crossings := crossings_into(self._balanced, losses)) is not None:
+        if one_pass and (crossings := crossings_into(self._balanced, losses, alike=self.ranks)) is not None:
             crossings.backward(losses, self.weights)
             return
         plain = [*self._towers, *self._others(losses), *(self._balanced if self.needs_total else [])]
@@ -102,7 +104,7 @@ class Passes:
     def _everything(self, losses: list[Tensor]) -> None:
         """Make one pass of the weighted losses through the whole graph, which steps fused tables but not towers."""
         kept = take(self._towers)
-        weights = None if self.weights is None else _cotangents(losses, self.weights)
+        weights = None if self.weights is None else seeds_of(losses, self.weights)
         torch.autograd.backward(losses, grad_tensors=weights)
         for p, grad in zip(self._towers, kept, strict=True):
             p.grad = grad
@@ -165,9 +167,5 @@ def _pass(
 ) -> None:
     """Make one backward pass that ends at these leaves, if there are any."""
     if leaves:
-        cotangents = None if weights is None else _cotangents(losses, weights)
+        cotangents = None if weights is None else seeds_of(losses, weights)
         torch.autograd.backward(losses, cotangents, retain_graph=keep, inputs=leaves)
-
-
-def _cotangents(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    return [weight.to(loss.dtype).expand_as(loss) for weight, loss in zip(weights, losses, strict=True)]

@@ -54,7 +54,8 @@ class PUB(TaskOptimizer):
       state's, advanced by ``Σ g_m²`` (SGD: g_m itself). α is rescaled to the mean 1 and weighs the gradients: the
       optimizer takes its own step with ``Σ α_m g_m``, so that a learning rate keeps its meaning. Between two solves
       a step makes one backward pass, in which each task is weighed where it enters the shared part of the graph; and
-      two where several tasks enter it together (stacked towers, a compiled graph).
+      two where several tasks enter it together (stacked towers, a compiled graph, one tensor of all losses), or, on
+      several ranks, a custom function stands before it.
     - ``"matched"``: u_m is the update of g_m, and the shared parameters move by ``lr Σ α_m u_m``, rescaled in every
       step to the norm of the optimizer's own update, that of ``Σ g_m``; the state advances with ``Σ g_m``. Around
       :class:`AdaTask` (where it is the default) u_m comes from the task's own state, and the norm is that of

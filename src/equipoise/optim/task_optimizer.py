@@ -147,11 +147,12 @@ class TaskOptimizer(Wrapper):
         self._choose_balanced()
 
     def _passes(self, losses: dict[int, Tensor], weights: list[Tensor] | None) -> Passes:
+        ranks = self._averaging is not None
         fused = self._averaging is not None and self._averaging.fused
-        if self._averaging is not None and not fused:
+        if ranks and not fused:
             own = (p for group in self.param_groups for p in group["params"])
             refuse_unaveraged(other_leaves(losses.values(), own), type(self).__name__)
-        return Passes(self.balanced, self._towers(), weights, self._needs_total(), fused)
+        return Passes(self.balanced, self._towers(), weights, self._needs_total(), ranks, fused)
 
     def total(self, losses: Losses, /) -> Tensor:
         """Return a scalar for those who call ``backward()`` themselves, such as Lightning and Accelerate.
