@@ -311,6 +311,7 @@ def test_a_rate_of_the_settings_is_that_of_each_method(tmp_path: Path) -> None:
         ({"model_options": {"experts": 3}}, "takes the options"),
         ({"loss_scale": {"share": 2.0}}, "found share"),
         ({"batch_size": 2000}, "at least one batch of 2000 rows, found 1050"),
+        ({"tune": True, "rates_from": "earlier"}, "takes the place of tuning, found both"),
     ],
 )
 def test_what_cannot_be_run_writes_nothing(tmp_path: Path, change: dict, message: str) -> None:

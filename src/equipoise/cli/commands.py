@@ -134,16 +134,9 @@ def compare(
         console.print(summary_table(out))
     say(f"Report: {report_file}")
     if settings.tune:
-        given = [] if config is None else [str(config)]
-        training = [
-            "equipoise",
-            "train",
-            *given,
-            *command_words("train", _stated(words, rows)),
-            "--rates-from",
-            str(out),
-        ]
-        say(f"Train a method at its tuned rate: {shlex.join(training)} --method METHOD")
+        stated = _stated(words, rows) | {"rates_from": str(out)}
+        line = ["equipoise", "train", *([] if config is None else [str(config)]), *command_words("train", stated)]
+        say(f"Train a method at its tuned rate: {shlex.join(line)} --method METHOD")
 
 
 @app.command()

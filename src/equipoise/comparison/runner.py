@@ -99,6 +99,8 @@ def run_comparison(
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise SettingError(f"Every method should be named once, found {', '.join(names)}.")
+    if settings.tune and settings.rates_from is not None:
+        raise SettingError("rates_from takes the place of tuning, found both: leave out tune, or rates_from.")
     if dataset is None:
         dataset = load_data(settings, listener)
     settings = settings.suited_to(dataset)
