@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equipoise.solvers.iterating import iterated
+
 __all__ = ["bargaining_weights"]
 
 ITERATIONS = 18  # for the exponent 1: well conditioned matrices need 4; opposed tasks, which the ridge bounds, need 16
@@ -101,7 +103,8 @@ def _newton(C: Tensor, identity: Tensor, preferences: Tensor | None, usable: Ten
         p = torch.where(usable, preferences.double(), 1.0)
         total = p.sum()
         s = p.sqrt()  # the solution for orthogonal tasks
-    for _ in range(ITERATIONS):
+
+    def step(s: Tensor) -> Tensor:
         inverse = s.reciprocal()
         slope = inverse if preferences is None else p * inverse
         factor = torch.linalg.cholesky_ex(torch.addcmul(C, identity, slope * inverse)).L
@@ -109,8 +112,9 @@ def _newton(C: Tensor, identity: Tensor, preferences: Tensor | None, usable: Ten
         relative = torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1) * -inverse
         damping = (relative.amin() * (-1 / STEP_BOUND)).clamp(min=1).reciprocal()
         s = s + s * relative * damping
-        s = s * (torch.dot(s, torch.mv(C, s)) / total).rsqrt()
-    return s
+        return s * (torch.dot(s, torch.mv(C, s)) / total).rsqrt()
+
+    return iterated(step, s, ITERATIONS)
 
 
 def _follow(C: Tensor, s: Tensor, q: Tensor, b: float) -> Tensor:
@@ -119,13 +123,16 @@ def _follow(C: Tensor, s: Tensor, q: Tensor, b: float) -> Tensor:
     Newton's method on ``log (C s) + b log s = log q``, with both s and C s kept positive. The logarithms are
     there because a solution may lie many powers of ten from the start, where steps on the equation itself are slow.
     """
-    goal, Cs = q.log(), C @ s
-    for _ in range(FURTHER_ITERATIONS):
+    goal = q.log()
+
+    def step(state: Tensor) -> Tensor:
+        s, Cs = state.unbind()
         off = Cs.log() + b * s.log() - goal
         factor = torch.linalg.cholesky_ex(C + torch.diag(b * Cs / s)).L
         change = torch.cholesky_solve((-Cs * off).unsqueeze(1), factor).squeeze(1)
         of_product = C @ change
         smallest = torch.cat((change / s, of_product / Cs)).amin()
         damping = (smallest * (-1 / STEP_BOUND)).clamp(min=1).reciprocal()
-        s, Cs = s + damping * change, Cs + damping * of_product
-    return s
+        return torch.stack((s + damping * change, Cs + damping * of_product))
+
+    return iterated(step, torch.stack((s, C @ s)), FURTHER_ITERATIONS)[0]
