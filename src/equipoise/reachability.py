@@ -231,20 +231,21 @@ def _by_row(node: Any, arrived: dict[int, _Arrival]) -> list[int]:
     return found
 
 
-def losses_first(roots: Iterable[Node]) -> list[Node]:
-    """Return every node at or below the roots once, after all nodes that lead to it."""
-    finished: list[Node] = []
+def losses_first(roots: Iterable[Node]) -> dict[Node, Sequence[_Edge]]:
+    """Return every node at or below the roots, after all nodes that lead to it, each with its inputs."""
+    finished: list[tuple[Node, Sequence[_Edge]]] = []
     seen: set[Node] = set()
-    stack = [(root, False) for root in roots]
+    stack: list[tuple[Node, Sequence[_Edge] | None]] = [(root, None) for root in roots]
     while stack:
-        node, done = stack.pop()
-        if done:
-            finished.append(node)
+        node, inputs = stack.pop()
+        if inputs is not None:
+            finished.append((node, inputs))
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack += [(following, False) for following, _ in node.next_functions if following is not None]
-    return finished[::-1]
+            inputs = node.next_functions
+            stack.append((node, inputs))
+            stack += [(following, None) for following, _ in inputs if following is not None]
+    return dict(reversed(finished))
 
 
 class _Walk:

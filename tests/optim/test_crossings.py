@@ -205,6 +205,15 @@ def test_a_wrapper_around_the_model_keeps_the_tasks_apart():
     torch.testing.assert_close([p.grad for p in net.parameters()], expected, rtol=1e-12, atol=1e-14)
 
 
+def test_tasks_that_share_an_output_of_a_wrapper_enter_together():
+    def losses(net: Made) -> list[Tensor]:
+        z, own = _DDPSink.apply(None, net.z(), net.own[0])
+        return [(tower(z) + own.sum()).square().mean() for tower in net.towers]
+
+    net = Made(losses)
+    assert crossings_into(net.shared(), net.losses()) is None
+
+
 def test_ranks_make_two_passes_where_a_custom_function_may_exchange_something():
     """One of them may lack a task, so that the others alone see tasks enter together."""
     net = Made(a_custom_function)

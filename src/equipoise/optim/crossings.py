@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,9 +38,11 @@ class Crossings:
             losses: those that the crossings were found for.
             weights: one scalar per loss.
         """
-        seeds = [
-            seed if in_shared else None for seed, in_shared in zip(seeds_of(losses, weights), self.roots, strict=True)
-        ]
+        in_shared = [place for place, found in enumerate(self.roots) if found]
+        seeds: list[Tensor | None] = [None] * len(losses)
+        weighed = seeds_of([losses[place] for place in in_shared], [weights[place] for place in in_shared])
+        for place, seed in zip(in_shared, weighed, strict=True):
+            seeds[place] = seed
         with ExitStack() as hooks:
             for node, inputs in self.inputs.items():
                 of_input = {place: weights[loss] for place, loss in inputs.items()}
@@ -66,39 +66,55 @@ def crossings_into(shared: Iterable[Tensor], losses: Sequence[Tensor], *, alike:
     """
     weighed = {id(p) for p in shared}
     roots = [get_gradient_edge(loss) for loss in losses]
-    nodes = losses_first([root.node for root in roots])
-    leaves_below: dict[Node, int] = {}
-    for node in reversed(nodes):
-        leaf = getattr(node, "variable", None)
-        found = 0 if leaf is None else _SHARED if id(leaf) in weighed else _OTHER
-        for following, _ in node.next_functions:
-            if following is not None:
-                found |= leaves_below[following]
-        leaves_below[node] = found
-    crossings = Crossings([leaves_below[root.node] == _SHARED for root in roots])
-    tasks: dict[Node, dict[int, int]] = {node: {} for node in nodes}  # by output, task m as bit 1 << m
-    for number, root in enumerate(roots):
-        tasks[root.node][root.output_nr] = tasks[root.node].get(root.output_nr, 0) | 1 << number
-    for node in nodes:
-        custom = isinstance(node, BackwardCFunction)
-        copying = custom and is_copying(node)
-        if custom and (
-            kind_of(node) == "CheckpointFunction" or (alike and not copying and leaves_below[node] != _SHARED)
-        ):
+    inputs_of = losses_first([root.node for root in roots])
+    leaves_below = _leaves_below(inputs_of, weighed)
+    custom = [node for node in inputs_of if isinstance(node, BackwardCFunction)]
+    copying = set(filter(is_copying, custom))
+    for node in custom:
+        exchanging = alike and node not in copying and leaves_below[node] != _SHARED
+        if exchanging or kind_of(node) == "CheckpointFunction":
             return None
-        outputs = tasks[node]
-        of_all = functools.reduce(operator.or_, outputs.values(), 0)
-        for place, (following, output) in enumerate(node.next_functions):
+    arrived = dict.fromkeys(inputs_of, 0)  # tasks at each node, task m as bit 1 << m
+    at_output: dict[tuple[Node, int], int] = {}  # tasks at each output of a copying node
+
+    def arrive(node: Node, output: int, tasks: int) -> None:
+        arrived[node] |= tasks
+        if node in copying:
+            at_output[node, output] = at_output.get((node, output), 0) | tasks
+
+    for number, root in enumerate(roots):
+        arrive(root.node, root.output_nr, 1 << number)
+    crossings = Crossings([leaves_below[root.node] == _SHARED for root in roots])
+    for node, inputs in inputs_of.items():
+        if leaves_below[node] == _SHARED:
+            continue  # no edge leads out of the shared part
+        for place, (following, output) in enumerate(inputs):
             if following is None:
                 continue
-            here = outputs.get(place, 0) if copying else of_all
-            tasks[following][output] = tasks[following].get(output, 0) | here
-            # each path from a loss to a shared leaf has one such edge, unless the loss lies in the shared part
-            if leaves_below[following] == _SHARED != leaves_below[node]:
-                if here.bit_count() != 1:
-                    return None
+            here = at_output.get((node, place), 0) if node in copying else arrived[node]
+            if leaves_below[following] != _SHARED:
+                arrive(following, output, here)
+            elif here.bit_count() == 1:
+                # each path from a loss to a shared leaf has one such edge, unless the loss lies in the shared part
                 crossings.inputs.setdefault(node, {})[place] = here.bit_length() - 1
+            else:
+                return None
     return crossings
+
+
+def _leaves_below(inputs_of: dict[Node, Sequence[tuple[Node | None, int]]], weighed: set[int]) -> dict[Node, int]:
+    """Return which kinds of leaves lie at or below each node."""
+    found: dict[Node, int] = {}
+    for node, inputs in reversed(inputs_of.items()):
+        kinds = 0
+        for following, _ in inputs:
+            if following is not None:
+                kinds |= found[following]
+        leaf = None if inputs else getattr(node, "variable", None)
+        if leaf is not None:
+            kinds = _SHARED if id(leaf) in weighed else _OTHER
+        found[node] = kinds
+    return found
 
 
 def seeds_of(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
@@ -110,15 +126,20 @@ def _weighing(weights: dict[int, Tensor]) -> Callable[[_Gradients, _Gradients], 
     """Return a hook that multiplies the gradients of the inputs of these numbers by their weights."""
 
     def weigh(gradients: _Gradients, _: _Gradients) -> _Gradients:
-        return tuple(
-            _product(gradient, weights[place]) if place in weights and gradient is not None else gradient
-            for place, gradient in enumerate(gradients)
-        )
+        found = list(gradients)
+        for place, weight in weights.items():
+            gradient = found[place]
+            if gradient is not None:
+                found[place] = _product(gradient, weight)
+        return tuple(found)
 
     return weigh
 
 
 def _product(gradient: Tensor, weight: Tensor) -> Tensor:
     """Return the product in the gradient's precision, for half precision rounded once."""
-    precise = torch.promote_types(gradient.dtype, torch.float32)
-    return (gradient.to(precise) * weight.to(gradient.device, precise)).to(gradient.dtype)
+    weight = weight.to(gradient.device)
+    if gradient.dtype.itemsize < torch.float32.itemsize:
+        return (gradient.to(torch.float32) * weight).to(gradient.dtype)
+    # A weight in float64 needs no copy: the kernel takes its number. Two scalars give the wider one's precision.
+    return (gradient * weight).to(gradient.dtype)

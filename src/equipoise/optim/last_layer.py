@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Reversible, Sequence
 
 import torch
 import torch.distributed as dist
@@ -155,7 +155,7 @@ def _parameters_above(losses: Iterable[Tensor], shared: Sequence[Parameter]) -> 
     return above, hidden
 
 
-def _made_of_parameters(nodes: Sequence[Node], place_of: dict[int, int]) -> dict[Node, set[int]]:
+def _made_of_parameters(nodes: Reversible[Node], place_of: dict[int, int]) -> dict[Node, set[int]]:
     """Return the nodes that are leaves, or made of leaves alone, with the places of the shared parameters in them."""
     found: dict[Node, set[int]] = {}
     for node in reversed(nodes):
