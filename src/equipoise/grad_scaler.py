@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class ScaledBackward:
 
 
 _NO_BACKWARD = -1  # the engine's own number for "none"
-_under_way: WeakValueDictionary[int, ScaledBackward] = WeakValueDictionary()
+_under_way: dict[int, ReferenceType[ScaledBackward]] = {}  # by the engine's number of the backward
 _seen_by: WeakKeyDictionary[object, ReferenceType[ScaledBackward]] = WeakKeyDictionary()
 
 
@@ -54,7 +54,7 @@ def enclosing_backward(owner: object) -> ReferenceType[ScaledBackward] | None:
         return None
     found = _under_way.get(task)
     if found is not None:
-        _seen_by[owner] = ref(found)
+        _seen_by[owner] = found
     return _seen_by.get(owner)
 
 
@@ -64,9 +64,8 @@ def factor_of_backward(enclosing: ReferenceType[ScaledBackward] | None = None) -
     Args:
         enclosing: what :func:`enclosing_backward` returned in the forward pass, for a backward within a backward.
     """
-    found = _under_way.get(torch._C._current_graph_task_id())
-    if found is None and enclosing is not None:
-        found = enclosing()
+    reference = _under_way.get(torch._C._current_graph_task_id(), enclosing)
+    found = None if reference is None else reference()
     return None if found is None else found.factor
 
 
@@ -74,7 +73,8 @@ def note_factor(factor: Tensor) -> None:
     """Note the factor on the losses of the backward under way, in which this is called."""
     note = ScaledBackward(factor)
     torch.autograd.Variable._execution_engine.queue_callback(note)
-    _under_way[torch._C._current_graph_task_id()] = note
+    task = torch._C._current_graph_task_id()
+    _under_way[task] = ref(note, lambda _: _under_way.pop(task, None))
 
 
 @torch.library.custom_op("equipoise::loss_scale", mutates_args=())

@@ -7,10 +7,11 @@ torch and pytest alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 VARIABLE = "EQUIPOISE_ACCELERATOR"
 
@@ -30,6 +31,30 @@ def cuda(device: torch.device) -> torch.device:
     if device.type != "cuda":
         pytest.skip(f"needs functions of torch.cuda, and the device is {device}")
     return device
+
+
+Launches = Callable[[Callable[[], None]], tuple[int, list[str]]]
+
+
+@pytest.fixture
+def launches(cuda: torch.device) -> Launches:
+    """Return what counts a call's kernels, and names what the host has launched for them."""
+
+    def counted(call: Callable[[], None]) -> tuple[int, list[str]]:
+        torch.cuda.synchronize(cuda)
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as recorded:
+            call()
+            torch.cuda.synchronize(cuda)
+        kernels = [event for event in recorded.events() if event.device_type.name == "CUDA"]
+        starts = "cudaLaunch", "cuLaunch", "cudaGraphLaunch"
+        return len(kernels), [event.name for event in recorded.events() if event.name.startswith(starts)]
+
+    return counted
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count launches last: once a process has profiled, each of its launches takes longer."""
+    items.sort(key=lambda item: "launches" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,14 @@ def made_up_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]
     kernel_choice._kernels_on.cache_clear()
 
 
+def test_tensors_without_memory_of_their_own_have_none():
+    resized = torch.ones(3)
+    resized.untyped_storage().resize_(0)
+    zeros = torch._efficientzerotensor(3)
+    assert not any(kernel_choice._plain([tensor]) for tensor in (resized, zeros, torch.ones(2, 2).to_sparse()))
+    assert kernel_choice._plain([torch.ones(3), torch.empty(0)])
+
+
 def test_other_devices_have_none():
     assert kernels_for([torch.ones(2, device="meta")]) is None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +112,22 @@ def test_empty_gradients(count):
     assert kernels.weighted_sum(empty, torch.ones(count)).shape == (0, 3)
 
 
+def test_each_stream_has_a_workspace_that_grows(monkeypatch):
+    stream = 1
+    monkeypatch.setattr(kernels, "_workspaces", {})
+    monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: stream, raising=False)
+    like = SimpleNamespace(get_device=lambda: 0, new_zeros=torch.zeros, new_empty=torch.empty)
+    counter, few = kernels._workspace(like, 8)
+    assert counter == 0
+    assert len(few) == 8
+    assert kernels._workspace(like, 4)[1] is few
+    assert len(kernels._workspace(like, 16)[1]) == 16
+    assert len(kernels._workspace(like, 8)[1]) == 16
+    kept, stream = kernels._workspace(like, 8), 2
+    assert all(own is not other for own, other in zip(kernels._workspace(like, 8), kept, strict=True))
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("preferring", [False, True])
 @pytest.mark.parametrize("divisor", [None, torch.tensor(2.0**70)])
@@ -132,7 +148,8 @@ def test_a_step_at_once_is_its_three_parts_one_after_the_other(module, count, pr
     averages, balance, last = state()
     gram = module.gram_matrix(gradients, divisor)
     weights, present = module.balance_step(gram, averages, balance, last, known=None, options=options)
-    expected = [module.weighted_sum(gradients, weights), weights, present, averages, balance, *last]
+    expected = [module.weighted_sum(gradients, weights), weights, averages, balance, *last]
+    assert last[2].equal(present)
     averages, balance, last = state()
     found = module.balanced_sum(gradients, divisor, averages, balance, last, options=options)
     for own, part in zip([*found, averages, balance, *last], expected, strict=True):

@@ -110,7 +110,7 @@ def balanced_sum(
     last: tuple[Tensor, Tensor, Tensor],
     *,
     options: BalanceOptions,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Do as :func:`equipoise.forks.kernels.balanced_sum`, with the same arguments; for any number of tasks.
 
     Raises:
@@ -118,27 +118,26 @@ def balanced_sum(
         TypeError: as :func:`balance_step`.
     """
     if divisor is not None:
-        weights, present = balance_step(
-            gram_matrix(tensors, divisor), averages, balance, last, options=options, known=None
-        )
-        return weighted_sum(tensors, weights), weights, present
+        weights, _ = balance_step(gram_matrix(tensors, divisor), averages, balance, last, options=options, known=None)
+        return weighted_sum(tensors, weights), weights
     vectors = [tensor.contiguous() for tensor in tensors]
     count, total = len(vectors), torch.empty_like(vectors[0])
     last_gram, last_weights, last_present = last
     preferences, *numbers, cosine = options
-    weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
+    weights = torch.empty_like(last_weights)
+    present = _address(last_present, count, torch.bool)
     room = last_gram.new_empty(count * (count + 3))  # of float32, as `_address` checks
     short_of_memory = _library.equipoise_balanced_sum(
         *_rows(vectors), count, total.numel(), torch.get_num_threads(), _run_in_threads,
         _address(averages, 2 * count), _address(balance, count),
         None if preferences is None else _address(preferences, count),
-        _address(last_gram, count * count), _address(last_weights, count), _address(last_present, count, torch.bool),
-        weights.data_ptr(), present.data_ptr(), room.data_ptr(), total.data_ptr(),
+        _address(last_gram, count * count), _address(last_weights, count), present,
+        weights.data_ptr(), present, room.data_ptr(), total.data_ptr(),
         *numbers, cosine,
     )  # fmt: skip
     if short_of_memory:
         raise MemoryError(_SHORT_OF_MEMORY.format(count))
-    return total, weights, present
+    return total, weights
 
 
 def _rows(vectors: Sequence[Tensor]) -> tuple[ctypes.Array[ctypes.c_void_p], bool]:

@@ -48,14 +48,16 @@ def kernels_for(tensors: Sequence[Tensor] | Tensor, /) -> ModuleType | None:
 
 def _plain(tensors: Sequence[Tensor] | Tensor) -> bool:
     """Return whether these are tensors of numbers in memory: nothing traced, transformed or wrapped."""
-    functorch = torch._C._functorch
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
         if type(tensor) is not Tensor or tensor.is_neg():  # a view whose numbers lie in memory with the other sign
             return False
-        # Transforms wrap what they have left behind, too.
-        if functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor):
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:  # wrapped by a transform, which may be over, or sparse
+            return False
+        if not address and tensor.numel():  # a tensor of zeros without memory
             return False
     return True
 

@@ -49,7 +49,7 @@ class _Cut:
 _OF_FEW, _IN_FULL_REGISTERS, _TILES = _Cut(1024, 8, 4), _Cut(512, 4, 2), _Cut(64, 2, 8)
 _SUM_BLOCK, _SUM_WARPS = 2048, 8
 
-_counters: dict[tuple[int, int], Tensor] = {}  # by device and stream
+_workspaces: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by device and stream
 
 
 def gram_matrix(tensors: Sequence[Tensor], divisor: Tensor | None) -> Tensor:
@@ -130,7 +130,7 @@ def balanced_sum(
     last: tuple[Tensor, Tensor, Tensor],
     *,
     options: BalanceOptions,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Do as :func:`gram_matrix`, :func:`balance_step` and :func:`weighted_sum` one after the other, by two kernels.
 
     Args:
@@ -139,29 +139,29 @@ def balanced_sum(
         averages, balance, last, options: see :func:`balance_step`.
 
     Returns:
-        the sum, and what :func:`balance_step` returns.
+        the sum, and the weights in memory of their own.
     """
     vectors, key = _in_one_piece(tensors)
     count, length, device = len(vectors), vectors[0].numel(), vectors[0].device
     cut, programs, steps = _cut_of(count, length, device)
     last_gram, last_weights, last_present = last
-    partial = last_gram.new_empty((programs, count, count))
-    weights, present = torch.empty_like(last_weights), torch.empty_like(last_present)
-    total = torch.empty_like(vectors[0])  # all memory before the state moves
-    preferences, *numbers, cosine = options
-    state = (divisor, partial, _counter(partial), averages, balance, preferences, last_gram, last_weights, last_present)
+    counter, partial = _workspace(last_gram, programs * count * count)
+    weights, total = torch.empty_like(last_weights), torch.empty_like(vectors[0])  # before the state moves
+    preferences, gamma, pull, beta, unit, cosine = options
+    state = (divisor, partial, counter, averages, balance, preferences, last_gram, last_weights, last_present)
     form = None
     if key is not None:
         form = (*key, cosine, *[None if tensor is None else tensor.dtype for tensor in state])
     rows = _power_of_two(count)
     launch(
         gram_and_balance_kernel, programs, cut.warps, form,
-        vectors, length, steps, *state, weights, present, *map(float, numbers),
+        vectors, length, steps, *state, weights, last_present, float(gamma), float(pull), float(beta), float(unit),
         count, cut.block, divisor is not None, rows, _PARTS // rows**2, cosine, preferences is not None,
     )  # fmt: skip
-    return _weighted(vectors, key, weights, total), weights, present
+    return _weighted(vectors, key, weights, total), weights
 
 
+@functools.lru_cache(1024)  # of a model's batches; the last one of an epoch may be shorter
 def _cut_of(count: int, length: int, device: torch.device) -> tuple[_Cut, int, int]:
     """Return how gradients are cut, the number of programs, and the blocks of each."""
     cut = _OF_FEW if 2 * count <= MOST_IN_REGISTERS else _IN_FULL_REGISTERS if count <= MOST_IN_REGISTERS else _TILES
@@ -172,28 +172,34 @@ def _cut_of(count: int, length: int, device: torch.device) -> tuple[_Cut, int, i
 def _in_one_piece(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Hashable, ...] | None]:
     """Return the tensors, each in one piece of memory, and the key of their form; None where wide loads do not fit."""
     vectors = tuple([tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors])
-    if any(vector.data_ptr() % _ALIGNMENT for vector in vectors):
-        return vectors, None
+    for vector in vectors:
+        if vector.data_ptr() % _ALIGNMENT:
+            return vectors, None
     first = vectors[0]
     length = first.numel()
     return vectors, (first.device, first.dtype, len(vectors), length == 1, length % _ALIGNMENT == 0, length < 1 << 31)
 
 
-def _counter(like: Tensor) -> Tensor:
-    """Return a number of int32 on this device that is 0 wherever the current stream reaches a kernel that takes it.
+def _workspace(like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return scratch memory for the next kernel on the current stream of this device.
 
     Each stream has its own: on two streams a fork's kernels may run at the same time. So does each kernel of a CUDA
     graph, since the graph may be replayed on any stream.
+
+    Returns:
+        a number of int32, 0 before the kernel, which must leave it so; and at least ``length`` numbers of float32.
     """
-    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return like.new_zeros((), dtype=torch.int32)
-    place = like.device.index, torch._C._cuda_getCurrentRawStream(like.device.index)
-    found = _counters.get(place)
-    if found is None:
-        found = _counters[place] = like.new_zeros((), dtype=torch.int32)
+    device = like.get_device()
+    if device < 0 or torch._C._cuda_isCurrentStreamCapturing():
+        return like.new_zeros((), dtype=torch.int32), like.new_empty(length)
+    place = device, torch._C._cuda_getCurrentRawStream(device)
+    found = _workspaces.get(place)
+    if found is None or len(found[1]) < length:
+        found = _workspaces[place] = like.new_zeros((), dtype=torch.int32), like.new_empty(length)
     return found
 
 
+@functools.cache
 def _power_of_two(count: int) -> int:
     """Return the next power of two from the count on, at least 2."""
     return 1 << max((count - 1).bit_length(), 1)

@@ -34,19 +34,18 @@ def launch(kernel: Any, programs: int, warps: int, key: Hashable | None, *argume
     if built is not None and device == torch._C._cuda_getDevice():
         # As Triton does once it has found the form; without its calls of hooks, where a profiler has added none.
         stream = torch._C._cuda_getCurrentRawStream(device)
-        hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        grid, metadata = (programs, 1, 1), None
-        if _heard(hooks[0]) or _heard(hooks[1]):
-            metadata = built.launch_metadata(grid, stream, *arguments)
+        enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
+        if _heard(enter, leave):
+            metadata = built.launch_metadata((programs, 1, 1), stream, *arguments)
         else:
-            hooks = None, None
-        built.run(*grid, stream, built.function, built.packed_metadata, metadata, *hooks, *arguments)
+            enter = leave = None
+        built.run(programs, 1, 1, stream, built.function, built.packed_metadata, metadata, enter, leave, *arguments)
         return
     built = kernel[programs,](*arguments, num_warps=warps)
     if place is not None and isinstance(built, CompiledKernel):  # Triton's interpreter builds none
         _built[place] = built, torch._C._cuda_getDevice()
 
 
-def _heard(hook: Any) -> bool:
-    """Return whether a hook calls anything: it is a chain, which a profiler fills, or a function."""
-    return hook is not None and bool(getattr(hook, "calls", True))
+def _heard(*hooks: Any) -> bool:
+    """Return whether any of the hooks calls anything: it is a chain, which a profiler fills, or a function."""
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)

@@ -7,8 +7,7 @@ the form in which the gradients arrive.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ReferenceType
@@ -32,14 +31,13 @@ _AUTOCAST_DEVICES = frozenset(
     for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", torch._C._get_privateuse1_backend_name())
     if torch.amp.is_autocast_available(device)
 )
-_NOTHING = nullcontext()
 _NO_BATCH = (
     "A fork weighs the gradients of a batch against each other; under torch.func.vmap (or is_grads_batched=True) there "
     "is no batch. For the gradient of each example wrap the call: with equipoise.paused(model)."
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Passage:
     """One forward pass through a fork, and the weights of its first backward.
 
@@ -53,7 +51,7 @@ class Passage:
     """
 
     enclosing: ReferenceType[ScaledBackward] | None
-    arrived: Set[int] = frozenset()
+    arrived: Collection[int] = ()
     squares: Tensor | None = None
     weighed: tuple[Tensor, Tensor] | None = None
 
@@ -67,11 +65,10 @@ class Meeting(torch.autograd.Function):
 
         Where a graph is compiled (there is no passage) or transformed it is called.
         """
-        functorch = torch._C._functorch
         if (
             passage is None
             or torch._C._are_functorch_transforms_active()
-            or any(map(functorch.is_functorch_wrapped_tensor, shared))
+            or any(map(torch._C._functorch.is_functorch_wrapped_tensor, shared))
         ):
             found = cls.apply(fork, passage, stacked, *shared)  # type: ignore[no-untyped-call]
         else:
@@ -88,13 +85,10 @@ class Meeting(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: tuple[Tensor, ...]) -> None:
         """Keep the passage for the backward, but no tensor."""
-        fork, passage, stacked, *shared = inputs
         ctx.set_materialize_grads(False)
-        ctx.fork = fork
-        ctx.passage = passage
-        ctx.stacked = stacked
-        ctx.device = shared[0].device.type
-        ctx.pieces = len(shared)
+        ctx.fork, ctx.passage, ctx.stacked, shared = inputs[:4]
+        ctx.device = shared.device.type
+        ctx.pieces = len(inputs) - 3
 
     @staticmethod
     def vmap(_info: object, _in_dims: object, *_: object) -> Any:
@@ -104,22 +98,27 @@ class Meeting(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Weigh each tensor's gradients; nothing for the other arguments."""
-        fork: Fork = ctx.fork
-        mixed = ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device)
-        # A backward inside an autocast region must not multiply norms in half precision.
-        with torch.autocast(ctx.device, enabled=False) if mixed else _NOTHING:
-            sent = _step_at_once(ctx, cotangents)
-            if sent is not None:
-                return None, None, None, sent
-            pieces: list[Piece]
-            if ctx.stacked:
-                pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
-            else:
-                pieces = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
-            if fork.pauses:
-                ones = fork.last_weights.new_ones(len(fork.tasks))
-                return None, None, None, *(balanced(piece, ones) for piece in pieces)
-            return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
+        if ctx.device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(ctx.device):
+            # A backward inside an autocast region must not multiply norms in half precision.
+            with torch.autocast(ctx.device, enabled=False):
+                return _sent_on(ctx, cotangents)
+        return _sent_on(ctx, cotangents)
+
+
+def _sent_on(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    sent = _step_at_once(ctx, cotangents)
+    if sent is not None:
+        return None, None, None, sent
+    fork: Fork = ctx.fork
+    pieces: list[Piece]
+    if ctx.stacked:
+        pieces = [[None] * len(fork.tasks) if gradients is None else gradients for gradients in cotangents]
+    else:
+        pieces = [cotangents[place :: ctx.pieces] for place in range(ctx.pieces)]
+    if fork.pauses:
+        ones = fork.last_weights.new_ones(len(fork.tasks))
+        return None, None, None, *(balanced(piece, ones) for piece in pieces)
+    return None, None, None, *fork.merge(pieces, *_weights(ctx, pieces))
 
 
 def _step_at_once(ctx: Any, gradients: Sequence[Tensor | None]) -> Tensor | None:
@@ -137,10 +136,9 @@ def _step_at_once(ctx: Any, gradients: Sequence[Tensor | None]) -> Tensor | None
     found = fork.step_at_once(here, factor_of_backward(passage.enclosing))
     if found is None:
         return None
-    sent, weights, present = found
-    passage.arrived = set(range(len(gradients)))
-    passage.weighed = weights, present
-    return sent
+    passage.arrived = range(len(gradients))
+    passage.weighed = found[1], fork.last_present  # merging by weights does not look at the tasks present
+    return found[0]
 
 
 def _weights(ctx: Any, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
@@ -175,7 +173,7 @@ def _weights_of_passage(
         gram = fork.measure_step(pieces, factor)
         passage.squares = None if gram is None else gram.diagonal()
         passage.weighed = fork.weigh_step(gram)
-    elif not arrived <= passage.arrived:
+    elif not arrived.issubset(passage.arrived):
         raise RuntimeError(_one_by_one(fork.tasks, sorted(passage.arrived), sorted(arrived)))
     elif ctx.stacked:
         _refuse_rows_that_come_late(fork.tasks, pieces, passage.squares, factor)

@@ -159,6 +159,11 @@ class MultiBalance(Preferring):
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
         self.reset_parameters()
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is MultiBalance
+
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()
@@ -178,7 +183,7 @@ class MultiBalance(Preferring):
         """
         return self.averages[0] / self.averages[1]
 
-    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Do as :meth:`Fork.step_at_once`, with the usual options, on one rank that measures in each step."""
         buffers = self._buffers  # buffers as attributes take several times as long
         if type(self) is not MultiBalance or not self._usual or buffers["known_weights"] is not None:
@@ -188,9 +193,11 @@ class MultiBalance(Preferring):
         kernels = kernels_for(gradients) if self.last_gram.dtype == torch.float32 else None
         if kernels is None or group_of_several(self.process_group) is not None:
             return None
-        factor = divisor_beside(gradients[0], factor)
-        found: tuple[Tensor, Tensor, Tensor] = kernels.balanced_sum(
-            gradients, factor, buffers["averages"], buffers["balance"], self._last, options=self._options
+        if factor is not None:
+            factor = divisor_beside(gradients[0], factor)
+        last = self.last_gram, self.last_weights, self.last_present
+        found: tuple[Tensor, Tensor] = kernels.balanced_sum(
+            gradients, factor, buffers["averages"], buffers["balance"], last, options=self._options
         )
         return found
 
@@ -199,8 +206,9 @@ class MultiBalance(Preferring):
         kernels = kernels_for(gram) if self._usual and type(self).weigh is MultiBalance.weigh else None
         if kernels is None:
             return super().solve_step(gram)
+        last = self.last_gram, self.last_weights, self.last_present
         found: tuple[Tensor, Tensor] = kernels.balance_step(
-            gram, self.averages, self.balance, self._last, known=self.known_weights, options=self._options
+            gram, self.averages, self.balance, last, known=self.known_weights, options=self._options
         )
         self.remember_step()
         return found
@@ -210,19 +218,12 @@ class MultiBalance(Preferring):
         return self.magnitude == "averaged" and self.direction in {"cosine", "none"} and self.clip is None
 
     @property
-    def _last(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.last_gram, self.last_weights, self.last_present
-
-    @property
     def _options(self) -> BalanceOptions:
-        return BalanceOptions(
-            preferences=None if self.task_weights is None else self.preferences,
-            gamma=self.gamma,
-            pull=self.rho * self._even,
-            beta=self.beta,
-            unit=1.0 if self.reduction == "mean" else self._even,
-            cosine=self.direction == "cosine",
-        )
+        preferences = None if self.task_weights is None else self.preferences
+        unit = 1.0 if self.reduction == "mean" else self._even
+        cosine = self.direction == "cosine"
+        # In each step, so without the checks of BalanceOptions(…), which take longer than all of this.
+        return tuple.__new__(BalanceOptions, (preferences, self.gamma, self.rho * self._even, self.beta, unit, cosine))
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return ``M λ_m p_m r_m / n_m`` after one step of the averages and of λ; see :meth:`Fork.weigh`."""

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 __all__ = ["group_of_several"]
 
+_AVAILABLE = dist.is_available()
 _own_group: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None  # the default group and the forks' copy of it
 
 
@@ -22,7 +23,7 @@ def group_of_several(process_group: dist.ProcessGroup | None) -> dist.ProcessGro
             needs it. A compiled graph cannot make one, and takes the default group if there is none yet.
     """
     global _own_group  # noqa: PLW0603 - process groups belong to the process
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1:
+    if not _AVAILABLE or not dist.is_initialized() or dist.get_world_size(process_group) == 1:
         return None
     if process_group is not None:
         return process_group
