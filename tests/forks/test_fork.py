@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
+from equipoise.forks import fork as fork_module
 from equipoise.forks.fork import Fork
 from tests.forks.fork_gradients import Fixed, Towers, feed, leaf, random
 
@@ -320,3 +322,10 @@ def test_a_model_cast_to_another_precision_trains_with_statistics_no_coarser_tha
     sum(model(random(3, 8, 6, dtype=dtype))).backward()
     assert torch.isfinite(model.bottom.weight.grad).all()
     assert torch.finfo(model.fork.last_gram.dtype).eps <= torch.finfo(torch.float32).eps
+
+
+def test_the_sum_over_ranks_is_a_plain_tensor_that_kernels_take(monkeypatch):
+    monkeypatch.setattr(fork_module, "all_reduce", lambda gram, *_: AsyncCollectiveTensor(2 * gram))
+    found = fork_module._summed(torch.eye(2), None)
+    assert type(found) is torch.Tensor
+    assert found.equal(2 * torch.eye(2))

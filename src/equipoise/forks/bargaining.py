@@ -69,6 +69,11 @@ class Bargaining(Preferring):
             raise ValueError(f"exponent must be positive and finite, found {exponent}.")
         self.exponent = float(exponent)
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is Bargaining
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the solution of the bargaining equation; see :meth:`Fork.weigh`."""
         wide = gram.double()

@@ -77,6 +77,11 @@ class EqualProjections(Preferring):
             raise ValueError(f"length must be one of {get_args(Length)}, found {length!r}.")
         self.length: Length = length
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is EqualProjections
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in ``out``; see :meth:`Fork.weigh`."""
         wide, wanted = gram.double(), self.preferences.double()

@@ -25,14 +25,18 @@ from equipoise.forks.state import TaskState
 from equipoise.forks.structure import differentiable_parts, tasks_first
 from equipoise.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.per_sample import computed_per_sample, per_sample_gradients_possible
+from equipoise.replaying import recordable, replayed
 
 if dist.is_available():
-    from torch.distributed._functional_collectives import all_reduce
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
 
 __all__ = ["Fork"]
 
 Structure = TypeVar("Structure")
 
+_PLAIN = (bool, int, float, str, type(None))
+# Attributes on which the weights for a Gram matrix do not depend.
+_NOT_IN_A_STEP = frozenset(vars(nn.Module())) | {"_backwards", "_under_way", "process_group"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -182,6 +186,17 @@ class Fork(TaskState):
         """True where the gradient that an example sends upstream depends on others; a subclass may know better."""
         return type(self).weigh is not Fork.weigh
 
+    @property
+    def replayable(self) -> bool:
+        """True if a step on a CUDA device may be replayed from a CUDA graph; each class says it of itself alone.
+
+        Then :meth:`weigh` runs in the first steps and while one is recorded, not in each. It must work on tensors of
+        that device, without a look at their values: its arguments, and those that the fork keeps as buffers or
+        attributes. Beside them it may depend on attributes that are numbers, strings or lists of them, whose changes
+        are seen; not on attributes of the class or on anything outside.
+        """
+        return type(self) is Fork
+
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`TaskState.reset_parameters`."""
         self.last_gram.zero_()
@@ -296,15 +311,17 @@ class Fork(TaskState):
                 f"Weighted({list(self.tasks)!r}, [...]); docs/privacy.md says more."
             )
 
-    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    def step_at_once(self, gradients: Sequence[Tensor], factor: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Do :meth:`measure_step`, :meth:`weigh_step` and :meth:`merge` in one call, or change nothing and return None.
+
+        For forks that merge by weights alone.
 
         Args:
             gradients: those of all tasks, of the only shared tensor; no gradient is recorded.
             factor: what the losses have been multiplied by; None for 1.
 
         Returns:
-            the gradient that flows on, the weights, and the tasks present; None where the three are to be called.
+            the gradient that flows on, and the weights; None where the three are to be called.
         """
         return None
 
@@ -332,6 +349,33 @@ class Fork(TaskState):
 
     def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Find and remember the weights and the tasks present of the Gram matrix of the global batch."""
+        if not (self.replayable and recordable(gram)):
+            return self.find_step(gram)
+        depends_on = self._on_which_a_step_depends(gram.device)
+        if depends_on is None:
+            return self.find_step(gram)
+        options, tensors = depends_on
+        weights, present = replayed(self, self.find_step, [gram], options=options, reads=tensors)
+        return weights, present
+
+    def _on_which_a_step_depends(self, device: torch.device) -> tuple[dict[str, object], list[Tensor]] | None:
+        """Return the attributes that may decide a step, and the tensors; None if a change might go unseen."""
+        options: dict[str, object] = {}
+        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                tensors.append(value)
+            elif name not in _NOT_IN_A_STEP:
+                options[name] = tuple(value) if isinstance(value, list) else value
+        plain = [entry for value in options.values() for entry in (value if isinstance(value, tuple) else [value])]
+        if not all(isinstance(entry, _PLAIN) for entry in plain) or self._parameters or self._modules:
+            return None
+        if not all(type(tensor) is Tensor and tensor.device == device for tensor in tensors):
+            return None  # a kernel keeps the value of a number on the CPU
+        return options | {"methods": (type(self).weigh, type(self).find_step)}, tensors
+
+    def find_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Do as :meth:`solve_step`, by PyTorch's operations one after the other; nothing of it may look at a value."""
         diagonal = gram.diagonal()
         if not torch.compiler.is_compiling() and gram.is_cpu:
             # Python's numbers: a handful of them takes a tensor operation longer to start than to compute.
@@ -385,7 +429,7 @@ class Fork(TaskState):
         if group is not None:
             gram = gram / dist.get_world_size(group) ** 2
         if self.arriving is None:
-            return gram if group is None else all_reduce(gram, "sum", group)
+            return gram if group is None else _summed(gram, group)
         compiled = torch.compiler.is_compiling()
         if not compiled:
             self._wait()
@@ -416,3 +460,11 @@ class Fork(TaskState):
         """Return the constructor's arguments."""
         every = f", gram_every={self.gram_every}" if self.gram_every > 1 else ""
         return f"{list(self.tasks)!r}{', overlap=True' if self.overlap else ''}{every}"
+
+
+def _summed(gram: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the sum over the ranks as a plain tensor, which kernels take: eagerly, what comes back waits when used."""
+    found: Tensor = all_reduce(gram, "sum", group)
+    if not torch.compiler.is_compiling() and isinstance(found, AsyncCollectiveTensor):
+        found = found.wait()
+    return found

@@ -78,6 +78,11 @@ class GradCraft(Preferring):
         self.tau = float(tau)
         self.epsilon = float(epsilon)
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is GradCraft
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in the sum of the corrected ones; see :meth:`Fork.weigh`."""
         norms = gram.double().diagonal().sqrt()

@@ -84,6 +84,11 @@ class MetaBalanceFork(Preferring):
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
         self.reset_parameters()
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is MetaBalanceFork
+
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""
         super().reset_parameters()

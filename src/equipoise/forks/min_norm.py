@@ -77,6 +77,11 @@ class MinNorm(Preferring):
             raise ValueError(f"lengths must be one of {get_args(Lengths)}, found {lengths!r}.")
         self.lengths: Lengths = lengths
 
+    @property
+    def replayable(self) -> bool:
+        """True of this class itself: :meth:`weigh` works on tensors alone."""
+        return type(self) is MinNorm
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in the shortest combination; see :meth:`Fork.weigh`."""
         wide = gram.double()

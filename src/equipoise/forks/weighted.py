@@ -68,6 +68,11 @@ class Weighted(Preferring):
         """True for a function of the whole batch's Gram matrix, False for fixed numbers."""
         return callable(self.weighting)
 
+    @property
+    def replayable(self) -> bool:
+        """True for fixed numbers, False for a function, which may do anything."""
+        return type(self) is Weighted and not callable(self.weighting)
+
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""
         weights = self.unpreferred(gram, present)

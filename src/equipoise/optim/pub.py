@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
@@ -21,6 +22,7 @@ from equipoise.optim.last_layer import HiddenLayersError, NoLastLayerError
 from equipoise.optim.measured_part import MeasuredPart, unscaled_gradients
 from equipoise.optim.metabalance import MetaBalance
 from equipoise.optim.task_optimizer import TaskOptimizer
+from equipoise.replaying import replayed
 from equipoise.solvers import bargaining_weights
 
 __all__ = ["PUB"]
@@ -430,12 +432,10 @@ class PUB(TaskOptimizer):
         if preferences is not None:
             preferences = self._rows_of(preferences, tasks)
             preferences = preferences / preferences.mean()
-        solved = bargaining_weights(gram, preferences=preferences)
-        if self._form.scale == "mean 1":
-            solved = solved * ((solved > 0).sum() / solved.sum())
-        elif self._form.scale == "root norm":
-            solved = solved * gram.norm().sqrt()
-        memory, alpha = self._memory, torch.where((solved > 0) & (solved < torch.inf), solved, self._weights_of(tasks))
+        inputs = [gram, self._weights_of(tasks), *([] if preferences is None else [preferences])]
+        scale = self._form.scale
+        (alpha,) = replayed(self, functools.partial(_solved, scale), inputs, options=scale, key=len(tasks))
+        memory = self._memory
         present = torch.ones_like(memory["present"])
         if len(tasks) < len(self.tasks):
             here = rows_index(tasks, len(self.tasks), alpha.device)
@@ -475,3 +475,13 @@ class PUB(TaskOptimizer):
             f"form={self.form!r}{solve_on}"
             f"{'' if self.task_weights is None else f', task_weights={self.task_weights}'})"
         )
+
+
+def _solved(scale: str, gram: Tensor, before: Tensor, preferences: Tensor | None = None) -> tuple[Tensor]:
+    """Return α of the Gram matrix of updates; that of before for a task that takes no part."""
+    solved = bargaining_weights(gram, preferences=preferences)
+    if scale == "mean 1":
+        solved = solved * ((solved > 0).sum() / solved.sum())
+    elif scale == "root norm":
+        solved = solved * gram.norm().sqrt()
+    return (torch.where((solved > 0) & (solved < torch.inf), solved, before),)
