@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from equipoise import PUB, Monitor, MultiBalance
+from equipoise.forks import Bargaining
 from equipoise.measuring import cpu_name, median_interval
 from equipoise.ranking.losses import task_losses
 from equipoise.ranking.models import ForkFactory, SharedBottom
@@ -178,6 +179,7 @@ def contenders(tasks: int, size: Size, device: str, names: list[str]) -> dict[st
         "MultiBalance": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks)),
         "MultiBalance, one step in 4": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks, gram_every=4)),
         "MultiBalance, monitored": lambda: plain(tasks, size, device, lambda: MultiBalance(tasks), monitored=True),
+        "Nash-MTL": lambda: plain(tasks, size, device, lambda: Bargaining(tasks)),
         "PUB (exact)": lambda: pub(tasks, size, device, solve_on="all"),
         "PUB": lambda: pub(tasks, size, device),
         "PUB (authors' form)": lambda: pub(tasks, size, device, form="authors"),
@@ -257,6 +259,7 @@ def measure(
 
 
 FORKS = ["plain sum again", "MultiBalance", "MultiBalance, one step in 4", "MultiBalance, monitored"]
+OTHER_FORKS = ["Nash-MTL"]  # on an accelerator: its weights are hundreds of small kernels
 OTHERS = ["PUB (exact)", "PUB", "PUB (authors' form)", *(["torchjd MGDA", "torchjd UPGrad"] if TORCHJD else [])]
 
 
@@ -266,11 +269,12 @@ def plan(chosen: argparse.Namespace) -> list[tuple[str, int, int, list[str]]]:
     if chosen.contenders:
         return [(device, tasks, chosen.pairs, chosen.contenders) for tasks in (2, 8)]
     counts = (2, 8, 32, BATCHED) if device == "cpu" else (2, 8, 32)
-    found = [(device, tasks, chosen.fork_pairs, FORKS) for tasks in counts]
+    forks = [*FORKS, *OTHER_FORKS] if device == "cuda" else FORKS
+    found = [(device, tasks, chosen.fork_pairs, forks) for tasks in counts]
     found += [(device, tasks, chosen.pairs, OTHERS) for tasks in (2, 8)]
     if device == "cuda":
         found += [
-            (workload, tasks, chosen.fork_pairs, FORKS[:2])
+            (workload, tasks, chosen.fork_pairs, [*FORKS[:2], *(OTHER_FORKS if workload == "small" else [])])
             for workload in ("large", "small", "graph")
             for tasks in (2, 8)
         ]
@@ -289,7 +293,7 @@ def main() -> None:
         "--contenders",
         nargs="+",
         metavar="NAME",
-        choices=sorted({*FORKS, *OTHERS}),
+        choices=sorted({*FORKS, *OTHER_FORKS, *OTHERS}),
         default=[],
         help="these alone beside the plain sum, M = 2, 8",
     )
