@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -133,17 +134,63 @@ def test_a_function_for_which_the_host_waits_is_not_recorded(function, made):
     assert recording_of(owner) is None
 
 
-def test_a_replay_counts_as_a_change_of_what_it_writes(made):
-    owner, state = Owner(), numbers(0.0)
+class Graph:
+    """Stands for a CUDA graph: notes the beginning and the end of a recording, and replays nothing."""
+
+    def __init__(self, error: str | None = None) -> None:
+        self.done: list[str] = []
+        self.error = error
+
+    def capture_begin(self, *, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.done.append("begin")
+
+    def capture_end(self) -> None:
+        self.done.append("end")
+        if self.error is not None:
+            raise RuntimeError(self.error)
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch) -> Graph:
+    """Let recordings be made by a graph that is made up."""
+    made_up = Graph()
+    monkeypatch.setattr(replaying, "recordable", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made_up)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    return made_up
+
+
+def test_a_replay_counts_as_a_change_of_what_it_writes(graph):
+    owner, state, other = Owner(), numbers(0.0), numbers(2.0)
 
     def count(x: Tensor) -> tuple[Tensor]:
-        return (state.add_(x).clone(),)
+        return (state.add_(x * other).clone(),)
 
-    for _ in range(3):
+    for call in range(4):
         before = state._version
-        replayed(owner, count, [numbers(1.0)], reads=[state])
+        replayed(owner, count, [numbers(1.0)], reads=[state, other])
         assert state._version > before
-    assert made
+        assert other._version == 0
+        assert graph.done == ["begin", "end", "replay", "replay", "replay"][: 0 if call == 0 else 2 + call]
+
+
+def test_a_recording_ends_where_the_function_fails(graph):
+    owner = Owner()
+
+    def fails_later(x: Tensor) -> tuple[Tensor]:
+        if graph.done:
+            raise torch.OutOfMemoryError("too little is free")
+        return (x,)
+
+    replayed(owner, fails_later, [numbers(1.0)])
+    with pytest.warns(UserWarning, match="too little is free"), pytest.raises(torch.OutOfMemoryError):
+        replayed(owner, fails_later, [numbers(1.0)])  # as written it fails, too
+    assert graph.done == ["begin", "end"]
 
 
 def test_without_memory_for_a_recording_it_warns_once_and_runs_as_written(made, monkeypatch):
@@ -161,13 +208,13 @@ def test_without_memory_for_a_recording_it_warns_once_and_runs_as_written(made, 
     assert not made
 
 
-def test_a_recording_that_broke_is_an_error():
-    class Graph:
-        def capture_end(self) -> None:
-            raise RuntimeError("previous error during capture")
-
+def test_a_recording_that_broke_is_an_error(graph):
+    owner, graph.error = Owner(), "previous error during capture"
+    replayed(owner, lambda x: (x,), [numbers(1.0)])
     with pytest.raises(RuntimeError, match=r"Owner could not record its step.*`replayable`.*start again"):
-        replaying._end(Graph(), Owner())
+        replayed(owner, lambda x: (x,), [numbers(1.0)])
+    assert replayed(owner, lambda x: (x + 1,), [numbers(1.0)])[0] == 2
+    assert graph.done == ["begin", "end"]
 
 
 def test_only_plain_tensors_on_a_device_are_recorded_and_none_in_a_graph_of_the_caller(monkeypatch):
