@@ -20,12 +20,12 @@ from equipoise.forks.gram import gram_matrix
 from equipoise.forks.meeting import Meeting, Passage, in_captured_graph
 from equipoise.forks.pieces import Piece, balanced, filled
 from equipoise.forks.ranks import group_of_several
+from equipoise.forks.recorded_step import step_of
 from equipoise.forks.stand_in import Copies
 from equipoise.forks.state import TaskState
 from equipoise.forks.structure import differentiable_parts, tasks_first
 from equipoise.grad_scaler import enclosing_backward, note_grad_scalers
 from equipoise.per_sample import computed_per_sample, per_sample_gradients_possible
-from equipoise.replaying import recordable, replayed
 
 if dist.is_available():
     from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
@@ -34,9 +34,6 @@ __all__ = ["Fork"]
 
 Structure = TypeVar("Structure")
 
-_PLAIN = (bool, int, float, str, type(None))
-# Attributes on which the weights for a Gram matrix do not depend.
-_NOT_IN_A_STEP = frozenset(vars(nn.Module())) | {"_backwards", "_under_way", "process_group"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -349,30 +346,7 @@ class Fork(TaskState):
 
     def solve_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Find and remember the weights and the tasks present of the Gram matrix of the global batch."""
-        if not (self.replayable and recordable(gram)):
-            return self.find_step(gram)
-        depends_on = self._on_which_a_step_depends(gram.device)
-        if depends_on is None:
-            return self.find_step(gram)
-        options, tensors = depends_on
-        weights, present = replayed(self, self.find_step, [gram], options=options, reads=tensors)
-        return weights, present
-
-    def _on_which_a_step_depends(self, device: torch.device) -> tuple[dict[str, object], list[Tensor]] | None:
-        """Return the attributes that may decide a step, and the tensors; None if a change might go unseen."""
-        options: dict[str, object] = {}
-        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                tensors.append(value)
-            elif name not in _NOT_IN_A_STEP:
-                options[name] = tuple(value) if isinstance(value, list) else value
-        plain = [entry for value in options.values() for entry in (value if isinstance(value, tuple) else [value])]
-        if not all(isinstance(entry, _PLAIN) for entry in plain) or self._parameters or self._modules:
-            return None
-        if not all(type(tensor) is Tensor and tensor.device == device for tensor in tensors):
-            return None  # a kernel keeps the value of a number on the CPU
-        return options | {"methods": (type(self).weigh, type(self).find_step)}, tensors
+        return step_of(self, gram)
 
     def find_step(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Do as :meth:`solve_step`, by PyTorch's operations one after the other; nothing of it may look at a value."""

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from equipoise import replaying
-from equipoise.forks import PIVRG, Bargaining, Fork, MinNorm, Weighted, multibalance
-from equipoise.forks import fork as fork_module
+from equipoise.forks import PIVRG, Bargaining, Fork, MinNorm, Weighted, multibalance, recorded_step
 from tests.forks.every_fork import FORKS, TASKS
 from tests.made_up_device import DEVICE, DeviceTensor, the_device
 
@@ -57,7 +56,7 @@ class Recorder:
 def recorder(monkeypatch):
     made = Recorder()
     monkeypatch.setattr(replaying, "_recorded", made)
-    for module in (replaying, fork_module):
+    for module in (replaying, recorded_step):
         monkeypatch.setattr(module, "recordable", lambda *_: True)
     return made
 
@@ -87,12 +86,12 @@ def test_replayed_steps_are_the_steps_as_written(name, recorder, monkeypatch):
 
 
 def as_written(fork: Fork, seed: int) -> Tensor:
-    before = fork_module.recordable
-    fork_module.recordable = lambda *_: False
+    before = recorded_step.recordable
+    recorded_step.recordable = lambda *_: False
     try:
         return step(fork, seed)
     finally:
-        fork_module.recordable = before
+        recorded_step.recordable = before
 
 
 def test_a_changed_option_is_obeyed_at_once_and_recorded_later_each_time(recorder):
