@@ -16,6 +16,7 @@ from torch import Tensor
 from equipoise import PUB, replaying
 from equipoise.optim.pub import _solved
 from equipoise.replaying import recording_of, replayed
+from tests.made_up_device import DeviceTensor, the_device
 
 
 class Owner:
@@ -265,3 +266,13 @@ def test_a_task_without_an_update_keeps_its_weight():
     (found,) = _solved("mean 1", torch.diag(torch.tensor([4.0, 0.0, 1.0], dtype=torch.float64)), before)
     assert found[1] == 0.7
     assert found[0] < found[2]
+
+
+@pytest.mark.parametrize("scale", ["mean 1", "root norm", "solution"])
+@pytest.mark.parametrize("preferring", [False, True])
+def test_no_operation_of_what_pub_solves_keeps_it_from_being_recorded(scale, preferring):
+    gram = torch.tensor([[4.0, 1.0, 0.0], [1.0, 2.0, -1.0], [0.0, -1.0, 3.0]], dtype=torch.float64)
+    numbers = [gram, *[torch.ones(3, dtype=torch.float64)] * (1 + preferring)]
+    with the_device(), torch.no_grad(), replaying._Watch() as watch:
+        _solved(scale, *map(DeviceTensor, numbers))
+    assert not watch.waited
