@@ -50,20 +50,20 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def test_from_the_second_call_on_a_recording_is_replayed_with_the_new_numbers(made):
+def test_from_the_third_call_on_a_recording_is_replayed_with_the_new_numbers(made):
     owner, calls = Owner(), []
 
     def double(x: Tensor) -> tuple[Tensor]:
         calls.append(x)
         return (2 * x,)
 
-    for place in range(4):
+    for place in range(5):
         (found,) = replayed(owner, double, [numbers(place)])
         assert found.equal(numbers(2 * place))
-        assert len(made) == min(place, 1)
-    # The first call, and those of the recording: one as it was made, and one for each replay.
-    assert calls[0].equal(numbers(0))
-    assert len(calls) == 1 + 1 + 3
+        assert len(made) == (place >= 2)
+    # Two calls as written, and those of the recording: one as it was made, and one for each replay.
+    assert calls[1].equal(numbers(1))
+    assert len(calls) == 2 + 1 + 3
 
 
 def test_what_is_returned_is_not_overwritten_by_the_next_replay(made):
@@ -91,20 +91,28 @@ def test_after_a_change_twice_as_many_calls_run_as_written(made, changed):
         inputs = given.pop("inputs")
         return replayed(owner, lambda x: (factor * x,), inputs, **given)[0]
 
-    for _ in range(3):
+    for _ in range(4):
         call(usual, 1.0)
     assert len(made) == 1
-    for place in range(4):
-        assert call(usual | changed, 5.0).unique().tolist() == [5.0]
-        assert len(made) == 1 + (place >= 2)
     for place in range(6):
+        assert call(usual | changed, 5.0).unique().tolist() == [5.0]
+        assert len(made) == 1 + (place >= 4)
+    for place in range(10):
         assert call(usual, 7.0).unique().tolist() == [7.0]
-        assert len(made) == 2 + (place >= 4)
+        assert len(made) == 2 + (place >= 8)
+
+
+def test_what_changes_in_each_call_is_neither_watched_nor_recorded(made, monkeypatch):
+    monkeypatch.setattr(replaying, "_Watch", lambda: pytest.fail("a watch takes time"))
+    owner = Owner()
+    for place in range(6):
+        assert replayed(owner, lambda x, factor=place: (factor * x,), [torch.ones(1)], options=place)[0] == place
+    assert not made
 
 
 def test_each_owner_and_each_key_has_a_recording_of_its_own(made):
     owners = Owner(), Owner()
-    for _ in range(3):
+    for _ in range(4):
         for owner in owners:
             for key in (2, 3):
                 factor = key + 10 * owners.index(owner)
@@ -121,10 +129,11 @@ def test_each_owner_and_each_key_has_a_recording_of_its_own(made):
         lambda x: (x * x.sum().item(),),
         lambda x: (x[x > 0],),
         lambda x: (torch.linalg.cholesky(x.diag_embed()),),
+        lambda x: (torch.zeros(3).index_put((x > 0,), x),),
         lambda x: (x.to("meta"),),
         lambda x: (torch.empty(3, device="meta").copy_(x),),
     ],
-    ids=["a value", "a size", "an error code", "a copy", "a copy into a place"],
+    ids=["a value", "a size", "an error code", "a mask", "a copy", "a copy into a place"],
 )
 def test_a_function_for_which_the_host_waits_is_not_recorded(function, made):
     owner = Owner()
@@ -168,16 +177,19 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Graph:
 
 def test_a_replay_counts_as_a_change_of_what_it_writes(graph):
     owner, state, other = Owner(), numbers(0.0), numbers(2.0)
+    with torch.inference_mode():
+        unseen = numbers(1.0)  # has no version
 
     def count(x: Tensor) -> tuple[Tensor]:
-        return (state.add_(x * other).clone(),)
+        return (state.add_(x * other * unseen).clone(),)
 
     for call in range(4):
         before = state._version
-        replayed(owner, count, [numbers(1.0)], reads=[state, other])
+        replayed(owner, count, [numbers(1.0)], reads=[state, other, unseen])
         assert state._version > before
         assert other._version == 0
-        assert graph.done == ["begin", "end", "replay", "replay", "replay"][: 0 if call == 0 else 2 + call]
+        assert unseen.is_inference()
+        assert graph.done == ["begin", "end", "replay", "replay"][: 0 if call < 2 else 1 + call]
 
 
 def test_a_recording_ends_where_the_function_fails(graph):
@@ -188,7 +200,8 @@ def test_a_recording_ends_where_the_function_fails(graph):
             raise torch.OutOfMemoryError("too little is free")
         return (x,)
 
-    replayed(owner, fails_later, [numbers(1.0)])
+    for _ in range(2):
+        replayed(owner, fails_later, [numbers(1.0)])
     with pytest.warns(UserWarning, match="too little is free"), pytest.raises(torch.OutOfMemoryError):
         replayed(owner, fails_later, [numbers(1.0)])  # as written it fails, too
     assert graph.done == ["begin", "end"]
@@ -200,8 +213,9 @@ def test_without_memory_for_a_recording_it_warns_once_and_runs_as_written(made, 
 
     monkeypatch.setattr(replaying, "_recorded", fails)
     owner = Owner()
-    replayed(owner, lambda x: (x,), [torch.ones(1)])
-    with pytest.warns(UserWarning, match=r"Owner found no memory to record its step .*\(too little is free\)"):
+    for _ in range(2):
+        replayed(owner, lambda x: (x,), [torch.ones(1)])
+    with pytest.warns(UserWarning, match=r"Owner could not record its step .*\(too little is free\)"):
         assert replayed(owner, lambda x: (x + 1,), [torch.ones(1)])[0] == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -211,7 +225,8 @@ def test_without_memory_for_a_recording_it_warns_once_and_runs_as_written(made, 
 
 def test_a_recording_that_broke_is_an_error(graph):
     owner, graph.error = Owner(), "previous error during capture"
-    replayed(owner, lambda x: (x,), [numbers(1.0)])
+    for _ in range(2):
+        replayed(owner, lambda x: (x,), [numbers(1.0)])
     with pytest.raises(RuntimeError, match=r"Owner could not record its step.*`replayable`.*start again"):
         replayed(owner, lambda x: (x,), [numbers(1.0)])
     assert replayed(owner, lambda x: (x + 1,), [numbers(1.0)])[0] == 2
@@ -275,4 +290,19 @@ def test_no_operation_of_what_pub_solves_keeps_it_from_being_recorded(scale, pre
     numbers = [gram, *[torch.ones(3, dtype=torch.float64)] * (1 + preferring)]
     with the_device(), torch.no_grad(), replaying._Watch() as watch:
         _solved(scale, *map(DeviceTensor, numbers))
+    assert not watch.waited
+
+
+def test_a_function_that_is_watched_may_compile():
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x + 1, backend=backend)
+    with replaying._Watch() as watch:
+        found = function(numbers(1.0))
+    assert found == 2
+    assert compiled
     assert not watch.waited

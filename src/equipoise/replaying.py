@@ -1,7 +1,8 @@
 """Replays a function of small tensors as a CUDA graph: hundreds of small kernels, one launch.
 
-The host takes longer to launch such a kernel than the device to run it. The first call runs as it is written, which
-also prepares what the libraries below need, and shows whether a graph can hold it; the next one is recorded.
+The host takes longer to launch such a kernel than the device to run it. The first calls run as they are written, which
+also prepares what the libraries below need. The last of them is watched for what no graph can hold; the next call is
+recorded.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ __all__ = ["CALLS_BEFORE", "recordable", "recording_of", "replayed"]
 
 Function = Callable[..., tuple[Tensor, ...]]
 
-CALLS_BEFORE = 1  # as written, before the first recording; twice as many each time that a recording is dropped
+CALLS_BEFORE = 2  # as written, before the first recording; twice as many each time that a recording is dropped
 
 _aten = torch.ops.aten
 _COPYING = {_aten._to_copy.default, _aten.copy_.default}
+_INDEXING = {_aten.index_put.default, _aten.index_put_.default}
 # They look at values or at the error code of a solver.
 _WAITING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _WAITING = {
     _aten._linalg_check_errors.default, _aten._linalg_eigh.default, _aten._linalg_svd.default,
-    _aten.linalg_eig.default,
+    _aten.linalg_eig.default, _aten.linalg_pinv.atol_rtol_tensor, _aten.multinomial.default, _aten.histc.default,
 }  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def replayed(
 
     That is on a CUDA device, outside of ``torch.compile`` and of a CUDA graph that the caller captures. After a change
     of the options, of the inputs' form or of the other tensors' places in memory, a call is recorded anew. A function
-    for which the host waits, or that copies between host and device, always runs as written.
+    that was seen to wait for the device, or to copy between host and device, always runs as written.
 
     Args:
         owner: the object whose calls these are; it may be copied and pickled, and is not kept alive.
@@ -117,6 +119,8 @@ def replayed(
         return function(*inputs)
     if calls.recording is None and calls.as_written < calls.before:
         calls.as_written += 1
+        if calls.as_written < calls.before:  # what changes in each step is never watched, which takes time
+            return function(*inputs)
         with _Watch() as watch:
             found = function(*inputs)
         calls.refused = watch.waited
@@ -151,6 +155,10 @@ def _on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.version.cuda is not None
 
 
+class _BrokenRecordingError(RuntimeError):
+    """A recording broke, and with it PyTorch's memory on the device."""
+
+
 class _Watch(TorchDispatchMode):
     """Sees whether the host waits for an operation, or one copies between host and device: no graph can hold those."""
 
@@ -159,11 +167,18 @@ class _Watch(TorchDispatchMode):
         # The solvers of MAGMA wait inside.
         self.waited = str(torch.backends.cuda.preferred_linalg_library()).endswith("Magma")
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let what a function has compiled stay so; it is not watched."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at it."""
         found = func(*args, **(kwargs or {}))
         if func in _WAITING or _WAITING_TAGS.intersection(func.tags):
             self.waited = True
+        elif func in _INDEXING:
+            self.waited |= any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
         elif func in _COPYING:
             self.waited |= len({leaf.device for leaf in tree_leaves((args, found)) if isinstance(leaf, Tensor)}) > 1
         return found
@@ -174,10 +189,12 @@ def _recorded_or_none(
 ) -> _Recording | None:
     try:
         return _recorded(owner, function, inputs, reads)
-    except torch.OutOfMemoryError as error:
+    except _BrokenRecordingError:
+        raise
+    except RuntimeError as error:  # too little memory, or a copy that PyTorch refuses before it is recorded
         warnings.warn(
-            f"{type(owner).__name__} found no memory to record its step in a CUDA graph ({error}), and goes on without "
-            "one. Results are the same; small models train more slowly.",
+            f"{type(owner).__name__} could not record its step in a CUDA graph ({error}), and goes on without one. "
+            "Results are the same; small models train more slowly.",
             stacklevel=2,
         )
         return None
@@ -186,7 +203,7 @@ def _recorded_or_none(
 def _recorded(owner: object, function: Function, inputs: Sequence[Tensor], reads: Sequence[Tensor]) -> _Recording:
     """Record the call; nothing runs, and no state changes."""
     own = [torch.empty_like(tensor) for tensor in inputs]
-    versions = [tensor._version for tensor in reads]
+    versions = list(map(_version, reads))
     graph = torch.cuda.CUDAGraph()
     # A stream of its own, as recording needs; other threads go on with theirs.
     with torch.cuda.stream(torch.cuda.Stream(own[0].device)):  # type: ignore[no-untyped-call]
@@ -195,15 +212,19 @@ def _recorded(owner: object, function: Function, inputs: Sequence[Tensor], reads
             outputs = function(*own)
         finally:
             _end(graph, owner)
-    writes = [tensor for tensor, before in zip(reads, versions, strict=True) if tensor._version != before]
+    writes = [tensor for tensor, before in zip(reads, versions, strict=True) if _version(tensor) != before]
     return _Recording(graph.replay, own, outputs, list(reads), writes)
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 def _end(graph: torch.cuda.CUDAGraph, owner: object) -> None:
     try:
         graph.capture_end()
     except RuntimeError as error:
-        raise RuntimeError(
+        raise _BrokenRecordingError(
             f"{type(owner).__name__} could not record its step in a CUDA graph: something in it waits for the device. "
             "PyTorch cannot go on after that. Let the property `replayable` of its class return False, and start again."
         ) from error

@@ -96,11 +96,11 @@ def as_written(fork: Fork, seed: int) -> Tensor:
 
 def test_a_changed_option_is_obeyed_at_once_and_recorded_later_each_time(recorder):
     fork, expected = Bargaining(TASKS), Bargaining(TASKS)
-    for number in range(20):
-        if number in {4, 10}:
+    for number in range(26):
+        if number in {6, 14}:
             fork.exponent = expected.exponent = fork.exponent + 1.0
         assert step(fork, number).equal(as_written(expected, number))
-        assert len(recorder.made) == sum(number >= made for made in (1, 4 + 2, 10 + 4))
+        assert len(recorder.made) == sum(number >= made for made in (2, 6 + 4, 14 + 8))
 
 
 def test_other_memory_is_recorded_anew(recorder):
@@ -119,6 +119,7 @@ def test_other_memory_is_recorded_anew(recorder):
 def test_a_second_backward_keeps_the_weights_of_its_first(recorder):
     fork = MinNorm(TASKS)
     step(fork, 0)
+    step(fork, 1)
     z = torch.ones(6, requires_grad=True)
     loss = sum(own @ torch.randn(6) for own in fork(z))
     loss.backward(retain_graph=True)
@@ -131,7 +132,7 @@ def test_a_second_backward_keeps_the_weights_of_its_first(recorder):
 
 def test_copies_record_for_themselves_and_a_fork_is_freed(recorder):
     fork = Bargaining(TASKS)
-    for number in range(2):
+    for number in range(3):
         step(fork, number)
     for other in (copy.deepcopy(fork), pickle.loads(pickle.dumps(fork))):
         step(other, 0)
@@ -218,7 +219,7 @@ def test_where_a_change_might_go_unseen_nothing_is_recorded(fork, recorder):
 
 def test_another_function_in_place_of_weigh_is_obeyed_at_once(recorder, monkeypatch):
     fork = Bargaining(TASKS)
-    for number in range(3):
+    for number in range(4):
         step(fork, number)
     monkeypatch.setattr(Bargaining, "weigh", lambda _, gram, __: torch.full_like(gram[0], 7.0))
     step(fork, 3)
