@@ -226,5 +226,5 @@ def _end(graph: torch.cuda.CUDAGraph, owner: object) -> None:
     except RuntimeError as error:
         raise _BrokenRecordingError(
             f"{type(owner).__name__} could not record its step in a CUDA graph: something in it waits for the device. "
-            "PyTorch cannot go on after that. Let the property `replayable` of its class return False, and start again."
+            "PyTorch cannot go on after that. Set `replayable = False` in its class, and start again."
         ) from error

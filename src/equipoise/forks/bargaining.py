@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +53,8 @@ class Bargaining(Preferring):
         True
     """
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -68,11 +71,6 @@ class Bargaining(Preferring):
         if not 0 < exponent < torch.inf:
             raise ValueError(f"exponent must be positive and finite, found {exponent}.")
         self.exponent = float(exponent)
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is Bargaining
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the solution of the bargaining equation; see :meth:`Fork.weigh`."""

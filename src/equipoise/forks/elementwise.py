@@ -114,6 +114,8 @@ class GradDrop(Elementwise):
 
     draws: Tensor
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -132,11 +134,6 @@ class GradDrop(Elementwise):
         self.seed = seed
         self.register_buffer("draws", torch.empty((), dtype=torch.int64))
         self.reset_parameters()
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is GradDrop
 
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,8 @@ class EqualProjections(Preferring):
         tensor([0.7500, 0.2500])
     """
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -76,11 +78,6 @@ class EqualProjections(Preferring):
         if length not in get_args(Length):
             raise ValueError(f"length must be one of {get_args(Length)}, found {length!r}.")
         self.length: Length = length
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is EqualProjections
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in ``out``; see :meth:`Fork.weigh`."""

@@ -97,6 +97,12 @@ class Fork(TaskState):
             present.
         last_weights: the weights of the last step, shape [M].
         last_present: which tasks were present in the last step that measured, bool, shape [M].
+        replayable: a step on a CUDA device may be replayed from a CUDA graph; each class says it for itself, and a
+            subclass that does not is not replayed. Then :meth:`weigh` runs in the first steps and while one is
+            recorded, not in each. It must work on tensors of that device, without a look at their values: its
+            arguments, and those that the fork keeps as buffers or attributes. Beside them it may depend on attributes
+            that are numbers, strings or lists of them, whose changes are seen; not on attributes of the class or on
+            anything outside.
 
     Raises:
         ValueError: there is no task, a name is empty or occurs twice, or ``gram_every`` is below 1.
@@ -114,6 +120,7 @@ class Fork(TaskState):
         "arriving": (0, 1), "known_weights": (0,), "known_gram": (0, 1), "backwards": (),
     }  # fmt: skip
     optional_state: ClassVar = ("arriving", "known_weights", "known_gram", "backwards")
+    replayable: ClassVar[bool] = True
 
     last_gram: Tensor
     last_weights: Tensor
@@ -182,17 +189,6 @@ class Fork(TaskState):
     def mixes_examples(self) -> bool:
         """True where the gradient that an example sends upstream depends on others; a subclass may know better."""
         return type(self).weigh is not Fork.weigh
-
-    @property
-    def replayable(self) -> bool:
-        """True if a step on a CUDA device may be replayed from a CUDA graph; each class says it of itself alone.
-
-        Then :meth:`weigh` runs in the first steps and while one is recorded, not in each. It must work on tensors of
-        that device, without a look at their values: its arguments, and those that the fork keeps as buffers or
-        attributes. Beside them it may depend on attributes that are numbers, strings or lists of them, whose changes
-        are seen; not on attributes of the class or on anything outside.
-        """
-        return type(self) is Fork
 
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`TaskState.reset_parameters`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,8 @@ class GradCraft(Preferring):
         tensor([0.5000, 1.5000])
     """
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -77,11 +80,6 @@ class GradCraft(Preferring):
             raise ValueError(f"tau must lie in [0, 1] and epsilon in [0, 1), found tau={tau}, epsilon={epsilon}.")
         self.tau = float(tau)
         self.epsilon = float(epsilon)
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is GradCraft
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in the sum of the corrected ones; see :meth:`Fork.weigh`."""

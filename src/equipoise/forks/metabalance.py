@@ -57,6 +57,8 @@ class MetaBalanceFork(Preferring):
 
     averages: Tensor
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -83,11 +85,6 @@ class MetaBalanceFork(Preferring):
         # Row 0 is e, row 1 is 1 − β^k, which obeys the same recursion with 1 in the place of the norm.
         self.register_buffer("averages", torch.empty(2, len(self.tasks), dtype=self.last_weights.dtype))
         self.reset_parameters()
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is MetaBalanceFork
 
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""

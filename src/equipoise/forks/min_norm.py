@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,8 @@ class MinNorm(Preferring):
         tensor([0.9000, 0.1000])
     """
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -76,11 +78,6 @@ class MinNorm(Preferring):
         if lengths not in get_args(Lengths):
             raise ValueError(f"lengths must be one of {get_args(Lengths)}, found {lengths!r}.")
         self.lengths: Lengths = lengths
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is MinNorm
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of the gradients in the shortest combination; see :meth:`Fork.weigh`."""

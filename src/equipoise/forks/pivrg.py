@@ -55,6 +55,8 @@ class PIVRG(Bargaining):
 
     scores: Tensor
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -81,11 +83,6 @@ class PIVRG(Bargaining):
         self.bound = float(bound)
         self.temperature = float(temperature)
         self.register_buffer("scores", torch.zeros_like(self.last_weights))
-
-    @property
-    def replayable(self) -> bool:
-        """True of this class itself: :meth:`weigh` works on tensors alone."""
-        return type(self) is PIVRG
 
     def reset_parameters(self) -> None:
         """Go back to the state before the first step; see :meth:`Fork.reset_parameters`."""

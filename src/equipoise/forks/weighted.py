@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,8 @@ class Weighted(Preferring):
         True
     """
 
+    replayable: ClassVar[bool] = True
+
     def __init__(
         self,
         tasks: int | Sequence[str],
@@ -67,11 +70,6 @@ class Weighted(Preferring):
     def mixes_examples(self) -> bool:
         """True for a function of the whole batch's Gram matrix, False for fixed numbers."""
         return callable(self.weighting)
-
-    @property
-    def replayable(self) -> bool:
-        """True for fixed numbers, False for a function, which may do anything."""
-        return type(self) is Weighted and not callable(self.weighting)
 
     def weigh(self, gram: Tensor, present: Tensor, /) -> Tensor:
         """Return the weights of ``weighting`` for the present tasks, 0 for the others; see :meth:`Fork.weigh`."""

@@ -38,11 +38,10 @@ class Crossings:
             losses: those that the crossings were found for.
             weights: one scalar per loss.
         """
-        in_shared = [place for place, found in enumerate(self.roots) if found]
-        seeds: list[Tensor | None] = [None] * len(losses)
-        weighed = seeds_of([losses[place] for place in in_shared], [weights[place] for place in in_shared])
-        for place, seed in zip(in_shared, weighed, strict=True):
-            seeds[place] = seed
+        seeds = [
+            seeds_of([loss], [weight])[0] if in_shared else None
+            for loss, weight, in_shared in zip(losses, weights, self.roots, strict=True)
+        ]
         with ExitStack() as hooks:
             for node, inputs in self.inputs.items():
                 of_input = {place: weights[loss] for place, loss in inputs.items()}
